@@ -1,0 +1,123 @@
+"""The command line of a run, derived from the fields of `RunSpec`, so that each option is declared once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from launcher.errors import RequestError
+from launcher.spec import MODEL, RunSpec, build
+
+# What TRL's and transformers' own scripts call the same thing.
+_ALSO = {
+    "per-device-train-batch-size": "batch-size",
+    "gradient-accumulation-steps": "gradient-accumulation",
+    "model-name-or-path": "model",
+    "dataset-name": "dataset",
+    "hub-model-id": "output-repo",
+}
+
+
+def normalize(name: str) -> str:
+    """The option a word of the command line means: underscores are as good as dashes, TRL's names as good as ours."""
+    kebab = name.replace("_", "-")
+    return _ALSO.get(kebab, kebab)
+
+
+CONTEXT = {"token_normalize_func": normalize, "help_option_names": ["-h", "--help"]}
+
+
+def takes_spec(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command every option of a run, `--config`, and the finished `RunSpec` as its first argument.
+
+    The command's own parameters, the context first where it takes one, stay options of their own. Called with no model
+    at all, from nowhere, the command gets `None`.
+    """
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    kept = [parameter for parameter in own if parameter.name != "asked"]
+    help = "TOML file of any of these options; the command line wins."
+    config = _parameter(
+        "config", Path | None, typer.Option("--config", help=help, rich_help_panel=MODEL, metavar="FILE")
+    )
+    fields = [_field_parameter(name) for name in RunSpec.model_fields]
+
+    @wraps(command)
+    def wrapper(**given: Any) -> Any:
+        asked = {name: given.pop(name) for name in RunSpec.model_fields}
+        chosen = {name: _value(name, value) for name, value in asked.items() if value not in (None, [], ())}
+        path = given.pop("config")
+        return command(asked=build(chosen, path) if chosen or path else None, **given)
+
+    wrapper.__signature__ = inspect.Signature([*kept, config, *fields])  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in [*kept, config, *fields]}
+    return wrapper
+
+
+def _parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+
+
+def _field_parameter(name: str) -> inspect.Parameter:
+    field = RunSpec.model_fields[name]
+    extra: Any = field.json_schema_extra or {}
+    flag = "--" + name.replace("_", "-")
+    kind = _base_type(field.annotation)
+    declarations = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag, *filter(None, [extra.get("short")])]
+    option = typer.Option(
+        *declarations,
+        help=_help(field, kind),
+        rich_help_panel=extra["panel"],
+        show_default=False,
+        metavar=_metavar(kind),
+    )
+    return _parameter(name, list[str] | None if kind in (dict, tuple) else kind | None, option)
+
+
+def _help(field: FieldInfo, kind: Any) -> str:
+    choices = f" One of {', '.join(get_args(kind))}." if get_origin(kind) is Literal else ""
+    default = (
+        ""
+        if field.is_required() or field.default in (None, {}, (), False, "")
+        else f" Default {_plain(field.default)}."
+    )
+    return f"{field.description}{choices}{default}"
+
+
+def _plain(value: Any) -> str:
+    return "yes" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _base_type(annotation: Any) -> Any:
+    """The plain type of a field: `int` of `int | None`, `dict` of `dict[str, str]`, a `Literal` as it is."""
+    if get_origin(annotation) in (Union, UnionType):
+        annotation = next(arm for arm in get_args(annotation) if arm is not type(None))
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return annotation if get_origin(annotation) is Literal else get_origin(annotation) or annotation
+
+
+def _metavar(kind: Any) -> str:
+    if kind is bool:
+        return ""
+    if kind is dict:
+        return "KEY=VALUE"
+    return {int: "N", float: "X", tuple: "NAME", str: "TEXT"}.get(kind, "NAME")
+
+
+def _value(name: str, value: Any) -> Any:
+    if _base_type(RunSpec.model_fields[name].annotation) is not dict:
+        return value
+    pairs = {}
+    for item in value:
+        key, sign, text = item.partition("=")
+        if not sign or not key:
+            raise RequestError(f"--{name} {item!r}: should be KEY=VALUE.", f"Such as --{name} team=research.")
+        pairs[key] = text
+    return pairs

@@ -1,0 +1,190 @@
+"""What may be asked for: every option of a run, declared once, validated once.
+
+The command line, `--config run.toml` and the tests all build a `RunSpec`; the CLI derives its options from these
+fields. A field that is `None` was not asked for: the planner decides it and says why.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from launcher.errors import RequestError, from_validation
+
+REPO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_REPO_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
+_UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+MODEL, DATA, TRAINING, LORA, OUTPUT, MACHINE = "Model", "Data", "Training", "LoRA", "Output", "Machine"
+
+
+def _option(help: str, panel: str, *, default: Any = None, short: str | None = None, **limits: Any) -> Any:  # fmt: skip
+    """A field with what the command line shows: help text, panel and one-letter form."""
+    return Field(default, description=help, json_schema_extra={"panel": panel, "short": short}, **limits)
+
+
+def seconds(text: str) -> int:
+    """Seconds of a duration written as the Jobs command line takes it: `5400`, `90m`, `1.5h`, `1d`."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise ValueError("should be a number of seconds, or one with s, m, h or d behind it, such as 90m or 2h")
+    return round(float(match[1]) * _UNIT_SECONDS[match[2]])
+
+
+def _check_duration(text: str) -> str:
+    seconds(text)
+    return text
+
+
+def _check_output_repo(name: str) -> str:
+    if not (REPO_ID.fullmatch(name) or _REPO_NAME.fullmatch(name)) or "--" in name or ".." in name:
+        raise ValueError("should be NAME or NAMESPACE/NAME, of letters, digits, '-', '_' and '.', without '--' or '..'")
+    return name
+
+
+Duration = Annotated[str, AfterValidator(_check_duration)]
+RepoName = Annotated[str, AfterValidator(_check_output_repo)]
+
+
+class RunSpec(BaseModel):
+    """One request, exactly as it was asked; raises `pydantic.ValidationError` for a value that can't be meant."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, allow_inf_nan=False)
+
+    model: str = _option("Alias (`launch models`), Hub repo id or local folder.", MODEL, default=..., short="-m")
+    revision: str | None = _option("Branch, tag or commit of the model.", MODEL)
+    modality: Literal["text", "vision"] | None = _option("Where a model can do both.", MODEL)
+    load_in: Literal["auto", "4bit", "16bit"] = _option("Precision of the frozen weights.", MODEL, default="auto")
+    engine: Literal["unsloth", "trl"] = _option("trl is for comparing estimates only.", MODEL, default="unsloth")
+    chat_template: str | None = _option("Unsloth template name, for models that bring none.", MODEL)
+
+    dataset: str | None = _option("Hub dataset, or a json, jsonl, csv or parquet file.", DATA)
+    dataset_config: str | None = _option("Configuration (subset) of the dataset.", DATA)
+    dataset_split: str = _option("Split to train on.", DATA, default="train")
+    dataset_revision: str | None = _option("Branch, tag or commit of the dataset.", DATA)
+    dataset_rows: int | None = _option("Rows in the dataset, where it can't be looked up.", DATA, gt=0)
+    eval_split: str | None = _option("Split to evaluate on.", DATA)
+    eval_rows: int | None = _option("Rows held out for evaluation (0: none).", DATA, ge=0, le=100_000)
+    streaming: bool = _option("Read the dataset as a stream; needs --max-steps.", DATA, default=False)
+    train_on: Literal["assistant", "all"] = _option("Tokens that count in the loss.", DATA, default="assistant")
+
+    max_steps: int | None = _option("Optimizer steps.", TRAINING, gt=0, le=10_000_000)
+    num_train_epochs: float | None = _option("Passes over the dataset.", TRAINING, gt=0, le=1000)
+    max_length: int | None = _option("Tokens per row; longer rows are cut.", TRAINING, ge=16, le=1_048_576)
+    batch_size: int | None = _option("Rows per GPU and forward pass.", TRAINING, gt=0, le=4096)
+    gradient_accumulation: int | None = _option("Forward passes per optimizer step.", TRAINING, gt=0, le=65536)
+    effective_batch_size: int | None = _option("Rows per optimizer step over all GPUs.", TRAINING, gt=0, le=65536)
+    packing: bool | None = _option("Fill each row up to --max-length with several examples.", TRAINING)
+    learning_rate: float = _option("Peak learning rate.", TRAINING, default=2e-4, gt=0, le=1)
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = _option(
+        "Learning-rate schedule.", TRAINING, default="linear")  # fmt: skip
+    warmup_ratio: float = _option("Share of the steps spent warming up.", TRAINING, default=0.03, ge=0, lt=1)
+    weight_decay: float = _option("Weight decay.", TRAINING, default=0.01, ge=0, le=10)
+    optim: Literal["adamw_8bit", "adamw_torch", "paged_adamw_8bit"] = _option(
+        "Optimizer.", TRAINING, default="adamw_8bit")  # fmt: skip
+    seed: int = _option("Seed of the data order and the adapter.", TRAINING, default=3407, ge=0, lt=2**32)
+    logging_steps: int = _option("Steps between two loss lines.", TRAINING, default=1, gt=0)
+    eval_steps: int | None = _option("Steps between evaluations (else only at the end).", TRAINING, gt=0)
+
+    lora_r: int = _option("Rank.", LORA, default=16, gt=0, le=1024)
+    lora_alpha: int | None = _option("Scale; the rank where not given.", LORA, gt=0, le=4096)
+    lora_dropout: float = _option("Dropout.", LORA, default=0.0, ge=0, lt=1)
+
+    output_repo: RepoName | None = _option("Where the result is pushed, NAME or NAMESPACE/NAME.", OUTPUT)
+    push: bool = _option("Push the result to the Hub.", OUTPUT, default=True)
+    private: bool = _option("Create the output repo as private.", OUTPUT, default=False)
+    run_name: str | None = _option("Name of the run.", OUTPUT, max_length=96)
+    sample_rows: int = _option("Evaluation rows answered before and after training.", OUTPUT, default=0, ge=0, le=20)
+    trackio_project: str | None = _option("Trackio project.", OUTPUT, max_length=96)
+    trackio_space: str | None = _option("Space that shows the metrics, USER/NAME.", OUTPUT)
+
+    flavor: str = _option("Jobs flavor (`launch flavors`), or auto.", MACHINE, default="auto")
+    timeout: Duration | None = _option("When the Job is killed, such as 90m or 2h.", MACHINE)
+    namespace: str | None = _option("User or organisation that pays.", MACHINE)
+    image: str | None = _option("Container image with uv.", MACHINE)
+    label: dict[str, str] = _option("Label of the Job, KEY=VALUE.", MACHINE, default={}, short="-l")
+    env: dict[str, str] = _option("Environment variable, KEY=VALUE.", MACHINE, default={}, short="-e")
+    secrets: tuple[str, ...] = _option("Secret sent encrypted: NAME, its value taken from here.", MACHINE, default=(),
+                                       short="-s")  # fmt: skip
+    local: bool = _option("Run here, not on Jobs.", MACHINE, default=False)
+
+    @field_validator("trackio_space")
+    @classmethod
+    def _full_repo_id(cls, name: str | None) -> str | None:
+        if name is not None and not REPO_ID.fullmatch(name):
+            raise ValueError("should be NAMESPACE/NAME")
+        return name
+
+    @field_validator("label")
+    @classmethod
+    def _label_lengths(cls, labels: dict[str, str]) -> dict[str, str]:
+        for key, value in labels.items():
+            if not key or len(key) > 100 or len(value) > 100:
+                raise ValueError(f"the label {key[:40]!r} is empty or longer than the service's 100 characters")
+        return labels
+
+    @field_validator("env")
+    @classmethod
+    def _env_names(cls, env: dict[str, str]) -> dict[str, str]:
+        for name, value in env.items():
+            if not _ENV_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is not the name of an environment variable")
+            if name.endswith(("TOKEN", "_API_KEY", "SECRET", "PASSWORD")) or _HUB_TOKEN.search(value):
+                raise ValueError(f"{name} looks like a secret and env is visible: pass it as --secrets {name}")
+        return env
+
+    @field_validator("secrets")
+    @classmethod
+    def _secret_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not _ENV_NAME.fullmatch(name):
+                raise ValueError("give the secret's name only; its value is read from the environment")
+        return names
+
+    @model_validator(mode="after")
+    def _options_agree(self) -> Self:
+        if self.streaming and self.max_steps is None:
+            raise ValueError("--streaming has no known end, so it needs --max-steps")
+        if self.max_steps is not None and self.num_train_epochs is not None:
+            raise ValueError("--max-steps and --num-train-epochs both say when to stop: give one of them")
+        if self.batch_size and self.gradient_accumulation and self.effective_batch_size:
+            raise ValueError("--batch-size, --gradient-accumulation and --effective-batch-size: give at most two")
+        if self.output_repo and not self.push:
+            raise ValueError("--output-repo and --no-push contradict each other")
+        return self
+
+
+def build(options: dict[str, Any], config: Path | None = None) -> RunSpec:
+    """The spec of a command line over a TOML file; what the command line names wins.
+
+    `options` holds only what was given. Raises `RequestError` for an unreadable file or any bad value.
+    """
+    asked = _read_config(config) if config else {}
+    for name, value in options.items():
+        merged = {**asked[name], **value} if isinstance(value, dict) and isinstance(asked.get(name), dict) else value
+        asked[name] = merged
+    if "model" not in asked:
+        raise RequestError("no model was named.", "Try `launch --model qwen3-8b`; `launch models` lists the aliases.")
+    try:
+        return RunSpec.model_validate(asked)
+    except ValidationError as error:
+        raise from_validation(error) from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"--config {path}: {error.strerror or error}.", "Give the path of a TOML file.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RequestError(
+            f"--config {path} is not TOML: {error}.", 'One option a line, such as model = "qwen3-8b".'
+        ) from error
+    return {name.replace("-", "_"): value for name, value in content.items()}
