@@ -1,0 +1,117 @@
+"""The record of a run: every decision, frozen and JSON-serialisable."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Vram(_Value):
+    """Peak memory per GPU, GiB as torch counts allocated memory; `available_gib` is what a run may use."""
+
+    weights_gib: float
+    peak_gib: float
+    available_gib: float
+    fits: bool
+
+
+class Duration(_Value):
+    """Expected seconds: until the first step, of training, and in all."""
+
+    startup_s: int
+    train_s: int
+    total_s: int
+
+
+class Cost(_Value):
+    """US dollars: the flavor's rate, what the run should cost, and what it costs if it reaches its timeout."""
+
+    usd_per_hour: float
+    expected_usd: float
+    max_usd: float
+
+
+class Offer(_Value):
+    """What one flavor would do with this run; times and costs are null where it does not fit."""
+
+    flavor: str
+    fits: bool
+    peak_gib: float
+    total_s: int | None
+    expected_usd: float | None
+
+
+class Plan(_Value):
+    """Every decision of one run. It is the record: nothing else is needed to run it again."""
+
+    # what is trained
+    model: str
+    repo: str
+    revision: str | None
+    modality: Literal["text", "vision"]
+    engine: Literal["unsloth", "trl"]
+    load_in: Literal["4bit", "16bit"]
+    chat_template: str | None
+
+    # on what
+    dataset: str
+    dataset_config: str | None
+    dataset_split: str
+    dataset_revision: str | None
+    eval_split: str | None
+    eval_rows: int
+    streaming: bool
+    train_on: Literal["assistant", "all"]
+
+    # how
+    max_steps: int | None
+    num_train_epochs: float | None
+    max_length: int
+    batch_size: int
+    gradient_accumulation: int
+    packing: bool
+    learning_rate: float
+    lr_scheduler_type: str
+    warmup_ratio: float
+    weight_decay: float
+    optim: str
+    seed: int
+    logging_steps: int
+    eval_steps: int | None
+    lora_r: int
+    lora_alpha: int
+    lora_dropout: float
+    lora_targets: tuple[str, ...]
+
+    # to where
+    output_repo: str | None
+    private: bool
+    run_name: str
+    sample_rows: int
+    trackio_project: str
+    trackio_space: str | None
+
+    # on which machine
+    flavor: str
+    num_gpus: int
+    image: str | None
+    namespace: str | None
+    labels: dict[str, str]
+    env: dict[str, str]
+    secrets: tuple[str, ...]
+    timeout_s: int
+
+    # what it takes
+    vram: Vram
+    duration: Duration
+    cost: Cost
+
+    # why
+    reasons: dict[str, str]
+    warnings: tuple[str, ...]
+    offers: tuple[Offer, ...]
