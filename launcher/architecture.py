@@ -146,7 +146,7 @@ def from_config(config: dict[str, Any], name: str) -> Arch:
     attending = sum("attention" in str(kind) for kind in kinds) if isinstance(kinds, list) else layers
     return Arch(
         hidden_size=hidden,
-        intermediate_size=need("intermediate_size", "ffn_dim", "moe_intermediate_size"),
+        intermediate_size=_adjusted(text, need("intermediate_size", "block_ff_dim", "ffn_dim", "moe_intermediate_size")),
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=text.get("num_key_value_heads") or heads,
@@ -158,6 +158,14 @@ def from_config(config: dict[str, Any], name: str) -> Arch:
         attention_layers=attending if attending != layers else None,
         experts=_experts(text),
     )
+
+
+def _adjusted(text: dict[str, Any], width: int) -> int:
+    """LFM2's configs give the width before its own rounding (transformers' `Lfm2MLP`): two thirds, up to a multiple."""
+    if not text.get("block_auto_adjust_ff_dim"):
+        return width
+    multiple = int(text.get("block_multiple_of") or 256)
+    return -(-int((text.get("block_ffn_dim_multiplier") or 1) * int(2 * width / 3)) // multiple) * multiple
 
 
 def _experts(text: dict[str, Any]) -> Experts | None:

@@ -25,6 +25,7 @@ DEFAULT_EVAL_ROWS = 64
 TYPICAL_ROW_TOKENS = 530
 _LOCAL_TIMEOUT_S = 7 * 86400
 _CPU_BATCH = 4
+_LARGEST_BATCH = 64
 
 
 def make_plan(
@@ -173,7 +174,8 @@ def _effective_batch(asked: RunSpec, reasons: dict[str, str]) -> int:
     if asked.gradient_accumulation:
         reasons["effective_batch_size"] = "the batch times the accumulation asked for"
         return (asked.batch_size or 1) * asked.gradient_accumulation
-    rows = max(DEFAULT_EFFECTIVE_BATCH, asked.batch_size or 1)
+    size = asked.batch_size or 1
+    rows = size * max(DEFAULT_EFFECTIVE_BATCH // size, 1)
     reasons["effective_batch_size"] = f"{rows} rows per optimizer step: steady gradients for LoRA"
     return rows
 
@@ -211,9 +213,17 @@ def _training_tokens(
 
 
 def _micro_batches(asked: RunSpec, rows: int) -> list[int]:
+    """The batch sizes to choose among: those that divide a step's rows."""
+    if asked.batch_size:
+        if rows % asked.batch_size:
+            raise RequestError(
+                f"--batch-size {asked.batch_size} does not divide --effective-batch-size {rows}.",
+                "Choose a batch size that divides the rows of a step.",
+            )
+        return [asked.batch_size]
     if asked.gradient_accumulation:
         return [max(rows // asked.gradient_accumulation, 1)]
-    return [size for size in range(1, min(rows, 64) + 1) if rows % size == 0]
+    return [size for size in range(1, min(rows, _LARGEST_BATCH) + 1) if rows % size == 0]
 
 
 def _flavor(
