@@ -146,7 +146,9 @@ def from_config(config: dict[str, Any], name: str) -> Arch:
     attending = sum("attention" in str(kind) for kind in kinds) if isinstance(kinds, list) else layers
     return Arch(
         hidden_size=hidden,
-        intermediate_size=_adjusted(text, need("intermediate_size", "block_ff_dim", "ffn_dim", "moe_intermediate_size")),
+        intermediate_size=_adjusted(
+            text, need("intermediate_size", "block_ff_dim", "ffn_dim", "moe_intermediate_size")
+        ),
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=text.get("num_key_value_heads") or heads,

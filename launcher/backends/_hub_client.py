@@ -1,0 +1,66 @@
+"""huggingface_hub as this launcher uses it: loaded late, quiet, never waiting for ever, its errors translated."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from launcher import __version__
+from launcher.backends import _hub_errors
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+TIMEOUT_S = 60.0
+"""Seconds until a request is given up; the client alone would wait for ever."""
+
+
+@cache
+def library() -> Any:
+    """The package, set up once for this process."""
+    import huggingface_hub
+    from huggingface_hub.utils._http import default_client_factory
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    def make_client() -> Any:
+        client = default_client_factory()
+        client.timeout = TIMEOUT_S
+        return client
+
+    huggingface_hub.set_client_factory(make_client)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        disable_progress_bars()
+    return huggingface_hub
+
+
+def make_api() -> HfApi:
+    """A client of the Hub that HF_ENDPOINT names now, not when the package was imported."""
+    api: HfApi = library().HfApi(
+        endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="launch", library_version=__version__
+    )
+    return api
+
+
+def read_token() -> str | None:
+    """The token that the client would use, if there is one."""
+    token: str | None = library().get_token()
+    return token
+
+
+@contextmanager
+def told(action: str, what: str = "") -> Iterator[None]:
+    """Turn what the client raises into what a user is told; a bug stays a bug."""
+    try:
+        yield
+    except Exception as error:
+        known = _hub_errors.translate(error, action, what=what, secrets=(read_token() or "",))
+        if known is None:
+            raise
+        raise known from error

@@ -1,0 +1,226 @@
+"""Runs the script on Hugging Face Jobs, through `HfApi.run_uv_job`."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import redirect_stdout, suppress
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from launcher import runs
+from launcher.backends import _hub_access, _hub_log
+from launcher.backends._hub_client import TIMEOUT_S, make_api, told
+from launcher.backends._transcript import keep
+from launcher.backends.base import LIVE, Job, JobRequest, now, secret_values
+from launcher.errors import RequestError, ServiceError
+from launcher.plan import Plan
+from launcher.runs import STATUS
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, JobInfo
+
+_JOB_ID = re.compile(r"(?:https?://[^/]+/jobs/)?(?:([\w.-]+)/)?([A-Za-z0-9_-]{1,96})")
+_DATA_FILE = (".json", ".jsonl", ".csv", ".parquet")
+
+
+class HubBackend:
+    """Runs on Hugging Face Jobs. `pause_s` is the first wait before a log is asked for again."""
+
+    name = "hub"
+
+    def __init__(self, pause_s: float = 1.0) -> None:
+        self._pause_s = pause_s
+
+    def user(self) -> str:
+        """The name of the account; raises where there is none, or its token is not accepted."""
+        return str(self._me["name"])
+
+    def read_config(self, repo: str, revision: str | None) -> dict[str, Any]:
+        """The `config.json` of a model repo."""
+        # Not through the client's cache: a config of yesterday may be another one.
+        with TemporaryDirectory() as folder, told(f"looking up the model {repo}", what=f"the model '{repo}'"):
+            path = self._api.hf_hub_download(repo, "config.json", revision=revision, local_dir=folder)
+            text = Path(path).read_bytes()
+        try:
+            config = json.loads(text)
+        except ValueError as error:
+            raise RequestError(f"the config.json of {repo} is not JSON.", "Choose another model.") from error
+        return config if isinstance(config, dict) else {}
+
+    def check(self, request: JobRequest) -> None:
+        """Raise where the token, the namespaces, the model or the dataset would make the Job fail."""
+        _hub_access.require_write(self._me)
+        _hub_access.require_jobs(self._me, request.namespace)
+        secret_values(request.secrets)
+        self.check_push(request.plan)
+        self._check_model(request.plan)
+        self._check_dataset(request.plan)
+
+    def check_push(self, plan: Plan) -> None:
+        """Raise where the token can't write to the plan's output repo."""
+        if plan.output_repo:
+            _hub_access.require_write(self._me)
+            _hub_access.require_push(self._me, plan.output_repo)
+
+    def submit(self, request: JobRequest) -> Job:
+        """Upload the script with its local files, start the Job, and keep its record in a folder of its id."""
+        run = runs.create(request, self.name)
+        try:
+            info = self._run_uv_job(request, run.folder / request.script_name)
+        except BaseException:
+            run.discard()
+            raise
+        try:
+            run = run.rename(info.id)
+        except (FileExistsError, ValueError):  # not an id of the service's usual form: the Job runs all the same
+            run.discard()
+        else:
+            run.write(STATUS, _job(info).as_dict() | {"namespace": info.owner.name})
+        return _job(info)
+
+    def inspect(self, job_id: str) -> Job:
+        """The Job as the service sees it, which is the truth about it."""
+        namespace, job_id = self._locate(job_id)
+        with told("looking at the Job"):
+            job = _job(self._api.inspect_job(job_id=job_id, namespace=namespace))
+        if run := runs.find(job.id):
+            run.write(STATUS, job.as_dict() | {"namespace": namespace})
+        return job
+
+    def list(self, all: bool = False) -> builtins.list[Job]:
+        """The Jobs with the launcher's label: yours, and those of organisations that were started from here."""
+        namespaces = {run.read(STATUS).get("namespace") or self.user() for run in runs.every()} | {self.user()}
+        stages = None if all else sorted(LIVE)
+        found = []
+        with told("listing the Jobs"):
+            for namespace in sorted(namespaces):
+                jobs = self._api.list_jobs(status=stages, namespace=namespace, timeout=int(TIMEOUT_S))
+                found += [_job(info) for info in jobs if "launcher" in (info.labels or {})]
+        return sorted(found, key=lambda job: job.created_at, reverse=True)
+
+    def logs(self, job_id: str, follow: bool) -> Iterator[str]:
+        """The lines of the Job's log, kept in its folder too; following ends with the Job, not with a stream."""
+        namespace, job_id = self._locate(job_id)
+        name = f"{namespace}/{job_id}"
+        with suppress(ServiceError):  # an unknown id is an error now; a service that is away may be back for the log
+            self.inspect(name)
+        if follow:
+            lines = _hub_log.follow(self._api, namespace, job_id, lambda: self.inspect(name).ended, self._pause_s)
+        else:
+            lines = _hub_log.read(self._api, namespace, job_id)
+        return _kept(job_id, lines)
+
+    def cancel(self, job_id: str) -> Job:
+        """Stop the Job."""
+        namespace, job_id = self._locate(job_id)
+        job = self.inspect(f"{namespace}/{job_id}")
+        if job.ended:
+            return job
+        with told("canceling the Job"):
+            self._api.cancel_job(job_id=job_id, namespace=namespace)
+        return self.inspect(f"{namespace}/{job_id}")
+
+    @cached_property
+    def _api(self) -> HfApi:
+        return make_api()
+
+    @cached_property
+    def _me(self) -> dict[str, Any]:
+        # Kept: the Hub limits this question strictly, and the client would ask it before each of its calls.
+        with told("checking your account"):
+            return self._api.whoami()
+
+    def _run_uv_job(self, request: JobRequest, script: Path) -> JobInfo:
+        values = secret_values(request.secrets)
+        try:
+            with told("starting the Job"), redirect_stdout(io.StringIO()), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it prints where the script went, and that it is experimental
+                info: JobInfo = self._api.run_uv_job(
+                    str(script),
+                    script_args=[*request.script_args],
+                    image=request.describe()["image"],
+                    env=dict(request.env),
+                    secrets=dict(values),
+                    flavor=request.flavor,
+                    timeout=request.timeout_s,
+                    labels=request.all_labels,
+                    namespace=request.namespace or self.user(),
+                )
+                return info
+        except FileNotFoundError as error:
+            raise RequestError(f"there is no file {error}.", "Give the path of a file that exists.") from error
+        except ServiceError as error:
+            first = "The Job may have started all the same: look at `launch ps` before you try again."
+            raise ServiceError(error.message, f"{first} {error.hint}") from error
+
+    def _check_model(self, plan: Plan) -> None:
+        if _is_path(plan.repo):
+            raise RequestError(
+                f"--model {plan.repo} is a folder of this machine, which a Job can't see.",
+                "Push it to the Hub first (`hf upload`), or train here with --local.",
+            )
+        self._check_repo("model", plan.repo, plan.revision)
+
+    def _check_dataset(self, plan: Plan) -> None:
+        path = Path(plan.dataset).expanduser()
+        if path.is_file():
+            return
+        if path.is_dir() or _is_path(plan.dataset) or plan.dataset.endswith(_DATA_FILE):
+            what = "is a folder, and only a file is sent along" if path.is_dir() else "is not there"
+            raise RequestError(
+                f"--dataset {plan.dataset} {what}.", "Give one json, jsonl, csv or parquet file, or push it to the Hub."
+            )
+        self._check_repo("dataset", plan.dataset, plan.dataset_revision)
+
+    def _check_repo(self, kind: str, name: str, revision: str | None) -> None:
+        with told(f"looking up the {kind} {name}", what=f"the {kind} '{name}'"):
+            look_up = self._api.model_info if kind == "model" else self._api.dataset_info
+            gated = look_up(name, revision=revision, timeout=TIMEOUT_S).gated
+            if gated:  # anyone may read of a gated repo; whether its files may be had is another question
+                self._api.auth_check(name, repo_type=kind)
+
+    def _locate(self, job_id: str) -> tuple[str, str]:
+        """Namespace and bare id of an ID, NAMESPACE/ID or the URL of a Job's page."""
+        match = _JOB_ID.fullmatch(job_id)
+        if match is None:
+            raise RequestError(f"'{job_id}' is not the id of a Job.", "`launch ps --all` shows them.")
+        namespace, job_id = match.groups()
+        run = runs.find(job_id)
+        return namespace or (run and run.read(STATUS).get("namespace")) or self.user(), job_id
+
+
+def _kept(job_id: str, lines: Iterator[str]) -> Iterator[str]:
+    with keep(runs.find(job_id)) as write:
+        for line in lines:
+            write(line)
+            yield line
+
+
+def _job(info: JobInfo) -> Job:
+    run = runs.find(info.id)
+    return Job(
+        id=info.id,
+        url=info.url,
+        backend=HubBackend.name,
+        stage=str(getattr(info.status.stage, "value", info.status.stage)),
+        message=info.status.message,
+        flavor=str(getattr(info.flavor, "value", info.flavor or "")),
+        labels=dict(info.labels or {}),
+        created_at=info.created_at or now(),
+        started_at=info.started_at,
+        finished_at=info.finished_at,
+        run_dir=run.folder if run else None,
+    )
+
+
+def _is_path(name: str) -> bool:
+    with suppress(OSError):
+        return name.startswith((".", "/", "~")) or Path(name).is_absolute()
+    return False

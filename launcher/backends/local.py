@@ -1,0 +1,227 @@
+"""Runs the script on this machine: the same request in a subprocess, its state in the run's folder."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import launcher
+from launcher import runs
+from launcher.backends import _process
+from launcher.backends._text import plain
+from launcher.backends.base import Job, JobRequest, now, secret_values
+from launcher.backends.supervise import COMMAND, record
+from launcher.errors import RefusedError, RequestError, ServiceError
+from launcher.runs import REQUEST, STATUS, Run
+
+NEEDED_GB = 5
+"""Free disk that a run needs: the training stack, its cache and an adapter."""
+
+_START_S = 60
+# They would lead uv, or the Python it starts, to the launcher's own environment.
+_UNSET = (
+    "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "PYTHONHOME", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONSTARTUP",
+    "UV_PROJECT", "UV_PROJECT_ENVIRONMENT", "UV_PYTHON", "UV_ENV_FILE", "UV_WORKING_DIRECTORY", "UV_SYSTEM_PYTHON",
+    "UV_RUN_RECURSION_DEPTH", "__PYVENV_LAUNCHER__",
+)  # fmt: skip
+
+
+class LocalBackend:
+    """Runs on this machine. `grace_s` is what a script gets to save its work when it is stopped."""
+
+    name = "local"
+
+    def __init__(self, grace_s: float = 15.0) -> None:
+        self._grace_s = grace_s
+
+    def user(self) -> None:
+        """Nobody: this machine asks for no account."""
+
+    def read_config(self, repo: str, revision: str | None) -> dict[str, Any]:
+        """The `config.json` of a model repo, from the Hub as ever."""
+        from launcher.backends.hub import HubBackend
+
+        return HubBackend().read_config(repo, revision)
+
+    def check(self, request: JobRequest) -> None:
+        """Raise where uv, disk space, a local file or the value of a secret is missing."""
+        if os.name != "posix":
+            raise RefusedError(
+                "runs on this machine need Linux or macOS.", "Leave --local out to run on Jobs, or use WSL."
+            )
+        _find_uv()
+        _check_paths(request)
+        secret_values(request.secrets)
+        for folder in (runs.home(), Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache")):
+            _check_space(folder)
+        if request.plan.output_repo:
+            from launcher.backends.hub import HubBackend
+
+            HubBackend().check_push(request.plan)
+
+    def submit(self, request: JobRequest) -> Job:
+        """Start the script and return once its supervisor lives; it goes on when the launcher ends."""
+        values = secret_values(request.secrets)
+        uv = _find_uv()
+        run = runs.create(request, self.name)
+        files = set(request.files)
+        arguments = [str(Path(item).absolute()) if item in files else item for item in request.script_args]
+        command: dict[str, Any] = {
+            "env": {"PYTHONUNBUFFERED": "1", **request.env},
+            "unset": list(_UNSET),
+            "secrets": sorted({*request.secrets, "HF_TOKEN"}),
+            "timeout_s": request.timeout_s,
+            "grace_s": self._grace_s,
+        }
+        run = _name(run)
+        script = run.folder / request.script_name
+        run.write(COMMAND, command | {"argv": [uv, "run", "--python", sys.executable, str(script), *arguments]})
+        job = Job(
+            id=run.id, url=run.folder.as_uri(), backend=self.name, stage="SCHEDULING", message=None,
+            flavor=request.flavor, labels=request.all_labels, created_at=now(),
+        )  # fmt: skip
+        run.write(STATUS, job.as_dict())
+        _start_supervisor(run, values)
+        return self.inspect(run.id)
+
+    def inspect(self, job_id: str) -> Job:
+        """The run as it is; one whose supervisor died without a word is ended here, with what it left running."""
+        run = self._load(job_id)
+        job = _job(run)
+        if job.ended or _process.is_alive(run.read(STATUS).get("supervisor")):
+            return job
+        job, status = _job(run), run.read(STATUS)  # it may have ended between the two looks
+        if job.ended or ("supervisor" not in status and now() - job.created_at < timedelta(seconds=_START_S)):
+            return job
+        _process.end_group(status.get("child"), grace_s=1.0)
+        record(
+            run,
+            stage="ERROR",
+            message="its supervisor died: it was killed, or the machine restarted",
+            finished_at=now().isoformat(),
+        )
+        return _job(run)
+
+    def list(self, all: bool = False) -> builtins.list[Job]:
+        """The runs of this machine, newest first."""
+        ids = [run.id for run in runs.every() if runs.is_local(run.id) and run.read(STATUS)]
+        jobs = sorted((self.inspect(run_id) for run_id in ids), key=lambda job: job.created_at, reverse=True)
+        return [job for job in jobs if all or not job.ended]
+
+    def logs(self, job_id: str, follow: bool) -> Iterator[str]:
+        """The lines of the transcript; a line that is still being written counts once the run has ended."""
+        run = self._load(job_id)
+        return self._lines(run, follow)
+
+    def cancel(self, job_id: str) -> Job:
+        """Stop the run: asked to first, killed when it has not ended in time."""
+        job = self.inspect(job_id)
+        run = self._load(job_id)
+        if job.ended:
+            return job
+        supervisor = run.read(STATUS).get("supervisor")
+        if supervisor and _process.is_alive(supervisor):
+            with suppress(ProcessLookupError):
+                os.kill(supervisor["pid"], signal.SIGTERM)
+        deadline = time.monotonic() + run.read(COMMAND).get("grace_s", self._grace_s) + 20
+        while not (job := self.inspect(job_id)).ended:
+            if time.monotonic() > deadline:
+                raise ServiceError(f"run {job_id} does not end.", f"Look at {run.folder / STATUS} for its processes.")
+            time.sleep(0.1)
+        return job
+
+    def _load(self, job_id: str) -> Run:
+        run = runs.load(job_id)
+        if not run.read(STATUS) or run.read(REQUEST).get("backend") != self.name:
+            raise RequestError(f"'{job_id}' is not a run of this machine.", "`launch ps --all` shows all.")
+        return run
+
+    def _lines(self, run: Run, follow: bool) -> Iterator[str]:
+        rest = b""
+        position, pause_s = 0, 0.05
+        while True:
+            # Looked at before reading: what was written until the end is then surely in what is read.
+            ended = not follow or self.inspect(run.id).ended
+            chunk = _read_from(run.log, position)
+            position += len(chunk)
+            *lines, rest = (rest + chunk).split(b"\n") if b"\n" in chunk else [rest + chunk]
+            for line in lines:
+                yield plain(line.decode("utf-8", "replace"))
+            if ended and not chunk:
+                break
+            if not chunk:
+                time.sleep(pause_s)
+            pause_s = 0.05 if chunk else min(pause_s * 1.5, 0.5)
+        if rest:
+            yield plain(rest.decode("utf-8", "replace"))
+
+
+def _job(run: Run) -> Job:
+    return Job.from_dict(run.read(STATUS), run_dir=run.folder)
+
+
+def _read_from(log: Path, position: int) -> bytes:
+    with suppress(FileNotFoundError), log.open("rb") as file:
+        file.seek(position)
+        return file.read(1 << 22)
+    return b""
+
+
+def _name(run: Run) -> Run:
+    while True:
+        with suppress(FileExistsError):
+            return run.rename(f"local-{now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
+
+
+def _start_supervisor(run: Run, values: dict[str, str]) -> None:
+    """Run the supervisor's first process to its end; the secrets travel in its environment, never on disk."""
+    # It runs in the launcher's own Python, installed or not; its child gets none of that.
+    environment = os.environ | values | {"PYTHONPATH": str(Path(launcher.__file__).parent.parent)}
+    notes = run.write("supervisor.log", "")
+    with notes.open("ab") as file:
+        started = subprocess.run(
+            [sys.executable, "-P", "-m", "launcher.backends.supervise", str(run.folder)],
+            env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True, check=False,
+        )  # fmt: skip
+    if started.returncode != 0:
+        record(run, stage="ERROR", message="its supervisor did not start", finished_at=now().isoformat())
+        raise ServiceError("the run could not be started on this machine.", f"Look at {notes}.")
+
+
+def _find_uv() -> str:
+    try:
+        import uv
+
+        return str(uv.find_uv_bin())
+    except (ImportError, FileNotFoundError) as error:
+        if found := shutil.which("uv"):
+            return found
+        raise RefusedError("uv, which runs the script, is not there.", "Install it: `pip install uv`.") from error
+
+
+def _check_paths(request: JobRequest) -> None:
+    for option, name in (("model", request.plan.repo), ("dataset", request.plan.dataset)):
+        if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().exists():
+            raise RequestError(f"--{option} {name}: there is no such file or folder.", "Give a path that exists.")
+
+
+def _check_space(folder: Path) -> None:
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < NEEDED_GB:
+        raise RefusedError(
+            f"there are {free:.1f} GB free at {folder}, and a run needs {NEEDED_GB} GB.",
+            "Make room, or set LAUNCH_HOME and UV_CACHE_DIR to a larger disk.",
+        )

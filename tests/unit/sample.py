@@ -1,0 +1,52 @@
+"""A small, whole request for tests that run something: the plan's numbers mean nothing here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from launcher.backends.base import JobRequest
+from launcher.plan import Cost, Duration, Plan, Vram
+
+# uv looks for a project around a script without such a header.
+HEADER = """\
+# /// script
+# requires-python = ">=3.11"
+# dependencies = []
+# ///
+"""
+
+
+def plan(**changes: Any) -> Plan:
+    """A plan with some fields changed."""
+    values: dict[str, Any] = {
+        "model": "smollm2-135m", "repo": "unsloth/SmolLM2-135M-Instruct", "revision": None, "modality": "text",
+        "engine": "unsloth", "load_in": "16bit", "chat_template": None, "dataset": "trl-lib/Capybara",
+        "dataset_config": None, "dataset_split": "train", "dataset_revision": None, "eval_split": None, "eval_rows": 0,
+        "streaming": False, "train_on": "assistant", "max_steps": 5, "num_train_epochs": None, "max_length": 512,
+        "batch_size": 2, "gradient_accumulation": 1, "packing": False, "learning_rate": 2e-4,
+        "lr_scheduler_type": "linear", "warmup_ratio": 0.0, "weight_decay": 0.0, "optim": "adamw_torch", "seed": 1,
+        "logging_steps": 1, "eval_steps": None, "lora_r": 8, "lora_alpha": 8, "lora_dropout": 0.0,
+        "lora_targets": ("q_proj",), "output_repo": None, "private": True, "run_name": "a run", "sample_rows": 0,
+        "trackio_project": "tests", "trackio_space": None, "flavor": "cpu-basic", "num_gpus": 0, "image": None,
+        "namespace": None, "labels": {}, "env": {}, "secrets": (), "timeout_s": 60,
+        "vram": Vram(weights_gib=0.3, peak_gib=1.0, available_gib=2.0, fits=True),
+        "duration": Duration(startup_s=1, train_s=1, total_s=2),
+        "cost": Cost(usd_per_hour=0.01, expected_usd=0.0, max_usd=0.01),
+        "reasons": {}, "warnings": (), "offers": (),
+    }  # fmt: skip
+    return Plan.model_validate(values | changes)
+
+
+def request(body: str, *, of: Plan | None = None, **changes: Any) -> JobRequest:
+    """A request to run a script of that body, which needs no packages."""
+    values: dict[str, Any] = {
+        "plan": of or plan(),
+        "script": HEADER + body,
+        "script_name": "sft_text.py",
+        "flavor": "cpu-basic",
+        "timeout_s": 60,
+        "env": {},
+        "secrets": (),
+        "labels": {"launcher": "test", "model": "smollm2-135m"},
+    }
+    return JobRequest(**values | changes)
