@@ -1,0 +1,89 @@
+"""From a plan to what a backend is asked to run."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from launcher import __version__, catalog, render
+from launcher.backends.base import JobRequest
+from launcher.errors import RequestError
+from launcher.machine import LOCAL
+from launcher.plan import Plan
+from launcher.spec import REPO_ID
+
+DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+_LABEL_LENGTH = 100
+_DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+
+
+def from_plan(plan: Plan, catalog: catalog.Catalog) -> JobRequest:
+    """Render the script and put the Job around it.
+
+    Raises `RequestError` for a local model or dataset that is not there, or that a remote Job could not see.
+    """
+    local = plan.flavor == LOCAL
+    _check_model(plan, local)
+    return JobRequest(
+        plan=plan,
+        script=render.render(plan, catalog.stack),
+        script_name="sft_vlm.py" if plan.modality == "vision" else "sft_text.py",
+        script_args=(*_dataset_args(plan, local), *(("--device", "cpu") if local and not plan.num_gpus else ())),
+        image=plan.image,
+        flavor=plan.flavor,
+        timeout_s=plan.timeout_s,
+        env=plan.env,
+        secrets=plan.secrets,
+        labels=_labels(plan),
+        namespace=plan.namespace,
+    )
+
+
+def plan_hash(plan: Plan) -> str:
+    """Twelve hexadecimal digits that name a plan: two equal plans have the same."""
+    return hashlib.sha256(plan.model_dump_json().encode()).hexdigest()[:12]
+
+
+def _labels(plan: Plan) -> dict[str, str]:
+    own = {
+        "model": plan.model,
+        "dataset": plan.dataset,
+        "plan": plan_hash(plan),
+        "launcher": __version__,
+        "name": plan.run_name,
+    }
+    return {key: value[-_LABEL_LENGTH:] for key, value in own.items()} | plan.labels
+
+
+def _check_model(plan: Plan, local: bool) -> None:
+    if not local and Path(plan.repo).is_absolute():
+        raise RequestError(
+            f"--model {plan.repo} is a folder on this machine, which a Job can't see.",
+            "Push it to the Hub and name the repo, or add --local.",
+        )
+
+
+def _dataset_args(plan: Plan, local: bool) -> tuple[str, ...]:
+    """A dataset on this machine is passed as an argument: the Hub client uploads the file and rewrites the path."""
+    path = Path(plan.dataset).expanduser()
+    if path.is_file():
+        if path.suffix not in DATA_SUFFIXES:
+            raise RequestError(
+                f"--dataset {plan.dataset}: a file should end in {', '.join(DATA_SUFFIXES)}.",
+                "Convert it, or name a Hub dataset.",
+            )
+        return ("--dataset", str(path.resolve()))
+    if path.is_dir() and (local or not REPO_ID.fullmatch(plan.dataset)):
+        if not local:
+            raise RequestError(
+                f"--dataset {plan.dataset} is a folder on this machine, which a Job can't see.",
+                "Name one of its files, push it as a Hub dataset, or add --local.",
+            )
+        return ("--dataset", str(path.resolve()))
+    if not (REPO_ID.fullmatch(plan.dataset) or _DATASET_NAME.fullmatch(plan.dataset)) or path.suffix in DATA_SUFFIXES:
+        raise RequestError(
+            f"--dataset {plan.dataset}: there is no such file here, and it is not a Hub dataset's name.",
+            "Give a path that exists, or NAMESPACE/NAME.",
+        )
+    return ()
