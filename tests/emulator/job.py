@@ -48,8 +48,10 @@ class Job:
         return self.stage in TERMINAL
 
     def start(self) -> None:
-        """The machine is there, and an attempt begins."""
+        """The machine is there, and an attempt begins, unless the Job was cancelled in the meantime."""
         with self.changed:
+            if self.ended:
+                return
             self.stage, self.started_at = "RUNNING", self.started_at or now()
             self.attempts_made += 1
             self._write(f"===== Job started at {self.started_at[:19].replace('T', ' ')} =====")
