@@ -1,0 +1,178 @@
+"""The real script trains the real small model on this CPU, with the real Unsloth."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from uv import find_uv_bin
+
+SCRIPT = Path(__file__).parents[2] / "job_scripts" / "sft_text.py"
+SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+LABELS = re.compile(r"^labels: (\d+) tokens trained on, (\d+) masked, over the first (\d+) rows", re.MULTILINE)
+
+RunScript = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run_script(tmp_path: Path) -> RunScript:
+    """Run a script as its users do, in an empty folder of its own."""
+
+    def run(path: Path, *args: object) -> subprocess.CompletedProcess[str]:
+        command = [find_uv_bin(), "run", "--quiet", "--python", sys.executable, str(path), *map(str, args)]
+        env = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+        env |= {"HF_HUB_OFFLINE": "1"}
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900, check=False)
+
+    return run
+
+
+def chats(count: int) -> list[list[dict[str, str]]]:
+    """Short conversations of one or two answers, the longer ones with a system message."""
+    made = []
+    for number in range(count):
+        colour = "red" if number % 2 else "blue"
+        chat = [
+            {"role": "user", "content": f"What colour is house {number}?"},
+            {"role": "assistant", "content": f"House {number} is {colour}."},
+        ]
+        if number % 3 == 0:
+            chat = [
+                {"role": "system", "content": "Answer in short."},
+                *chat,
+                {"role": "user", "content": "Are you sure?"},
+                {"role": "assistant", "content": "Yes, house number " + str(number) + " is."},
+            ]
+        made.append(chat)
+    return made
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+COUNT = """\
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["tokenizers"]
+# ///
+import json, sys
+from tokenizers import Tokenizer
+
+tokenizer = Tokenizer.from_file(sys.argv[1])
+trained = masked = 0
+for line in open(sys.argv[2], encoding="utf-8"):
+    text, spans = json.loads(line)
+    for start, end in tokenizer.encode(text, add_special_tokens=False).offsets:
+        inside = any(first <= start and end <= last for first, last in spans)
+        trained, masked = trained + inside, masked + (not inside)
+print(json.dumps([trained, masked]))
+"""
+
+
+def count_labels(
+    run_script: RunScript, tmp_path: Path, model: Path, conversations: list[list[dict[str, str]]]
+) -> list[int]:
+    """Trained and masked tokens, counted without any of the training code: ChatML by hand, tokens by their offsets."""
+    rows = []
+    for chat in conversations:
+        text, spans = "" if chat[0]["role"] == "system" else SYSTEM, []
+        for message in chat:
+            text += f"<|im_start|>{message['role']}\n"
+            start = len(text)
+            text += f"{message['content']}<|im_end|>"
+            if message["role"] == "assistant":
+                spans.append((start, len(text)))
+            text += "\n"
+        rows.append([text, spans])
+    (tmp_path / "count.py").write_text(COUNT, encoding="utf-8")
+    (tmp_path / "count.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    done = run_script(tmp_path / "count.py", model / "tokenizer.json", tmp_path / "count.jsonl")
+    assert done.returncode == 0, done.stderr
+    counts: list[int] = json.loads(done.stdout)
+    return counts
+
+
+def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("RESULT {"), done.stdout
+    values: dict[str, Any] = json.loads(last.removeprefix("RESULT "))
+    return values
+
+
+def shown_labels(done: subprocess.CompletedProcess[str]) -> tuple[int, int, int]:
+    found = LABELS.search(done.stdout)
+    assert found is not None, done.stdout + done.stderr
+    trained, masked, rows = map(int, found.groups())
+    return trained, masked, rows
+
+
+def test_trains_on_the_answers_and_learns(smollm2: Path, run_script: RunScript, tmp_path: Path) -> None:
+    conversations = chats(16)
+    write(tmp_path / "data" / "train.jsonl", [{"messages": chat} for chat in conversations])
+    write(tmp_path / "data" / "test.jsonl", [{"messages": chat} for chat in chats(20)[16:]])
+    done = run_script(
+        SCRIPT, "--model", smollm2, "--dataset", tmp_path / "data", "--eval-split", "test", "--eval-rows", 4,
+        "--sample_rows", 1, "--max-steps", 8, "--batch-size", 4, "--gradient-accumulation", 1, "--max-length", 128,
+        "--eval-steps", 4, "--learning-rate", "2e-3", "--run-name", "houses", "--device", "cpu",
+    )  # fmt: skip
+    found = result(done)
+    trained, masked = count_labels(run_script, tmp_path, smollm2, conversations)
+    assert shown_labels(done) == (trained, masked, 16)
+    assert found["status"] == "done"
+    assert found["steps"] == 8
+    # Two whole passes: not a token more or less.
+    assert found["tokens_trained"] == 2 * trained
+    assert found["tokens_seen"] == 2 * (trained + masked)
+    assert found["eval_loss"] < found["eval_loss_before"] / 2
+    assert re.search(r"^⟦[^⟧]*<\|im_end\|>⟧$", done.stdout, re.MULTILINE)
+    assert "eval step 0/8 | loss " in done.stdout
+    assert "eval step 4/8 | loss " in done.stdout
+    assert re.search(r"^step 8/8 \| loss \d\.\d{4} \| lr \d\.\d\de-\d\d \| \d+ tok/s \| eta 0s$", done.stdout, re.M)
+    assert set(found["samples"][0]) == {"prompt", "expected", "before", "after"}
+    assert Path(found["output_dir"]) == tmp_path / "outputs" / "houses"
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= {
+        path.name for path in Path(found["output_dir"]).iterdir()
+    }
+    assert found["peak_gib"] is None
+    assert found["device"] == "cpu"
+
+
+def test_streams_prompts_and_completions(smollm2: Path, run_script: RunScript, tmp_path: Path) -> None:
+    pairs = [chat[:2] for chat in chats(13) if chat[0]["role"] == "user"]
+    rows = [{"prompt": asked["content"], "completion": answered["content"]} for asked, answered in pairs]
+    done = run_script(
+        SCRIPT, "--model", smollm2, "--dataset", write(tmp_path / "rows.jsonl", rows), "--streaming", "--eval-rows", 0,
+        "--packing", "--max-steps", 2, "--batch-size", 2, "--gradient-accumulation", 2, "--max-length", 128,
+        "--trackio-project", "", "--device", "cpu", "--output-dir", tmp_path / "here",
+    )  # fmt: skip
+    found = result(done)
+    trained, masked = count_labels(run_script, tmp_path, smollm2, pairs)
+    assert shown_labels(done) == (trained, masked, len(pairs))
+    assert found["steps"] == 2
+    assert found["eval_loss"] is None
+    assert "on the CPU: full precision, no 4-bit weights, no packing, no adamw_8bit\n" in done.stdout
+    assert (tmp_path / "here" / "adapter_model.safetensors").is_file()
+
+
+def test_refuses_when_every_answer_is_cut_off(smollm2: Path, run_script: RunScript, tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", [{"messages": chat} for chat in chats(8)])
+    done = run_script(
+        SCRIPT, "--model", smollm2, "--dataset", rows, "--eval-rows", 0, "--max-length", 16, "--device", "cpu"
+    )
+    assert done.returncode == 1
+    assert "cut: 8 of 8 rows" in done.stdout
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: every token is masked")
+    assert "--max-length" in last
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,122 @@
+"""What `sft_vlm.py` does before its heavy imports: it refuses fast, and it puts every picture in its place."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "job_scripts" / "sft_vlm.py"
+TEXT = {"type": "text", "text": "What is this?"}
+ANSWER = {"role": "assistant", "content": [{"type": "text", "text": "A seven."}]}
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("sft_vlm", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def placed(script: ModuleType, row: dict[str, Any]) -> Any:
+    row = row | {"row_number": 41}
+    return script.conversation(row, script.find_shape(row), script.attached(row))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"images": ["P"], "messages": [{"role": "user", "content": [{"type": "image"}, TEXT]}, ANSWER]},
+        {"images": ["P"], "messages": [{"role": "user", "content": "<image>\nWhat is this?"}, ANSWER]},
+        {"images": ["P"], "messages": [{"role": "user", "content": "What is this?"}, ANSWER]},
+        {"image": "P", "messages": [{"role": "user", "content": "What is this?"}, ANSWER]},
+        {"messages": [{"role": "user", "content": [{"type": "image", "image": "P"}, TEXT]}, ANSWER]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "P"}}, TEXT]}, ANSWER]},
+        {"images": ["P"], "conversations": [{"from": "human", "value": "<image>What is this?"}, ANSWER]},
+        {"images": ["P"], "prompt": [{"role": "user", "content": "What is this?"}], "completion": [ANSWER]},
+        {"image": "P", "question": "What is this?", "answer": "A seven."},
+        # Tables fill the fields that a part does not have.
+        {
+            "images": ["P"],
+            "messages": [
+                {"role": "user", "content": [{"type": "image", "text": None}, TEXT | {"image": None}]},
+                ANSWER,
+            ],
+        },
+    ],
+)
+def test_every_shape_becomes_the_same_messages(script: ModuleType, row: dict[str, Any]) -> None:
+    assert placed(script, row) == [{"role": "user", "content": [{"type": "image", "image": "P"}, TEXT]}, ANSWER]
+
+
+def test_pictures_stay_in_order_over_turns(script: ModuleType) -> None:
+    row = {
+        "images": ["A", "B", "C"],
+        "messages": [
+            {"role": "user", "content": "<image> and <image>?"},
+            {"role": "assistant", "content": "Two."},
+            {"role": "user", "content": [{"type": "text", "text": "And"}, {"type": "image"}]},
+            {"role": "assistant", "content": "Three."},
+        ],
+    }
+    assert [part["image"] for part in script.images_of(placed(script, row))] == ["A", "B", "C"]
+
+
+def test_a_row_without_pictures_is_only_text(script: ModuleType) -> None:
+    row = {"images": [], "messages": [{"role": "user", "content": "Hi"}, ANSWER]}
+    assert script.images_of(placed(script, row)) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (
+            {"images": ["A", "B"], "messages": [{"role": "user", "content": "<image> hm"}, ANSWER]},
+            "2 images for 1 place",
+        ),
+        (
+            {"images": [], "messages": [{"role": "user", "content": "<image> hm"}, ANSWER]},
+            "0 images for 1 placeholders",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "video"}]}, ANSWER]}, "part of type 'video'"),
+        ({"images": ["A"], "messages": [{"role": "wizard", "content": "hm"}, ANSWER]}, "unknown role 'wizard'"),
+        ({"images": ["A"], "messages": [{"role": "user", "content": "hm"}]}, "no message of the assistant"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}]}, ANSWER]},
+            "user's message is empty",
+        ),
+    ],
+)
+def test_a_bad_row_is_named(script: ModuleType, row: dict[str, Any], says: str) -> None:
+    with pytest.raises(script.UserError) as error:
+        placed(script, row)
+    assert error.value.paragraph.startswith("row 41: ")
+    assert says in error.value.paragraph
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--image-size", "10"], "--image-size 10"),
+        (["--streaming", "--num-train-epochs", "1"], "--max-steps"),
+        (["--dataset", "missing.parquet"], "missing.parquet"),
+        (["--packing"], "--packing"),
+        (["--lora-targets", "q_proj"], "--lora-targets"),
+    ],
+)
+def test_bad_arguments_are_one_paragraph(args: list[str], says: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", SCRIPT, *args], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr
