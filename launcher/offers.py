@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from launcher import duration, memory
-from launcher.catalog import Catalog, Flavor, Gpu, Model
+from launcher.catalog import Flavor, Gpu, Model
 from launcher.errors import RefusedError
 from launcher.memory import Setup
 from launcher.plan import Duration, Offer
 
 # The share of a card's plannable memory that a chosen batch may fill; the estimate's own error fits in the rest.
 _FILL = 0.85
+_CPU_BATCH = 4
+# On a CPU the script trains in float32: twice what the estimate for 16 bits says.
+_FLOAT32_SHARE = 0.5
+# Per core, so that the share that `duration` assumes is what SmolLM2-135M reached on two cores of a cloud machine.
+_CPU_TFLOPS = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,27 +52,47 @@ def survey(flavors: list[Flavor], model: Model, setup: Setup, batches: list[int]
     return sorted(fits, key=lambda fit: (not fit.fits, fit.usd))
 
 
-def choose(name: str, fits: list[Fit], catalog: Catalog, model: Model, setup: Setup) -> Fit:
-    """The flavor that was asked for, or for `auto` the cheapest run on one GPU; `RefusedError` where it can't be."""
-    single = [fit for fit in fits if fit.fits and fit.flavor.num_gpus == 1]
-    if name == "auto":
-        if not single:
-            raise RefusedError(
-                f"{model.alias} fits on no flavor like this.", "Try --load-in 4bit or a shorter --max-length."
-            )
-        return single[0]
-    flavor = catalog.flavor(name)
-    if flavor.gpu is None:
-        raise RefusedError(f"--flavor {name} has no GPU, and training needs one.", _what_fits(single))
-    chosen = next(fit for fit in fits if fit.flavor.name == name)
-    if not chosen.fits:
+def cheapest(fits: list[Fit], model: Model) -> Fit:
+    """The cheapest run on one GPU; `RefusedError` where there is none."""
+    single = _single(fits)
+    if not single:
+        raise RefusedError(f"{model.alias} fits on no flavor like this.", _what_fits(single))
+    return single[0]
+
+
+def at(place: Flavor, fits: list[Fit], model: Model, setup: Setup, batches: list[int], tokens: int) -> Fit:
+    """The run on one given machine, on its CPU where it has no GPU; `RefusedError` where it can't be."""
+    if place.gpu is None:
+        batches = [size for size in batches if size <= _CPU_BATCH] or [min(batches)]
+    gpu = place.gpu or _host_memory(place)
+    fit = _fit(place, gpu, model, setup, batches, tokens)
+    if not fit.fits:
+        where, hint = place.name, _what_fits(_single(fits))
+        if not place.usd_per_hour:
+            where, hint = "this machine", "Leave --local away to run it on Jobs, or try a smaller model."
         raise RefusedError(
-            f"{model.alias} does not fit on {name}: it needs {chosen.peak_gib:.1f} GiB at batch {chosen.batch_size} "
-            f"and length {setup.max_length}, and {memory.available(chosen.gpu):.1f} GiB of its {chosen.gpu.title} "
-            "can be used.",
-            _what_fits(single),
+            f"{model.alias} does not fit on {where}: it needs {fit.peak_gib:.1f} GiB at batch {fit.batch_size} and "
+            f"length {setup.max_length}, and {memory.available(gpu):.1f} GiB of its {gpu.title} can be used.",
+            hint,
         )
-    return chosen
+    return fit
+
+
+def _single(fits: list[Fit]) -> list[Fit]:
+    return [fit for fit in fits if fit.fits and fit.flavor.num_gpus == 1]
+
+
+def _host_memory(place: Flavor) -> Gpu:
+    """A CPU in the terms of a GPU."""
+    return Gpu(
+        title="host memory",
+        memory_gib=place.ram_gb * 1e9 / memory.GIB * _FLOAT32_SHARE,
+        nominal_gb=0,
+        bf16=True,
+        compute_capability="",
+        bf16_tflops=_CPU_TFLOPS * place.vcpu,
+        bandwidth_gbs=1,
+    )
 
 
 def _fit(flavor: Flavor, gpu: Gpu, model: Model, setup: Setup, batches: list[int], tokens: int) -> Fit:

@@ -67,6 +67,7 @@ class Plan(_Value):
     eval_rows: int
     streaming: bool
     train_on: Literal["assistant", "all"]
+    image_size: int | None = None
 
     # how
     max_steps: int | None
@@ -87,6 +88,10 @@ class Plan(_Value):
     lora_alpha: int
     lora_dropout: float
     lora_targets: tuple[str, ...]
+    finetune_vision_layers: bool = True
+    finetune_language_layers: bool = True
+    finetune_attention_modules: bool = True
+    finetune_mlp_modules: bool = True
 
     # to where
     output_repo: str | None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from launcher import duration, memory, offers, spec
-from launcher.catalog import Catalog, FetchConfig, Flavor, Gpu, Modality, Model
+from launcher.catalog import Catalog, FetchConfig, Flavor, Modality, Model
 from launcher.errors import RefusedError, RequestError, unknown
 from launcher.memory import Setup
 from launcher.offers import Fit
@@ -21,10 +21,10 @@ DEFAULT_MAX_STEPS = 500
 DEFAULT_MAX_LENGTH = 2048
 DEFAULT_EFFECTIVE_BATCH = 16
 DEFAULT_EVAL_ROWS = 64
+DEFAULT_IMAGE_SIZE = 768
 # Of typical chat data, measured on rows of log-normal length; the script reports what a run really saw.
 TYPICAL_ROW_TOKENS = 530
 _LOCAL_TIMEOUT_S = 7 * 86400
-_CPU_BATCH = 4
 _LARGEST_BATCH = 64
 
 
@@ -46,7 +46,8 @@ def make_plan(
     model = catalog.model(asked.model, asked.revision, fetch_config)
     why: dict[str, str] = {}
     modality = _modality(asked, model, why)
-    load_in = _load_in(asked, here, why)
+    place = _place(asked, here, catalog, modality)
+    load_in = _load_in(asked, place, why)
     max_length = _max_length(asked, model, why)
     rows = _effective_batch(asked, why)
     packing = _packing(asked, modality, why)
@@ -55,11 +56,10 @@ def make_plan(
     setup = Setup(load_in, asked.engine, max_length, asked.batch_size or 1, asked.lora_r)
     batches = _micro_batches(asked, rows)
     fits = offers.survey(list(catalog.flavors.values()), model, setup, batches, tokens)
+    chosen = offers.at(place, fits, model, setup, batches, tokens) if place else offers.cheapest(fits, model)
     if asked.local:
-        assert here is not None, "a local plan needs to know this machine"
-        chosen = _local_fit(here, model, setup, batches, modality, why)
-    else:
-        chosen = _flavor(asked, fits, catalog, model, setup, why)
+        chosen = replace(chosen, duration=Duration(startup_s=0, train_s=0, total_s=0))
+    _flavor(asked, chosen, why)
     why["batch_size"] = "asked for" if asked.batch_size else "the most rows at once that leave the card some room"
     run_name = asked.run_name or f"{_slug(model)}-sft-{today:%Y%m%d}"
     timeout_s = _timeout(asked, chosen.duration.total_s, why)
@@ -80,6 +80,7 @@ def make_plan(
         eval_rows=_eval_rows(asked, why),
         streaming=asked.streaming,
         train_on=asked.train_on,
+        image_size=_image_size(asked, modality, why),
         max_steps=max_steps,
         num_train_epochs=epochs,
         max_length=max_length,
@@ -98,6 +99,10 @@ def make_plan(
         lora_alpha=asked.lora_alpha or asked.lora_r,
         lora_dropout=asked.lora_dropout,
         lora_targets=model.lora_targets,
+        finetune_vision_layers=asked.finetune_vision_layers,
+        finetune_language_layers=asked.finetune_language_layers,
+        finetune_attention_modules=asked.finetune_attention_modules,
+        finetune_mlp_modules=asked.finetune_mlp_modules,
         output_repo=_output_repo(asked, run_name, user, why),
         private=asked.private,
         run_name=run_name,
@@ -142,12 +147,12 @@ def _modality(asked: RunSpec, model: Model, reasons: dict[str, str]) -> Modality
     return modality
 
 
-def _load_in(asked: RunSpec, here: Flavor | None, reasons: dict[str, str]) -> Literal["4bit", "16bit"]:
+def _load_in(asked: RunSpec, place: Flavor | None, reasons: dict[str, str]) -> Literal["4bit", "16bit"]:
     if asked.load_in != "auto":
         reasons["load_in"] = "asked for"
         return asked.load_in
-    if asked.local and not (here and here.gpu):
-        reasons["load_in"] = "there is no GPU here, and 4-bit needs one"
+    if place and place.gpu is None:
+        reasons["load_in"] = "4-bit weights need a GPU"
         return "16bit"
     reasons["load_in"] = "4-bit weights need a quarter of the memory of 16-bit ones"
     return "4bit"
@@ -226,43 +231,33 @@ def _micro_batches(asked: RunSpec, rows: int) -> list[int]:
     return [size for size in range(1, min(rows, _LARGEST_BATCH) + 1) if rows % size == 0]
 
 
-def _flavor(
-    asked: RunSpec, fits: list[Fit], catalog: Catalog, model: Model, setup: Setup, reasons: dict[str, str]
-) -> Fit:
-    chosen = offers.choose(asked.flavor, fits, catalog, model, setup)
-    minutes = round(chosen.duration.total_s / 60)
-    reasons["flavor"] = (
-        "asked for"
-        if asked.flavor != "auto"
-        else f"the cheapest run that fits: about ${chosen.usd:.2f} for {minutes} minutes"
-    )
-    return chosen
-
-
-def _local_fit(
-    here: Flavor, model: Model, setup: Setup, batches: list[int], modality: Modality, reasons: dict[str, str]
-) -> Fit:
-    """The run on this machine: on its GPU, or for text on the CPU, where host memory stands in for VRAM."""
-    if here.gpu is None:
-        if modality == "vision":
-            raise RefusedError(
-                "--local: this machine has no GPU, and Unsloth trains vision models on a GPU only.",
-                "Leave --local away to run it on Jobs, or train a text model here.",
-            )
-        batches = [size for size in batches if size <= _CPU_BATCH] or [min(batches)]
-        cpu = Gpu(title="host memory", memory_gib=here.ram_gb * 1e9 / memory.GIB, nominal_gb=0, bf16=True,
-                  compute_capability="", bf16_tflops=1, bandwidth_gbs=1)  # fmt: skip
-        here = here.model_copy(update={"gpu": cpu})
-    fit = offers.survey([here], model, setup, batches, 0)[0]
-    if not fit.fits:
+def _place(asked: RunSpec, here: Flavor | None, catalog: Catalog, modality: Modality) -> Flavor | None:
+    """The machine that was asked for; none where it is to be chosen."""
+    if asked.local:
+        assert here is not None, "a local plan needs to know this machine"
+        place = here
+    elif asked.flavor == "auto":
+        return None
+    else:
+        place = catalog.flavor(asked.flavor)
+    if place.gpu is None and modality == "vision":
+        name, flag = ("this machine", "--local") if asked.local else (place.name, "--flavor")
         raise RefusedError(
-            f"{model.alias} does not fit here: it needs {fit.peak_gib:.1f} GiB at batch {fit.batch_size}, and "
-            f"{memory.available(fit.gpu):.1f} GiB of the {fit.gpu.title} can be used.",
-            "Leave --local away to run it on Jobs, or try a smaller model or a shorter --max-length.",
+            f"{name} has no GPU, and Unsloth trains vision models on a GPU only.",
+            f"Leave {flag} away to have a Job's flavor chosen, or train a text model here.",
         )
-    reasons["flavor"] = f"this machine, on its {fit.gpu.title if here.num_gpus else 'CPU'}"
-    reasons["duration"] = "not estimated: this machine costs nothing"
-    return replace(fit, duration=Duration(startup_s=0, train_s=0, total_s=0))
+    return place
+
+
+def _flavor(asked: RunSpec, chosen: Fit, reasons: dict[str, str]) -> None:
+    if asked.local:
+        reasons["flavor"] = f"this machine, on its {chosen.gpu.title if chosen.flavor.num_gpus else 'CPU'}"
+        reasons["duration"] = "not estimated: this machine costs nothing"
+    elif asked.flavor != "auto":
+        reasons["flavor"] = "asked for"
+    else:
+        minutes = round(chosen.duration.total_s / 60)
+        reasons["flavor"] = f"the cheapest run that fits: about ${chosen.usd:.2f} for {minutes} minutes"
 
 
 def _timeout(asked: RunSpec, total_s: int, reasons: dict[str, str]) -> int:
@@ -293,6 +288,15 @@ def _chat_template(asked: RunSpec, model: Model, catalog: Catalog, reasons: dict
 def _dataset(asked: RunSpec, modality: Modality, reasons: dict[str, str]) -> str:
     reasons["dataset"] = "asked for" if asked.dataset else f"the default for {modality}"
     return asked.dataset or DEFAULT_DATASET[modality]
+
+
+def _image_size(asked: RunSpec, modality: Modality, reasons: dict[str, str]) -> int | None:
+    if modality == "text":
+        if asked.image_size is not None:
+            raise RequestError("--image-size: a text run has no images.", "Leave it away, or use --modality vision.")
+        return None
+    reasons["image_size"] = "asked for" if asked.image_size else "large enough to read print, small enough to batch"
+    return asked.image_size or DEFAULT_IMAGE_SIZE
 
 
 def _eval_rows(asked: RunSpec, reasons: dict[str, str]) -> int:

@@ -29,7 +29,7 @@ def from_plan(plan: Plan, catalog: catalog.Catalog) -> JobRequest:
         plan=plan,
         script=render.render(plan, catalog.stack),
         script_name="sft_vlm.py" if plan.modality == "vision" else "sft_text.py",
-        script_args=(*_dataset_args(plan, local), *(("--device", "cpu") if local and not plan.num_gpus else ())),
+        script_args=(*_dataset_args(plan, local), *(() if plan.num_gpus else ("--device", "cpu"))),
         image=plan.image,
         flavor=plan.flavor,
         timeout_s=plan.timeout_s,
@@ -46,14 +46,15 @@ def plan_hash(plan: Plan) -> str:
 
 
 def _labels(plan: Plan) -> dict[str, str]:
-    own = {
-        "model": plan.model,
-        "dataset": plan.dataset,
-        "plan": plan_hash(plan),
-        "launcher": __version__,
-        "name": plan.run_name,
-    }
-    return {key: value[-_LABEL_LENGTH:] for key, value in own.items()} | plan.labels
+    """The launcher's own labels, in the letters that the service takes; a local path is only its last name."""
+    dataset = Path(plan.dataset).name if Path(plan.dataset).exists() else plan.dataset
+    model = Path(plan.model).name if Path(plan.model).is_absolute() else plan.model
+    own = {"model": model, "dataset": dataset, "plan": plan_hash(plan), "launcher": __version__, "name": plan.run_name}
+    return {key: _label(value) for key, value in own.items()} | plan.labels
+
+
+def _label(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text.replace("/", "--"))[:_LABEL_LENGTH]
 
 
 def _check_model(plan: Plan, local: bool) -> None:

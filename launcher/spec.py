@@ -19,6 +19,7 @@ REPO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]
 _REPO_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+_LABEL = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 _UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -75,6 +76,10 @@ class RunSpec(BaseModel):
     streaming: bool = _option("Read the dataset as a stream; needs --max-steps.", DATA, default=False)
     train_on: Literal["assistant", "all"] = _option("Tokens that count in the loss.", DATA, default="assistant")
 
+    image_size: int | None = _option(
+        "Longest side of an image in pixels; larger ones are shrunk.", DATA, ge=28, le=8192
+    )
+
     max_steps: int | None = _option("Optimizer steps.", TRAINING, gt=0, le=10_000_000)
     num_train_epochs: float | None = _option("Passes over the dataset.", TRAINING, gt=0, le=1000)
     max_length: int | None = _option("Tokens per row; longer rows are cut.", TRAINING, ge=16, le=1_048_576)
@@ -96,6 +101,11 @@ class RunSpec(BaseModel):
     lora_r: int = _option("Rank.", LORA, default=16, gt=0, le=1024)
     lora_alpha: int | None = _option("Scale; the rank where not given.", LORA, gt=0, le=4096)
     lora_dropout: float = _option("Dropout.", LORA, default=0.0, ge=0, lt=1)
+
+    finetune_vision_layers: bool = _option("Vision models: adapt the layers that see.", LORA, default=True)
+    finetune_language_layers: bool = _option("Vision models: adapt the language model.", LORA, default=True)
+    finetune_attention_modules: bool = _option("Vision models: adapt the attention.", LORA, default=True)
+    finetune_mlp_modules: bool = _option("Vision models: adapt the MLPs.", LORA, default=True)
 
     output_repo: RepoName | None = _option("Where the result is pushed, NAME or NAMESPACE/NAME.", OUTPUT)
     push: bool = _option("Push the result to the Hub.", OUTPUT, default=True)
@@ -124,10 +134,12 @@ class RunSpec(BaseModel):
 
     @field_validator("label")
     @classmethod
-    def _label_lengths(cls, labels: dict[str, str]) -> dict[str, str]:
+    def _label_letters(cls, labels: dict[str, str]) -> dict[str, str]:
         for key, value in labels.items():
-            if not key or len(key) > 100 or len(value) > 100:
-                raise ValueError(f"the label {key[:40]!r} is empty or longer than the service's 100 characters")
+            if not (_LABEL.fullmatch(key) and _LABEL.fullmatch(value)):
+                raise ValueError(
+                    f"key and value of {key[:40]!r} should be 1 to 100 characters: letters, digits, '.', '-' and '_'"
+                )
         return labels
 
     @field_validator("env")
@@ -156,6 +168,10 @@ class RunSpec(BaseModel):
             raise ValueError("--max-steps and --num-train-epochs both say when to stop: give one of them")
         if self.batch_size and self.gradient_accumulation and self.effective_batch_size:
             raise ValueError("--batch-size, --gradient-accumulation and --effective-batch-size: give at most two")
+        if not (self.finetune_vision_layers or self.finetune_language_layers):
+            raise ValueError("--no-finetune-vision-layers and --no-finetune-language-layers leave nothing to train")
+        if not (self.finetune_attention_modules or self.finetune_mlp_modules):
+            raise ValueError("--no-finetune-attention-modules and --no-finetune-mlp-modules leave nothing to train")
         if self.output_repo and not self.push:
             raise ValueError("--output-repo and --no-push contradict each other")
         return self

@@ -77,6 +77,7 @@ ROUTES: dict[str, Handler] = {
     "POST /cas/{store}/v2/shards": xet.unsupported,
     "POST /cas/{store}/v1/shards": xet.add_shard,
     "POST /v1/telemetry": xet.ignore,
+    "GET /api/telemetry/{path}": xet.ignore,
     "GET /cas/{store}/v1/reconstructions/{hash}": xet.reconstruct,
     "GET /cas/{store}/v2/reconstructions/{hash}": xet.reconstruct,
     "GET /cas/{store}/data/{hash}/{piece}": xet.piece,

@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
     ("options", "error", "said"),
     [
         ({"flavor": "a10g-larg"}, RequestError, "unknown flavor"),
-        ({"flavor": "cpu-basic"}, RefusedError, "has no GPU"),
+        ({"flavor": "cpu-basic"}, RefusedError, "does not fit on cpu-basic"),
         ({"modality": "vision"}, RequestError, "text model"),
         ({"max_length": 1_000_000}, RequestError, "at most"),
         ({"batch_size": 3, "effective_batch_size": 16}, RequestError, "does not divide"),
@@ -143,7 +143,7 @@ def test_a_local_run_needs_no_flavor_no_token_and_costs_nothing() -> None:
 
 
 def test_a_local_model_that_is_too_large_is_refused() -> None:
-    with pytest.raises(RefusedError, match="does not fit here"):
+    with pytest.raises(RefusedError, match="does not fit on this machine"):
         plan("qwen3-8b", local=True, here=LAPTOP)
 
 
@@ -155,6 +155,12 @@ def test_vision_is_refused_on_a_cpu_and_planned_on_a_gpu() -> None:
     made = plan("qwen3-vl-2b", local=True, here=LAPTOP.model_copy(update={"gpu": card, "num_gpus": 1}))
     assert made.load_in == "4bit"
     assert made.modality == "vision"
+
+
+def test_a_small_model_may_train_on_a_cpu_flavor() -> None:
+    made = plan("smollm2-135m", flavor="cpu-upgrade")
+    assert (made.load_in, made.num_gpus) == ("16bit", 0)
+    assert made.cost.usd_per_hour == 0.03
 
 
 def test_idle_gpus_and_missing_bfloat16_are_warned_about() -> None:

@@ -40,6 +40,7 @@ def test_a_model_alone_is_a_complete_request() -> None:
         ({"env": {"1A": "x"}}, "environment variable"),
         ({"secrets": ("NAME=value",)}, "name only"),
         ({"label": {"k": "v" * 101}}, "100 characters"),
+        ({"label": {"k": "a/b"}}, "letters, digits"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_option(options: dict[str, Any], said: str) -> None:

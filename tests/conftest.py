@@ -1,0 +1,26 @@
+"""What tests share: a home of their own for every test, and the real small model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher import demo
+
+
+@pytest.fixture(autouse=True)
+def launch_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs are kept in a folder of the test, never in the user's; no account of the user's is seen."""
+    home = tmp_path_factory.mktemp("launch-home")
+    monkeypatch.setenv("LAUNCH_HOME", str(home))
+    for name in ("HF_TOKEN", "HF_ENDPOINT", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(home / "huggingface"))
+    return home
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as a transformers folder, converted once and cached for the user."""
+    return demo.model_folder()
