@@ -440,8 +440,44 @@ def turns(row, shape, number):
     return said
 
 
-def conversation(row, shape):
-    """The row as a list of messages with a role and a text."""
+def said(text):
+    """A message's content that is only this text."""
+    return text
+
+
+def fold_system(messages):
+    """The system message at the head of the first user's, for chat templates that do not take one."""
+    if messages[0]["role"] != "system" or messages[1]["role"] != "user":
+        return messages
+    system, user, *rest = messages
+    content = system["content"] + said("\n\n") + user["content"]
+    return [{"role": "user", "content": content}, *rest]
+
+
+def takes_system(processor):
+    """Whether the chat template shows a system message: some refuse it, some drop it from a finished chat."""
+    from jinja2 import TemplateError
+
+    shown = said("Hi")
+    contents = {"system": said("PROBE"), "user": shown, "assistant": said("ANSWER")}
+    probe = [{"role": role, "content": content} for role, content in contents.items()]
+    try:
+        return "PROBE" in processor.apply_chat_template(probe, tokenize=False)
+    except TemplateError:
+        return False
+
+
+def end_of_turn(processor, tokenizer):
+    """The id of the token that ends an answer in this chat template."""
+    probe = [{"role": "user", "content": said("Hi")}, {"role": "assistant", "content": said("ANSWER")}]
+    tail = processor.apply_chat_template(probe, tokenize=False).rpartition("ANSWER")[2]
+    ids = tokenizer(tail, add_special_tokens=False).input_ids
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return next((id for id in ids if id in special), tokenizer.eos_token_id)
+
+
+def conversation(row, shape, fold=False):
+    """The row as a list of messages with a role and a text; `fold` puts the system's into the first user's."""
     number, messages = row["row_number"], []
     for role, content in turns(row, shape, number):
         if isinstance(content, list):
@@ -451,7 +487,7 @@ def conversation(row, shape):
         if not content.strip():
             raise UserError(f"row {number}: the {role}'s message is empty.", "Mend or remove the row.")
         messages.append({"role": role, "content": content})
-    return messages
+    return fold_system(messages) if fold else messages
 
 
 def words(message):
@@ -460,15 +496,6 @@ def words(message):
 
 def has_target(row):
     return any(label != -100 for label in row["labels"][1:])
-
-
-def end_of_turn(tokenizer):
-    """The id of the token that ends an answer in this chat template."""
-    probe = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "ANSWER"}]
-    tail = tokenizer.apply_chat_template(probe, tokenize=False).rpartition("ANSWER")[2]
-    ids = tokenizer(tail, add_special_tokens=False).input_ids
-    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return next((id for id in ids if id in special), tokenizer.eos_token_id)
 
 
 def answer(model, tokenizer, messages, stop, length=96):
@@ -560,16 +587,18 @@ def main(args):
         # Packed rows would read each other without the GPU's attention kernels.
         wanted = {"4-bit weights": args.load_in == "4bit", "packing": args.packing, args.optim: "8bit" in args.optim}
         left_out = [name for name, is_wanted in wanted.items() if is_wanted]
-        note(f"on the CPU: full precision{''.join(f', no {name}' for name in left_out)}")
+        note(f"on the CPU: {', '.join(f'no {name}' for name in left_out) or 'as asked'}")
     model, tokenizer = FastLanguageModel.from_pretrained(
         args.model,
         revision=args.revision,
         max_seq_length=args.max_length,
-        dtype=None if on_gpu else torch.float32,
         load_in_4bit=args.load_in == "4bit" and on_gpu,
         # A revision belongs to this repo, not to the 4-bit copy of it that Unsloth would rather load.
         use_exact_model_name=args.revision is not None,
     )
+    if model.config.model_type == "gemma2":
+        # Unsloth compiles its soft-capped attention anew for every shape, and inductor fails on the backward pass.
+        torch._dynamo.config.disable = True
     # Text is all there is here, also for a model that brings a processor for images.
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     if not tokenizer.chat_template and args.chat_template:
@@ -595,12 +624,12 @@ def main(args):
     columns = list(next(iter(train_rows), {}))
     shape = find_shape(columns)
     note(f"rows of {' and '.join(shape)}, " + ("streamed" if args.streaming else f"{len(train_rows)} to train on"))
-    chat, stop, mask = shape != ("text",), tokenizer.eos_token_id, None
+    chat, stop, mask, fold = shape != ("text",), tokenizer.eos_token_id, None, False
     if chat and not tokenizer.chat_template:
         hint = "Add --chat-template NAME (chatml, llama-3.1, …), or use rows with a text column."
         raise UserError(f"{args.model} has no chat template.", hint)
     if chat:
-        stop = end_of_turn(tokenizer)
+        stop, fold = end_of_turn(tokenizer, tokenizer), not takes_system(tokenizer)
     if chat and args.train_on == "assistant":
         # Unsloth finds the template's markers around answers; the function masks whatever is not between them.
         try:
@@ -612,7 +641,7 @@ def main(args):
     def encode(row):
         if chat:
             try:
-                ids = tokenizer.apply_chat_template(conversation(row, shape), return_dict=False)
+                ids = tokenizer.apply_chat_template(conversation(row, shape, fold), return_dict=False)
             except TemplateError as error:
                 number = row["row_number"]
                 raise UserError(f"row {number}: the model's chat template refuses it ({error}).") from error
@@ -690,7 +719,8 @@ def main(args):
             )
         except Exception as error:
             note(f"trackio is off, the run goes on without it ({type(error).__name__}: {error})")
-    asked = [conversation(row, shape) for row in itertools.islice(eval_rows or [], args.sample_rows if chat else 0)]
+    sampled = itertools.islice(eval_rows or [], args.sample_rows if chat else 0)
+    asked = [conversation(row, shape, fold) for row in sampled]
 
     def answers():
         FastLanguageModel.for_inference(model)

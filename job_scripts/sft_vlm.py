@@ -447,14 +447,50 @@ def turns(row, shape, number):
     return said
 
 
+def said(text):
+    """A message's content that is only this text."""
+    return [{"type": "text", "text": text}]
+
+
+def fold_system(messages):
+    """The system message at the head of the first user's, for chat templates that do not take one."""
+    if messages[0]["role"] != "system" or messages[1]["role"] != "user":
+        return messages
+    system, user, *rest = messages
+    content = system["content"] + said("\n\n") + user["content"]
+    return [{"role": "user", "content": content}, *rest]
+
+
+def takes_system(processor):
+    """Whether the chat template shows a system message: some refuse it, some drop it from a finished chat."""
+    from jinja2 import TemplateError
+
+    shown = [{"type": "image"}, *said("Hi")]
+    contents = {"system": said("PROBE"), "user": shown, "assistant": said("ANSWER")}
+    probe = [{"role": role, "content": content} for role, content in contents.items()]
+    try:
+        return "PROBE" in processor.apply_chat_template(probe, tokenize=False)
+    except TemplateError:
+        return False
+
+
+def end_of_turn(processor, tokenizer):
+    """The id of the token that ends an answer in this chat template."""
+    probe = [{"role": "user", "content": said("Hi")}, {"role": "assistant", "content": said("ANSWER")}]
+    tail = processor.apply_chat_template(probe, tokenize=False).rpartition("ANSWER")[2]
+    ids = tokenizer(tail, add_special_tokens=False).input_ids
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return next((id for id in ids if id in special), tokenizer.eos_token_id)
+
+
 def attached(row):
     """The pictures of a row's own column, however many there are."""
     found = row.get("images") if row.get("images") is not None else row.get("image")
     return found if isinstance(found, list) else [] if found is None else [found]
 
 
-def conversation(row, shape, pictures):
-    """The row as messages made of parts, each picture in its place."""
+def conversation(row, shape, pictures, fold=False):
+    """The row as messages made of parts, each picture in its place; `fold` puts the system's into the first user's."""
     number, messages = row["row_number"], []
     for role, content in turns(row, shape, number):
         if isinstance(content, str):
@@ -477,7 +513,7 @@ def conversation(row, shape, pictures):
         raise UserError(f"row {number}: {len(pictures)} images for {len(waiting)} placeholders.", hint)
     for part, picture in zip(waiting, pictures, strict=True):
         part["image"] = picture
-    return messages
+    return fold_system(messages) if fold else messages
 
 
 def one_part(part, role, number):
@@ -512,9 +548,9 @@ def open_picture(source, folder, longest, number):
     return picture
 
 
-def chat(row, shape, folder, longest):
+def chat(row, shape, fold, folder, longest):
     """The row as messages whose image parts hold their pictures."""
-    messages = conversation(row, shape, attached(row))
+    messages = conversation(row, shape, attached(row), fold)
     for part in images_of(messages):
         part["image"] = open_picture(part["image"], folder, longest, row["row_number"])
     return messages
@@ -528,14 +564,15 @@ def words(message):
     return " ".join(part.get("text", "<image>") for part in message["content"])
 
 
-def make_collator(model, processor, args, shape, mask):
+def make_collator(model, processor, args, shape, fold, mask):
     """Rows to batches through Unsloth's collator; pictures that would be cut off in the middle are made smaller."""
-    from unsloth.trainer import UnslothVisionDataCollator
+    from jinja2 import TemplateError
+    from unsloth_zoo.vision_utils import UnslothVisionDataCollator
 
     class Collator(UnslothVisionDataCollator):
         def __call__(self, rows):
             numbers = ", ".join(str(row["row_number"]) for row in rows)
-            chats = [chat(row, shape, data_folder(args), args.image_size) for row in rows]
+            chats = [chat(row, shape, fold, data_folder(args), args.image_size) for row in rows]
             pictures = [[part.pop("image") for part in images_of(messages)] for messages in chats]
             for longest in (args.image_size, args.image_size // 2, args.image_size // 4, args.image_size // 8):
                 for picture in itertools.chain(*pictures):
@@ -544,6 +581,9 @@ def make_collator(model, processor, args, shape, mask):
                 examples = [{"messages": messages, "images": [*own]} for messages, own in pairs]
                 try:
                     return super().__call__(examples)
+                except TemplateError as error:
+                    hint = "Mend or remove it."
+                    raise UserError(f"rows {numbers}: the chat template refuses one ({error}).", hint) from error
                 except ValueError as error:
                     problem = reason(error)
                     note(f"rows {numbers}: at {longest} pixels they make no batch ({problem})")
@@ -560,9 +600,10 @@ def data_folder(args):
     return path.parent if path.is_file() else path
 
 
-def check_rows(rows, shape):
+def check_rows(rows, shape, fold, processor):
     """Look at every row's messages before anything is trained; its pictures are counted, not opened."""
     import pyarrow.compute as pc
+    from jinja2 import TemplateError
 
     name = next((name for name in ("images", "image") if name in rows.column_names), None)
     for table in rows.with_format("arrow").iter(256):
@@ -571,19 +612,12 @@ def check_rows(rows, shape):
             is_list = str(table[name].type).startswith(("list", "large_list"))
             counts = (pc.list_value_length if is_list else pc.is_valid)(table[name]).to_pylist()
         for row, count in zip(table.select([*shape, "row_number"]).to_pylist(), counts, strict=True):
-            conversation(row, shape, [row["row_number"]] * int(count or 0))
-
-
-def end_of_turn(processor, tokenizer):
-    """The id of the token that ends an answer in this chat template."""
-    probe = [
-        {"role": role, "content": [{"type": "text", "text": text}]}
-        for role, text in (("user", "Hi"), ("assistant", "ANSWER"))
-    ]
-    tail = processor.apply_chat_template(probe, tokenize=False).rpartition("ANSWER")[2]
-    ids = tokenizer(tail, add_special_tokens=False).input_ids
-    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return next((id for id in ids if id in special), tokenizer.eos_token_id)
+            number = row["row_number"]
+            messages = conversation(row, shape, [number] * int(count or 0), fold)
+            try:
+                processor.apply_chat_template(messages, tokenize=False)
+            except TemplateError as error:
+                raise UserError(f"row {number}: the model's chat template refuses it ({error}).") from error
 
 
 def answer(model, processor, messages, stop, length=96):
@@ -713,7 +747,7 @@ def main(args):
     columns = list(next(iter(train_data), {}))
     shape = find_shape(columns)
     note(f"rows of {' and '.join(shape)}, " + ("streamed" if args.streaming else f"{len(train_data)} to train on"))
-    stop, mask = end_of_turn(processor, tokenizer), None
+    stop, fold, mask = end_of_turn(processor, tokenizer), not takes_system(processor), None
     if args.train_on == "assistant":
         # Unsloth finds the template's markers around answers; the function masks whatever is not between them.
         try:
@@ -723,7 +757,7 @@ def main(args):
             raise UserError("no markers around answers were found in the chat template.", hint) from error
     for rows in (train_data, eval_data):
         if rows is not None and not args.streaming:
-            check_rows(rows, shape)
+            check_rows(rows, shape, fold, processor)
 
     config = SFTConfig(
         output_dir=str(output_dir),
@@ -760,7 +794,7 @@ def main(args):
     class Trainer(Progress, SFTTrainer):
         pass
 
-    collator = make_collator(model, processor, args, shape, mask)
+    collator = make_collator(model, processor, args, shape, fold, mask)
     trainer = Trainer(
         model,
         config,
@@ -788,7 +822,7 @@ def main(args):
         except Exception as error:
             note(f"trackio is off, the run goes on without it ({type(error).__name__}: {error})")
     asked = [
-        chat(row, shape, data_folder(args), args.image_size)
+        chat(row, shape, fold, data_folder(args), args.image_size)
         for row in itertools.islice(eval_data or [], args.sample_rows)
     ]
 
