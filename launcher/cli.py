@@ -131,6 +131,9 @@ def demo(as_json: Json = False) -> None:
     plan = _plan(demonstration.spec())
     _show_plan(plan)
     _submit_and_follow(backends.get("local"), _request(plan), as_json=as_json, terse=True)
+    err.print(
+        "That was the script a Job gets. On a GPU: [bold]launch --model qwen3-8b --dry-run[/] says what it takes."
+    )
 
 
 @app.command()

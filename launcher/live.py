@@ -13,7 +13,7 @@ from rich.text import Text
 
 from launcher import show
 from launcher.backends.base import Job
-from launcher.follow import Phase, parse
+from launcher.follow import Phase, Result, Step, parse
 from launcher.follow import Progress as Seen
 
 
@@ -64,7 +64,9 @@ class Live:
         event = parse(line)
         if isinstance(event, Phase):
             self._console.print(Text(line, style="bold cyan"))
-        elif not self._terse or (event is not None and not line.startswith("RESULT ")):
+        elif isinstance(event, Step) and not self._bar.disable:
+            pass  # the bar says it
+        elif not isinstance(event, Result) and (event is not None or not self._terse):
             self._console.print(Text(line), soft_wrap=True)
         self._seen = seen
         self._bar.update(

@@ -152,7 +152,7 @@ def _load_in(asked: RunSpec, place: Flavor | None, reasons: dict[str, str]) -> L
         reasons["load_in"] = "asked for"
         return asked.load_in
     if place and place.gpu is None:
-        reasons["load_in"] = "4-bit weights need a GPU"
+        reasons["load_in"] = "on a CPU; 4-bit weights need a GPU"
         return "16bit"
     reasons["load_in"] = "4-bit weights need a quarter of the memory of 16-bit ones"
     return "4bit"

@@ -15,6 +15,7 @@ from launcher.backends.base import Job
 from launcher.catalog import Catalog, Flavor, Model
 from launcher.plan import Plan
 
+_SAMPLE_LENGTH = 120
 _STAGE_STYLE = {"COMPLETED": "green", "ERROR": "red", "CANCELED": "yellow", "RUNNING": "cyan"}
 
 
@@ -149,8 +150,12 @@ def _samples_table(samples: Iterable[Mapping[str, Any]]) -> Table:
     table = _table("asked", "expected", "before", "after")
     table.show_lines = True
     for sample in samples:
-        table.add_row(*(Text(str(sample[key])) for key in ("prompt", "expected", "before", "after")))
+        table.add_row(*(Text(_short(str(sample[key]))) for key in ("prompt", "expected", "before", "after")))
     return table
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SAMPLE_LENGTH else text[: _SAMPLE_LENGTH - 1].rstrip() + "…"
 
 
 def _grid(*styles: str) -> Table:

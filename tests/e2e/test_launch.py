@@ -71,3 +71,24 @@ def test_from_the_command_to_a_trained_model_on_the_hub(hub: Hub, tmp_path: Path
     )
     assert "RESULT {" in kept
     assert hub.token not in kept
+
+
+def test_the_same_script_here_detached_and_found_again(smollm2: Path, tmp_path: Path) -> None:
+    def launch(*args: str | Path) -> str:
+        done = subprocess.run([LAUNCH, *args], capture_output=True, text=True, timeout=600, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout
+
+    rows(tmp_path / "houses.jsonl")
+    run_id = launch(
+        "--model", smollm2, "--dataset", "houses.jsonl", "--local", "--max-steps", "2", "--eval-rows", "4",
+        "--max-length", "128", "--effective-batch-size", "4", "--detach", "--quiet",
+    ).strip()  # fmt: skip
+    assert run_id in launch("ps", "--local")
+    followed = launch("logs", "--follow", run_id)
+    assert "step 2/2 | loss" in followed
+    final = json.loads(launch("wait", run_id, "--json", "--quiet"))
+    assert (final["stage"], final["result"]["steps"]) == ("COMPLETED", 2)
+    assert (Path(final["result"]["output_dir"]) / "adapter_model.safetensors").is_file()
+    assert run_id not in launch("ps", "--local")
+    assert run_id in launch("ps", "--local", "--all")

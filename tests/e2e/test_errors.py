@@ -1,0 +1,75 @@
+"""What goes wrong before a Job starts, through the real process and client: one paragraph, nothing submitted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.emulator import Hub
+
+LAUNCH = Path(sys.executable).with_name("launch")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    with Hub(tmp_path_factory.mktemp("hub"), run=False) as stand_in:
+        stand_in.add_repo("unsloth/Qwen3-8B", files={"config.json": b"{}"})
+        stand_in.add_repo("unsloth/closed", files={"config.json": b'{"hidden_size": 64}'}, gated=True)
+        stand_in.add_repo("trl-lib/Capybara", type="dataset", files={"README.md": b""})
+        stand_in.add_repo("trl-lib/closed", type="dataset", files={"README.md": b""}, gated=True)
+        yield stand_in
+
+
+def launch(hub: Hub, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [LAUNCH, "--model", "qwen3-8b", *args],
+        env=os.environ | hub.env() | env, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("args", "env", "status", "said"),
+    [
+        ([], {"HF_TOKEN": "hf_" + "x" * 20}, 3, "hf auth login"),
+        (["--dataset", "trl-lib/absent"], {}, 2, "trl-lib/absent"),
+        (["--dataset", "trl-lib/closed"], {}, 3, "gated"),
+        (["--model", "nobody/absent"], {}, 2, "nobody/absent"),
+        (["--model", "unsloth/closed"], {}, 3, "gated"),
+        (["--output-repo", "someone-else/model"], {}, 3, "someone-else"),
+        (["--namespace", "someone-else"], {}, 3, "someone-else"),
+        (["--secrets", "WANDB_KEY"], {}, 2, "WANDB_KEY"),
+        ([], {"HF_ENDPOINT": "http://127.0.0.1:9"}, 4, "network"),
+        ([], {"HF_HUB_OFFLINE": "1"}, 4, "HF_HUB_OFFLINE is set"),
+    ],
+)
+def test_it_is_refused_with_the_next_step(
+    hub: Hub, args: list[str], env: dict[str, str], status: int, said: str
+) -> None:
+    answer = launch(hub, *args, **env)
+    words = " ".join(answer.stderr.split())
+    assert answer.returncode == status, words
+    assert said in words
+    assert "Traceback" not in answer.stderr
+    assert hub.token not in answer.stderr
+    assert not hub.jobs
+
+
+def test_a_read_only_token_is_refused(hub: Hub) -> None:
+    reader = hub.add_user("reader", role="read")
+    answer = launch(hub, HF_TOKEN=reader.token)
+    assert answer.returncode == 3, answer.stderr
+    assert "write" in answer.stderr
+    assert not hub.jobs
+
+
+def test_a_service_that_fails_is_said_to_fail(hub: Hub) -> None:
+    hub.fail_next(503, route="POST /api/jobs", times=10)
+    answer = launch(hub)
+    assert answer.returncode == 4, answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert not hub.jobs
