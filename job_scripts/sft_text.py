@@ -190,7 +190,7 @@ def check_args(args):
     if args.max_length < 16:
         refuse("max-length", "should be at least 16 tokens")
     if args.streaming and args.max_steps is None:
-        raise UserError("a stream has no known end.", "Add --max-steps N.", status=2)
+        raise UserError("a stream has no known end.", "Add --max-steps N, or --no-streaming.", status=2)
     if args.model.startswith((".", "/", "~")) and not Path(args.model).is_dir():
         refuse("model", "there is no such folder")
     dataset = Path(args.dataset).expanduser()

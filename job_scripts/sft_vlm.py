@@ -60,7 +60,7 @@ CHOSEN = {
     "dataset_revision": None,
     "eval_split": None,
     "eval_rows": 64,
-    "streaming": False,
+    "streaming": True,
     "train_on": "assistant",
     "max_steps": 500,
     "num_train_epochs": None,
@@ -195,7 +195,7 @@ def check_args(args):
     if args.max_length < 16:
         refuse("max-length", "should be at least 16 tokens")
     if args.streaming and args.max_steps is None:
-        raise UserError("a stream has no known end.", "Add --max-steps N.", status=2)
+        raise UserError("a stream has no known end.", "Add --max-steps N, or --no-streaming.", status=2)
     if args.model.startswith((".", "/", "~")) and not Path(args.model).is_dir():
         refuse("model", "there is no such folder")
     dataset = Path(args.dataset).expanduser()

@@ -78,7 +78,7 @@ def make_plan(
         dataset_revision=asked.dataset_revision,
         eval_split=asked.eval_split,
         eval_rows=_eval_rows(asked, why),
-        streaming=asked.streaming,
+        streaming=_streaming(asked, modality, max_steps, why),
         train_on=asked.train_on,
         image_size=_image_size(asked, modality, why),
         max_steps=max_steps,
@@ -288,6 +288,17 @@ def _chat_template(asked: RunSpec, model: Model, catalog: Catalog, reasons: dict
 def _dataset(asked: RunSpec, modality: Modality, reasons: dict[str, str]) -> str:
     reasons["dataset"] = "asked for" if asked.dataset else f"the default for {modality}"
     return asked.dataset or DEFAULT_DATASET[modality]
+
+
+def _streaming(asked: RunSpec, modality: Modality, max_steps: int | None, reasons: dict[str, str]) -> bool:
+    if asked.streaming is not None:
+        reasons["streaming"] = "asked for"
+        return asked.streaming
+    if asked.dataset is None and modality == "vision" and max_steps is not None:
+        reasons["streaming"] = "the default dataset is 11 GB, and the steps read a small part of it"
+        return True
+    reasons["streaming"] = "the dataset is read whole, and shuffled whole"
+    return False
 
 
 def _image_size(asked: RunSpec, modality: Modality, reasons: dict[str, str]) -> int | None:

@@ -73,7 +73,7 @@ class RunSpec(BaseModel):
     dataset_rows: int | None = _option("Rows in the dataset, where it can't be looked up.", DATA, gt=0)
     eval_split: str | None = _option("Split to evaluate on.", DATA)
     eval_rows: int | None = _option("Rows held out for evaluation (0: none).", DATA, ge=0, le=100_000)
-    streaming: bool = _option("Read the dataset as a stream; needs --max-steps.", DATA, default=False)
+    streaming: bool | None = _option("Read the dataset as a stream; needs --max-steps.", DATA)
     train_on: Literal["assistant", "all"] = _option("Tokens that count in the loss.", DATA, default="assistant")
 
     image_size: int | None = _option(

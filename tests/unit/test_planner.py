@@ -163,6 +163,13 @@ def test_a_small_model_may_train_on_a_cpu_flavor() -> None:
     assert made.cost.usd_per_hour == 0.03
 
 
+def test_the_large_default_dataset_is_streamed() -> None:
+    assert plan("qwen3-vl-8b").streaming
+    assert not plan("qwen3-vl-8b", streaming=False).streaming
+    assert not plan("qwen3-vl-8b", dataset="me/pictures").streaming
+    assert not plan("qwen3-8b").streaming
+
+
 def test_idle_gpus_and_missing_bfloat16_are_warned_about() -> None:
     assert "would idle" in plan(flavor="a10g-largex4").warnings[0]
     assert "bfloat16" in plan("qwen3-4b", flavor="t4-small").warnings[0]
