@@ -157,7 +157,8 @@ class Bench:
         }  # fmt: skip
         known = {flag: value for flag, value in flags.items() if f'"--{flag}"' in source}
         # `--flag=value`, so that an empty value is one too.
-        return [self.args.python, str(script), *(f"--{flag}={value}" for flag, value in known.items())]
+        given = [f"--{flag}={value}" for flag, value in known.items()]
+        return [self.args.python, str(script), "--no-streaming", *given]
 
     def train(self, name: str, kind: str, folder: Path, data: Path, limit: float) -> dict[str, Any]:
         """Run the script, and read its losses, its count of labels and its RESULT from the log."""

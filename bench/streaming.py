@@ -2,11 +2,11 @@
 
     python bench/streaming.py [--rows 200 2000 20000] [--out streaming.md]
 
-Text: `job_scripts/sft_text.py` itself trains a tiny Llama on this CPU, once through the rows. Pictures: Unsloth trains no
-vision model on a CPU, so `job_scripts/sft_vlm.py`'s own reading and collating runs without a training step behind it.
-Beside the stream stand, with the most rows, the same script not streamed, and the usual recipe that collects a stream
-first, `list(rows.take(n))`. Memory is the process's resident set (VmRSS), sampled 20 times a second. Linux only; runs in
-the training stack's environment, as one process at a time.
+Text: `job_scripts/sft_text.py` itself trains a tiny Mistral on this CPU, once through the rows. Pictures: Unsloth trains
+no vision model on a CPU, so `job_scripts/sft_vlm.py`'s own reading and collating runs without a training step behind
+it. Beside the stream stand, with the most rows, the same script not streamed, and the usual recipe that collects a
+stream first, `list(rows.take(n))`. Memory is the process's resident set (VmRSS), sampled 20 times a second from the
+first step on. Linux only; runs in the training stack's environment, one process at a time.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from typing import Any
 import family_models
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "job_scripts"
-BATCH = {"text": 40, "pictures": 8}
-FAMILY = {"text": "llama-3.2", "pictures": "pixtral"}
-# Collecting is over before the first batch: more batches would tell nothing more.
-BATCHES_FROM_LIST = 50
+BATCH = {"text": 50, "pictures": 8}
+FAMILY = {"text": "mistral", "pictures": "pixtral"}
+# Where everything is collected or checked before the first batch, more pictures would tell nothing more.
+BATCHES_AFTER_ALL = 50
 COLUMNS = (
     "rows", "read", "data MiB", "RSS at first step", "RSS at last step", "peak RSS", "first step after s",
     "of the data read by then", "all data read after s", "whole run s",
@@ -51,8 +51,8 @@ def write_text(path: Path, rows: int) -> Path:
         json.dumps(
             {
                 "messages": [
-                    {"role": "user", "content": f"Where is parcel {n}?"},
-                    {"role": "assistant", "content": f"Parcel {n} stands beside the old mill, under number {n % 97}."},
+                    {"role": "user", "content": f"Where is {n % 97}?"},
+                    {"role": "assistant", "content": "Beside the old mill."},
                 ],
                 "source": f"{n:08d} " * 220,
             }
@@ -64,11 +64,11 @@ def write_text(path: Path, rows: int) -> Path:
 
 
 def write_pictures(path: Path, rows: int) -> Path:
-    """Questions about pictures of 128 pixels; the same 140 pictures come again, but are stored again too."""
+    """Questions about pictures of 100 pixels; the same 140 pictures come again, but are stored again too."""
     import pyarrow as pa  # type: ignore[import-not-found]
     import pyarrow.parquet as pq  # type: ignore[import-not-found]
 
-    drawn = [family_models.picture(n, 128) for n in range(140)]
+    drawn = [family_models.picture(n, 100) for n in range(140)]
     image = {"feature": {"_type": "Image"}, "_type": "List"}
     turn = {name: {"dtype": "string", "_type": "Value"} for name in ("role", "content")}
     features = {"images": image, "messages": {"feature": turn, "_type": "List"}}
@@ -181,7 +181,8 @@ def reached(pid: int, data: Path) -> int:
 def script_flags(kind: str, rows: int, read: str, model: Path, data: Path, home: Path) -> list[str]:
     flags = {
         "model": model, "dataset": data, "eval-rows": 0, "max-steps": rows // BATCH[kind], "batch-size": BATCH[kind],
-        "gradient-accumulation": 1, "max-length": 256, "device": "cpu", "trackio-project": "", "output-dir": home / "out",
+        "gradient-accumulation": 1, "max-length": 256, "device": "cpu", "trackio-project": "",
+        "output-dir": home / "out",
     }  # fmt: skip
     streams = "--streaming" if read == "streamed" else "--no-streaming"
     return [streams, *(f"--{name}={value}" for name, value in flags.items())]
@@ -220,12 +221,11 @@ def collate_pictures(read: str, flags: list[str]) -> None:
     args = script.parse_args(flags)
     model = AutoModelForImageTextToText.from_pretrained(args.model)
     processor = AutoProcessor.from_pretrained(args.model)
-    steps = args.max_steps
+    steps = args.max_steps if read == "streamed" else min(args.max_steps, BATCHES_AFTER_ALL)
     if read == "list":
         stream = load_dataset("parquet", data_files=args.dataset, split="train", streaming=True)
         taken = list(stream.take(args.max_steps * args.batch_size))
         rows: Any = [row | {"row_number": number} for number, row in enumerate(taken)]
-        steps = min(steps, BATCHES_FROM_LIST)
     else:
         rows, _ = script.read_rows(args)
     shape, fold = script.find_shape(list(next(iter(rows)))), not script.takes_system(processor)
@@ -247,7 +247,15 @@ def main(counts: list[int], out: Path | None) -> None:
     with tempfile.TemporaryDirectory(prefix="streaming-") as temporary:
         root = Path(temporary).resolve()
         for kind in ("text", "pictures"):
-            build = [sys.executable, family_models.__file__, "--tiny", "--device", "cpu", FAMILY[kind], root / kind]
+            build = [
+                sys.executable,
+                family_models.__file__,
+                "--tiny",
+                "--device",
+                "cpu",
+                FAMILY[kind],
+                str(root / kind),
+            ]
             subprocess.run(build, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             table = [COLUMNS, ("---:", "---", *["---:"] * (len(COLUMNS) - 2))]
             for rows, read in [*((rows, "streamed") for rows in counts), (counts[-1], "whole"), (counts[-1], "list")]:

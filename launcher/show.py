@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Group, JustifyMethod, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -66,7 +66,9 @@ def _machine(plan: Plan, catalog: Catalog) -> str:
 
 def _offers_table(plan: Plan, catalog: Catalog) -> Table:
     table = _table("flavor", "GPU", ">memory", ">time", ">cost")
-    for offer in [offer for offer in plan.offers if offer.fits][:6]:
+    fitting = [offer for offer in plan.offers if offer.fits]
+    shown = [*fitting[:6], *(offer for offer in fitting[6:] if offer.flavor == plan.flavor)]
+    for offer in shown:
         table.add_row(
             offer.flavor,
             gpus(catalog.flavors[offer.flavor]),
@@ -147,10 +149,12 @@ def result_view(result: Mapping[str, Any]) -> RenderableType:
 
 
 def _samples_table(samples: Iterable[Mapping[str, Any]]) -> Table:
-    table = _table("asked", "expected", "before", "after")
+    table = _table("", "asked", "expected", "before", "after")
     table.show_lines = True
-    for sample in samples:
-        table.add_row(*(Text(_short(str(sample[key]))) for key in ("prompt", "expected", "before", "after")))
+    for number, sample in enumerate(samples, 1):
+        table.add_row(
+            f"{number}", *(Text(_short(str(sample[key]))) for key in ("prompt", "expected", "before", "after"))
+        )
     return table
 
 
@@ -167,6 +171,8 @@ def _grid(*styles: str) -> Table:
 
 def _table(*heads: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for head in heads:
-        table.add_column(head.lstrip(">"), justify="right" if head.startswith(">") else "left", overflow="fold")
+    for index, head in enumerate(heads):
+        justify: JustifyMethod = "right" if head.startswith(">") else "left"
+        # The first column is what is typed or copied: it is never broken.
+        table.add_column(head.lstrip(">"), justify=justify, overflow="fold", no_wrap=index == 0)
     return table
