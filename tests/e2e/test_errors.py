@@ -19,9 +19,9 @@ LAUNCH = Path(sys.executable).with_name("launch")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     with Hub(tmp_path_factory.mktemp("hub"), run=False) as stand_in:
         stand_in.add_repo("unsloth/Qwen3-8B", files={"config.json": b"{}"})
-        stand_in.add_repo("unsloth/closed", files={"config.json": b'{"hidden_size": 64}'}, gated=True)
+        stand_in.add_repo("unsloth/closed", files={"config.json": b'{"hidden_size": 64}'}, gated="manual")
         stand_in.add_repo("trl-lib/Capybara", type="dataset", files={"README.md": b""})
-        stand_in.add_repo("trl-lib/closed", type="dataset", files={"README.md": b""}, gated=True)
+        stand_in.add_repo("trl-lib/closed", type="dataset", files={"README.md": b""}, gated="manual")
         yield stand_in
 
 
