@@ -2,10 +2,10 @@
 
     python bench/streaming.py [--rows 200 2000 20000] [--out streaming.md]
 
-Text: `job_scripts/sft_text.py` itself trains a tiny Mistral on this CPU, once through the rows. Pictures: Unsloth trains
-no vision model on a CPU, so `job_scripts/sft_vlm.py`'s own reading and collating runs without a training step behind
-it. Beside the stream stand, with the most rows, the same script not streamed, and the usual recipe that collects a
-stream first, `list(rows.take(n))`. Memory is the process's resident set (VmRSS), sampled 20 times a second from the
+Text: `job_scripts/sft_text.py` itself trains a tiny Mistral on this CPU, once through the rows. Pictures: Unsloth
+trains no vision model on a CPU, so `job_scripts/sft_vlm.py`'s own reading and collating runs without a training step
+behind it. Beside the stream stand, with the most rows, the same script not streamed, and the usual recipe that collects
+a stream first, `list(rows.take(n))`. Memory is the process's resident set (VmRSS), sampled 20 times a second from the
 first step on. Linux only; runs in the training stack's environment, one process at a time.
 """
 

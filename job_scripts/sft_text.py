@@ -347,8 +347,8 @@ def read(args, split):
             saved = saved[split] if isinstance(saved, DatasetDict) else saved
             return saved.to_iterable_dataset() if args.streaming else saved
         if path.is_file():
-            loader = FILE_LOADERS[path.suffix]
-            return load_dataset(loader, data_files=str(path), split=split, streaming=args.streaming)
+            loader, options = FILE_LOADERS[path.suffix], {}
+            return load_dataset(loader, data_files=str(path), split=split, streaming=args.streaming, **options)
         return load_dataset(
             str(path) if path.is_dir() else args.dataset,
             args.dataset_config,
@@ -363,9 +363,9 @@ def read(args, split):
 
 def numbered(rows, args):
     """The rows with their place in the split, `row_number`, which errors name."""
-    if not args.streaming:
-        return rows.add_column("row_number", list(range(len(rows))))
-    return rows.map(lambda row, number: {"row_number": number}, with_indices=True)
+    if args.streaming:
+        return rows.map(lambda row, number: {"row_number": number}, with_indices=True)
+    return rows.add_column("row_number", list(range(len(rows))))
 
 
 def read_rows(args):

@@ -344,6 +344,7 @@ def read(args, split):
     """One split of the dataset, from the Hub or from here, whole or as a stream."""
     from datasets import DatasetDict, exceptions, load_dataset, load_from_disk
     from httpx import HTTPError
+    from pyarrow.dataset import ParquetFragmentScanOptions
 
     path = Path(args.dataset).expanduser()
     try:
@@ -352,8 +353,11 @@ def read(args, split):
             saved = saved[split] if isinstance(saved, DatasetDict) else saved
             return saved.to_iterable_dataset() if args.streaming else saved
         if path.is_file():
-            loader = FILE_LOADERS[path.suffix]
-            return load_dataset(loader, data_files=str(path), split=split, streaming=args.streaming)
+            loader, options = FILE_LOADERS[path.suffix], {}
+            if loader == "parquet":
+                # Arrow would read ahead over the whole file, which is as large as its pictures.
+                options["fragment_scan_options"] = ParquetFragmentScanOptions(pre_buffer=False)
+            return load_dataset(loader, data_files=str(path), split=split, streaming=args.streaming, **options)
         return load_dataset(
             str(path) if path.is_dir() else args.dataset,
             args.dataset_config,
@@ -368,11 +372,17 @@ def read(args, split):
 
 def numbered(rows, args):
     """The rows with their place in the split, `row_number`, which errors name."""
-    if not args.streaming:
-        return rows.add_column("row_number", list(range(len(rows))))
-    # A stream's pictures stay encoded until they are used, so that a buffer of rows stays small.
-    rows = rows.decode(False)
-    return rows.map(lambda row, number: {"row_number": number}, with_indices=True)
+    # Pictures stay encoded until they are used: a buffer of rows stays small, and an error can name the row.
+    if args.streaming:
+        rows = rows.decode(False)
+    else:
+        from datasets import Features
+
+        features = json.dumps(rows.features.to_dict()).replace('"_type": "Image"', '"_type": "Image", "decode": false')
+        rows.info.features = Features.from_dict(json.loads(features))
+    if args.streaming:
+        return rows.map(lambda row, number: {"row_number": number}, with_indices=True)
+    return rows.add_column("row_number", list(range(len(rows))))
 
 
 def read_rows(args):
@@ -531,6 +541,7 @@ def one_part(part, role, number):
 
 def open_picture(source, folder, longest, number):
     """A picture as RGB, at most `longest` pixels on its longer side, from a PIL image, bytes, a path or a URL."""
+    import fsspec
     from PIL import Image, UnidentifiedImageError
     from transformers.image_utils import load_image
 
@@ -539,6 +550,10 @@ def open_picture(source, folder, longest, number):
             source = source.get("bytes") or source.get("path")
         if isinstance(source, bytes):
             source = Image.open(io.BytesIO(source))
+        elif isinstance(source, str) and re.match(r"(hf|zip|tar|gzip)://", source):
+            # A file in a Hub repo or in an archive, as streams name them.
+            with fsspec.open(source) as file:
+                source = Image.open(io.BytesIO(file.read()))
         elif isinstance(source, str) and not source.startswith(("http://", "https://", "data:")):
             source = Image.open(folder / source)
         picture = load_image(source).convert("RGB")

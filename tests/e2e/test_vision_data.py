@@ -15,11 +15,7 @@ import pytest
 from uv import find_uv_bin
 
 ROOT = Path(__file__).parents[2]
-# One family is enough for every day; its process imports Unsloth once for all that are asked for.
-FAMILIES = [
-    "qwen3-vl",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma-3-vision", "llama-3.2-vision", "pixtral")),
-]
+FAMILIES = ["qwen3-vl", "gemma-3-vision", "llama-3.2-vision", "pixtral"]
 WAYS = ("parts", "texts", "bytes", "paths", "one column", "inside", "some without")
 
 Seen = list[dict[str, Any]]
@@ -30,7 +26,7 @@ def all_seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """What vision_probe.py saw of the families whose tests are run now."""
     items = [item for item in request.session.items if item.path == request.path and isinstance(item, pytest.Function)]
     asked = {item.callspec.params.get("family", "qwen3-vl") for item in items if hasattr(item, "callspec")}
-    names = [name for name in ("qwen3-vl", "gemma-3-vision", "llama-3.2-vision", "pixtral") if name in asked]
+    names = [name for name in FAMILIES if name in asked]
     script, uv = ROOT / "job_scripts" / "sft_text.py", find_uv_bin()
     # Both scripts name the same packages: one environment is enough for the tests.
     subprocess.run([uv, "sync", "--quiet", "--script", script], check=True)
