@@ -1,6 +1,6 @@
 """What a streamed dataset costs in memory, from 200 rows to 20,000, and how long the first step waits for it.
 
-    python bench/streaming.py [--rows 200 2000 20000] [--out streaming.md]
+    $(uv python find --script job_scripts/sft_text.py) bench/streaming.py [--rows 200 2000 20000] [--out streaming.md]
 
 Text: `job_scripts/sft_text.py` itself trains a tiny Mistral on this CPU, once through the rows. Pictures: Unsloth
 trains no vision model on a CPU, so `job_scripts/sft_vlm.py`'s own reading and collating runs without a training step
