@@ -707,8 +707,6 @@ def main(args):
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     if args.device == "cpu":
         os.environ.update(CUDA_VISIBLE_DEVICES="", UNSLOTH_FORCE_CPU="1")
-        # Threads that wait by spinning take the cores from each other wherever anything else runs.
-        os.environ.setdefault("GOMP_SPINCOUNT", "0")
     import torch
 
     on_gpu = torch.cuda.is_available()
