@@ -161,7 +161,7 @@ def test_streams_prompts_and_completions(smollm2: Path, run_script: RunScript, t
     assert shown_labels(done) == (trained, masked, len(pairs))
     assert found["steps"] == 2
     assert found["eval_loss"] is None
-    assert "on the CPU: full precision, no 4-bit weights, no packing, no adamw_8bit\n" in done.stdout
+    assert "on the CPU: no 4-bit weights, no packing, no adamw_8bit\n" in done.stdout
     assert (tmp_path / "here" / "adapter_model.safetensors").is_file()
 
 
