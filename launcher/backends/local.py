@@ -30,7 +30,7 @@ NEEDED_GB = 5
 
 _START_S = 60
 # They would lead uv, or the Python it starts, to the launcher's own environment.
-_UNSET = (
+UNSET = (
     "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "PYTHONHOME", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONSTARTUP",
     "UV_PROJECT", "UV_PROJECT_ENVIRONMENT", "UV_PYTHON", "UV_ENV_FILE", "UV_WORKING_DIRECTORY", "UV_SYSTEM_PYTHON",
     "UV_RUN_RECURSION_DEPTH", "__PYVENV_LAUNCHER__",
@@ -60,7 +60,7 @@ class LocalBackend:
             raise RefusedError(
                 "runs on this machine need Linux or macOS.", "Leave --local out to run on Jobs, or use WSL."
             )
-        _find_uv()
+        find_uv()
         _check_paths(request)
         secret_values(request.secrets)
         for folder in (runs.home(), Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache")):
@@ -73,13 +73,13 @@ class LocalBackend:
     def submit(self, request: JobRequest) -> Job:
         """Start the script and return once its supervisor lives; it goes on when the launcher ends."""
         values = secret_values(request.secrets)
-        uv = _find_uv()
+        uv = find_uv()
         run = runs.create(request, self.name)
         files = set(request.files)
         arguments = [str(Path(item).absolute()) if item in files else item for item in request.script_args]
         command: dict[str, Any] = {
             "env": {"PYTHONUNBUFFERED": "1", **request.env},
-            "unset": list(_UNSET),
+            "unset": list(UNSET),
             "secrets": sorted({*request.secrets, "HF_TOKEN"}),
             "timeout_s": request.timeout_s,
             "grace_s": self._grace_s,
@@ -199,7 +199,8 @@ def _start_supervisor(run: Run, values: dict[str, str]) -> None:
         raise ServiceError("the run could not be started on this machine.", f"Look at {notes}.")
 
 
-def _find_uv() -> str:
+def find_uv() -> str:
+    """The uv that comes with the launcher, else the one on the PATH."""
     try:
         import uv
 
