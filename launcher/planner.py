@@ -126,7 +126,7 @@ def make_plan(
         duration=chosen.duration,
         cost=duration.cost(chosen.flavor, chosen.duration.total_s, timeout_s),
         reasons=why,
-        warnings=_warnings(asked, chosen),
+        warnings=_warnings(chosen),
         offers=tuple(fit.offer() for fit in fits),
     )
 
@@ -335,12 +335,10 @@ def _secrets(asked: RunSpec, reasons: dict[str, str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(("HF_TOKEN", *asked.secrets)))
 
 
-def _warnings(asked: RunSpec, chosen: Fit) -> tuple[str, ...]:
+def _warnings(chosen: Fit) -> tuple[str, ...]:
     found = []
     if chosen.flavor.num_gpus > 1:
         found.append(f"the script trains on one GPU: {chosen.flavor.num_gpus - 1} of {chosen.flavor.name}'s would idle")
     if chosen.flavor.num_gpus and not chosen.gpu.bf16:
         found.append(f"the {chosen.gpu.title} has no bfloat16: it trains in float16")
-    if asked.engine == "trl":
-        found.append("engine trl is for comparing estimates: the script that is rendered uses Unsloth")
     return tuple(found)

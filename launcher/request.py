@@ -23,6 +23,11 @@ def from_plan(plan: Plan, catalog: catalog.Catalog) -> JobRequest:
 
     Raises `RequestError` for a local model or dataset that is not there, or that a remote Job could not see.
     """
+    if plan.engine != "unsloth":
+        raise RequestError(
+            f"--engine {plan.engine} is there to compare estimates, and the script trains with Unsloth.",
+            "Leave it away to run, or use it with `launch plan`.",
+        )
     local = plan.flavor == LOCAL
     _check_model(plan, local)
     return JobRequest(

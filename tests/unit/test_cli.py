@@ -84,6 +84,7 @@ def test_a_config_file_holds_any_option(tmp_path: Path) -> None:
         (["--model", "qwen3-8b", "--streaming"], 2, "needs --max-steps"),
         (["--model", "qwen3-8b", "--output-repo", "a/b/c"], 2, "NAMESPACE/NAME"),
         (["--model", "qwen3-8b", "--dataset", "absent.jsonl"], 2, "no such file"),
+        (["--model", "qwen3-8b", "--engine", "trl"], 2, "launch plan"),
         (["--model", "qwen3-8b", "--label", "novalue"], 2, "KEY=VALUE"),
         (["--model", "qwen3-8b", "--config", "absent.toml"], 2, "absent.toml"),
         (["--model", "llama-3.3-70b", "--flavor", "t4-small"], 3, "does not fit"),
