@@ -512,7 +512,7 @@ def conversation(row, shape, pictures, fold=False):
         if not parts:
             raise UserError(f"row {number}: the {role}'s message is empty.", "Mend or remove the row.")
         messages.append({"role": role, "content": parts})
-    places = [part for message in messages for part in message["content"] if part["type"] == "image"]
+    places = images_of(messages)
     if pictures and not places:
         places = [{"type": "image"} for _ in pictures]
         first = next(message for message in messages if message["role"] == "user")

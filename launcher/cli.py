@@ -6,7 +6,7 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -143,7 +143,7 @@ def models(as_json: Json = False) -> None:
 
     known = catalog.load().models.values()
     if as_json:
-        print(json.dumps([model.model_dump() for model in known], indent=2))
+        _print_json([model.model_dump() for model in known])
     else:
         out.print(show.models_table(known))
 
@@ -155,7 +155,7 @@ def flavors(as_json: Json = False) -> None:
 
     known = catalog.load().flavors.values()
     if as_json:
-        print(json.dumps([flavor.model_dump() for flavor in known], indent=2))
+        _print_json([flavor.model_dump() for flavor in known])
     else:
         out.print(show.flavors_table(known))
 
@@ -171,7 +171,7 @@ def ps(
 
     jobs = backends.list_jobs(every=every, names=["local"] if local else None)
     if as_json:
-        print(json.dumps([job.as_dict() for job in jobs], indent=2))
+        _print_json([job.as_dict() for job in jobs])
     else:
         out.print(show.jobs_table(jobs))
 
@@ -203,9 +203,13 @@ def cancel(job: JobId, as_json: Json = False) -> None:
 
     ended = backends.find(job).cancel(job)
     if as_json:
-        print(json.dumps(ended.as_dict(), indent=2))
+        _print_json(ended.as_dict())
     else:
         err.print(f"{ended.id}: {ended.stage}")
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
 
 
 def _needed(asked: RunSpec | None) -> RunSpec:
@@ -243,7 +247,7 @@ def _dry_run(plan: Plan, as_json: bool) -> None:
     request = _request(plan)
     if as_json:
         whole = {"plan": plan.model_dump(mode="json"), "job": request.describe(), "script": request.script}
-        print(json.dumps(whole, indent=2))
+        _print_json(whole)
     else:
         _show_plan(plan)
         err.print(f"[dim]dry run: nothing was submitted. It would run[/] {' '.join(request.describe()['command'])}")
@@ -265,7 +269,7 @@ def _submit_and_follow(
     if not detach:
         _follow(backend, job, as_json=as_json, quiet=quiet, terse=terse)
     elif as_json:
-        print(json.dumps(job.as_dict(), indent=2))
+        _print_json(job.as_dict())
     else:
         err.print(f"[dim]follow it with[/] launch logs -f {job.id}")
         if quiet:
@@ -313,7 +317,7 @@ def _finish(job: Job, outcome: Outcome, as_json: bool) -> None:
     from launcher import show
 
     if as_json:
-        print(json.dumps(job.as_dict() | {"result": outcome.result}, indent=2))
+        _print_json(job.as_dict() | {"result": outcome.result})
     if outcome.exit_code:
         failure = JobFailedError(outcome.message, outcome.hint)
         failure.exit_code = outcome.exit_code

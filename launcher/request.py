@@ -11,9 +11,8 @@ from launcher.backends.base import JobRequest
 from launcher.errors import RequestError
 from launcher.machine import LOCAL
 from launcher.plan import Plan
-from launcher.spec import REPO_ID
+from launcher.spec import DATA_SUFFIXES, REPO_ID
 
-DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 _LABEL_LENGTH = 100
 _DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 

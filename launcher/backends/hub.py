@@ -22,12 +22,12 @@ from launcher.backends.base import LIVE, Job, JobRequest, now, secret_values
 from launcher.errors import RequestError, ServiceError
 from launcher.plan import Plan
 from launcher.runs import STATUS
+from launcher.spec import DATA_SUFFIXES
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobInfo
 
 _JOB_ID = re.compile(r"(?:https?://[^/]+/jobs/)?(?:([\w.-]+)/)?([A-Za-z0-9_-]{1,96})")
-_DATA_FILE = (".json", ".jsonl", ".csv", ".parquet")
 
 
 class HubBackend:
@@ -172,7 +172,7 @@ class HubBackend:
         path = Path(plan.dataset).expanduser()
         if path.is_file():
             return
-        if path.is_dir() or _is_path(plan.dataset) or plan.dataset.endswith(_DATA_FILE):
+        if path.is_dir() or _is_path(plan.dataset) or plan.dataset.endswith(DATA_SUFFIXES):
             what = "is a folder, and only a file is sent along" if path.is_dir() else "is not there"
             raise RequestError(
                 f"--dataset {plan.dataset} {what}.", "Give one json, jsonl, csv or parquet file, or push it to the Hub."

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from launcher.backends.base import JobRequest
 from launcher.plan import Cost, Duration, Plan, Vram
 
+JOB_SCRIPTS = Path(__file__).parents[2] / "job_scripts"
 # uv looks for a project around a script without such a header.
 HEADER = """\
 # /// script
@@ -14,6 +18,16 @@ HEADER = """\
 # dependencies = []
 # ///
 """
+
+
+def load_script(name: str) -> ModuleType:
+    """A committed script as a module; its heavy imports come only when it runs."""
+    spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), JOB_SCRIPTS / name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def plan(**changes: Any) -> Plan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -13,17 +12,14 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "job_scripts" / "sft_text.py"
+from tests.unit.sample import JOB_SCRIPTS, load_script
+
+SCRIPT = JOB_SCRIPTS / "sft_text.py"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sft_text", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT.name)
 
 
 def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "job_scripts" / "sft_vlm.py"
+from tests.unit.sample import JOB_SCRIPTS, load_script
+
+SCRIPT = JOB_SCRIPTS / "sft_vlm.py"
 TEXT = {"type": "text", "text": "What is this?"}
 ANSWER = {"role": "assistant", "content": [{"type": "text", "text": "A seven."}]}
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sft_vlm", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT.name)
 
 
 def placed(script: ModuleType, row: dict[str, Any]) -> Any:
