@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from shutil import rmtree
 
+from launcher import folders
 from launcher.backends.local import UNSET, find_uv
 from launcher.errors import RefusedError, ServiceError
 from launcher.spec import RunSpec
@@ -68,15 +69,7 @@ def model_folder(on_line: Callable[[str], object] = lambda line: None) -> Path:
 
 def _folder() -> Path:
     """Another conversion is another folder, so that none made by an older launcher is taken for this one's."""
-    return _cache() / "models" / hashlib.sha256(CONVERT.read_bytes()).hexdigest()[:8] / NAME
-
-
-def _cache() -> Path:
-    if chosen := os.environ.get("LAUNCH_HOME"):
-        return Path(chosen).expanduser().absolute()
-    # The XDG rules: a relative path is to be ignored.
-    base = Path(os.environ.get("XDG_CACHE_HOME") or "")
-    return (base if base.is_absolute() else Path.home() / ".cache") / "launch"
+    return folders.cache() / "models" / hashlib.sha256(CONVERT.read_bytes()).hexdigest()[:8] / NAME
 
 
 def _is_whole(folder: Path) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from launcher import folders
 from launcher.errors import RequestError, unknown
 from launcher.plan import Plan
 
@@ -29,16 +30,6 @@ _STAGING = ".new-"
 def is_local(run_id: str) -> bool:
     """True for the id of a run on this machine, such as `local-20261124-103012-ab12`."""
     return _LOCAL_ID.fullmatch(run_id) is not None
-
-
-def home() -> Path:
-    """The folder of everything the launcher keeps: `LAUNCH_HOME`, else the user's data folder; it may not exist yet."""
-    if chosen := os.environ.get("LAUNCH_HOME"):
-        return Path(chosen).expanduser().absolute()
-    data = os.environ.get("XDG_DATA_HOME") or ""
-    # The XDG rules: a relative path is to be ignored.
-    base = Path(data) if Path(data).is_absolute() else Path.home() / ".local" / "share"
-    return base / "launch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +93,7 @@ class Run:
 
 def create(request: JobRequest, backend: str) -> Run:
     """A new run that holds the request but has no id yet: it is found by nobody until `rename`."""
-    folder = home() / "runs" / f"{_STAGING}{secrets.token_hex(8)}"
+    folder = folders.data() / "runs" / f"{_STAGING}{secrets.token_hex(8)}"
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.mkdir(mode=0o700)
     run = Run(folder)
@@ -123,7 +114,7 @@ def create(request: JobRequest, backend: str) -> Run:
 
 def find(run_id: str) -> Run | None:
     """The run of that id, if there is a folder for it here."""
-    folder = home() / "runs" / run_id
+    folder = folders.data() / "runs" / run_id
     return Run(folder) if _ID.fullmatch(run_id) and folder.is_dir() else None
 
 
@@ -137,7 +128,7 @@ def load(run_id: str) -> Run:
 
 def every() -> list[Run]:
     """All runs that have a folder here, those made last first."""
-    folder = home() / "runs"
+    folder = folders.data() / "runs"
     if not folder.is_dir():
         return []
     runs = [Run(path) for path in folder.iterdir() if _ID.fullmatch(path.name) and path.is_dir()]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import launcher
-from launcher import runs
+from launcher import folders, runs
 from launcher.backends import _process
 from launcher.backends._text import plain
 from launcher.backends.base import Job, JobRequest, now, secret_values
@@ -63,7 +63,7 @@ class LocalBackend:
         find_uv()
         _check_paths(request)
         secret_values(request.secrets)
-        for folder in (runs.home(), Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache")):
+        for folder in (folders.data(), Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache")):
             _check_space(folder)
         if request.plan.output_repo:
             from launcher.backends.hub import HubBackend

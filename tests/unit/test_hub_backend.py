@@ -20,7 +20,7 @@ from huggingface_hub import constants, errors
 from huggingface_hub._jobs_api import DEFAULT_UV_IMAGE
 from huggingface_hub.utils._http import hf_raise_for_status
 
-from launcher import backends, runs
+from launcher import backends, folders, runs
 from launcher.backends import _hub_access, _hub_errors, base
 from launcher.backends.hub import HubBackend
 from launcher.errors import LauncherError, RefusedError, RequestError, ServiceError
@@ -433,7 +433,7 @@ def test_a_submission_that_fails_leaves_nothing(
         backend.submit(request("pass", secrets=("HF_TOKEN",)))
     assert hub.token not in raised.value.message + raised.value.hint
     assert ("launch ps" in raised.value.hint) == (kind is ServiceError)
-    assert list((runs.home() / "runs").iterdir()) == []
+    assert list((folders.data() / "runs").iterdir()) == []
     assert hub.jobs == {}
 
 

@@ -12,7 +12,7 @@ import launcher
 PACKAGE = Path(launcher.__file__).parent
 # From the ground up; a module may import only from rows above its own, or from its own row's package.
 ROWS = (
-    ("errors", "architecture", "spec", "catalog", "machine"),
+    ("errors", "folders", "architecture", "spec", "catalog", "machine"),
     ("plan",),
     ("memory", "duration"),
     ("offers", "render", "runs", "backends", "follow"),

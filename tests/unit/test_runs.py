@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from launcher import runs
+from launcher import folders, runs
 from launcher.errors import RequestError
 from tests.unit.sample import plan, request
 
 
 def test_a_home_of_ones_own(launch_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert runs.home() == launch_home
+    assert folders.data() == launch_home
     monkeypatch.delenv("LAUNCH_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_DATA_HOME", "relative/is/ignored")
-    assert runs.home() == tmp_path / ".local" / "share" / "launch"
+    assert folders.data() == tmp_path / ".local" / "share" / "launch"
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    assert runs.home() == tmp_path / "data" / "launch"
+    assert folders.data() == tmp_path / "data" / "launch"
 
 
 def test_a_run_is_found_once_it_has_its_id() -> None:
