@@ -25,43 +25,66 @@ _RESERVE_SHARE = 0.04
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What about a run decides its memory; lengths in tokens, batch in rows per GPU and forward pass."""
+    """What about a run decides its memory.
+
+    `max_length` in tokens per row, a picture's included; `batch_size` in rows per GPU and forward pass; `image_size`
+    the longest side of a picture in pixels, `images` how many a row has; `eval_batch_size` 0 where nothing is
+    evaluated. The `finetune_` flags are those of vision models.
+    """
 
     load_in: Literal["4bit", "16bit"]
     engine: Literal["unsloth", "trl"]
     max_length: int
     batch_size: int
     lora_r: int
+    modality: Literal["text", "vision"] = "text"
+    image_size: int | None = None
+    images: int = 1
+    optim: str = "adamw_8bit"
+    eval_batch_size: int = 2
+    finetune_vision_layers: bool = True
+    finetune_language_layers: bool = True
+    finetune_attention_modules: bool = True
+    finetune_mlp_modules: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """GiB by part; `peak` is what torch's peak allocated memory should read."""
+    """GiB by part, of what is alive when the memory in use is at its highest."""
 
-    weights: float
-    adapter: float
-    activations: float
-    logits: float
+    parts: dict[str, float]
 
     @property
     def peak(self) -> float:
-        """The sum of the parts, in GiB."""
-        return self.weights + self.adapter + self.activations + self.logits
+        """The sum of the parts, in GiB: what torch's peak allocated memory should read."""
+        return sum(self.parts.values())
+
+    @property
+    def weights(self) -> float:
+        """The frozen model alone, in GiB."""
+        return self.parts["weights"]
+
+
+def reserve(gpu: Gpu) -> float:
+    """GiB of a GPU that no run gets: the CUDA context and the allocator's unused blocks."""
+    return gpu.memory_gib * _RESERVE_SHARE + _RESERVE_GIB
 
 
 def available(gpu: Gpu) -> float:
-    """GiB of a GPU that a run may plan with: its total less the CUDA context and fragmentation."""
-    return gpu.memory_gib * (1 - _RESERVE_SHARE) - _RESERVE_GIB
+    """GiB of a GPU that a run may plan with: its total less the reserve."""
+    return gpu.memory_gib - reserve(gpu)
 
 
-def footprint(model: Model, setup: Setup) -> Footprint:
-    """The parts of a run's peak VRAM on one GPU."""
+def footprint(model: Model, setup: Setup, gpu: Gpu | None = None) -> Footprint:
+    """The parts of a run's peak VRAM on one GPU (the loss adapts to the card's size; a large one where not given)."""
     tokens = setup.batch_size * setup.max_length
     return Footprint(
-        weights=_weights(model, setup) / GIB,
-        adapter=adapter_parameters(model, setup.lora_r) * _ADAPTER_BYTES / GIB,
-        activations=_activations(model, setup, tokens) / GIB,
-        logits=_logits(model, setup, tokens) / GIB,
+        {
+            "weights": _weights(model, setup) / GIB,
+            "adapter": adapter_parameters(model, setup.lora_r) * _ADAPTER_BYTES / GIB,
+            "activations": _activations(model, setup, tokens) / GIB,
+            "loss": _logits(model, setup, tokens) / GIB,
+        }
     )
 
 

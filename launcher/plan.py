@@ -12,20 +12,31 @@ class _Value(BaseModel):
 
 
 class Vram(_Value):
-    """Peak memory per GPU, GiB as torch counts allocated memory; `available_gib` is what a run may use."""
+    """Peak memory per GPU, GiB as torch counts allocated memory; `available_gib` is what a run may use.
+
+    `parts` sum to the peak; `reserve_gib` is the card's memory that no run gets (CUDA context, fragmentation).
+    """
 
     weights_gib: float
     peak_gib: float
     available_gib: float
     fits: bool
+    reserve_gib: float = 0
+    parts: dict[str, float] = {}
 
 
 class Duration(_Value):
-    """Expected seconds: until the first step, of training, and in all."""
+    """Expected seconds: until the first step, of training, and in all; `parts` name what the start-up consists of.
+
+    `measured` says whether the card's speed was measured or follows from its published figures.
+    """
 
     startup_s: int
     train_s: int
     total_s: int
+    parts: dict[str, int] = {}
+    tokens_per_second: float = 0
+    measured: bool = False
 
 
 class Cost(_Value):
@@ -36,14 +47,28 @@ class Cost(_Value):
     max_usd: float
 
 
+class Host(_Value):
+    """What the machine around the GPU must hold, in GB (10^9 bytes)."""
+
+    ram_gb: float
+    disk_gb: float
+
+
 class Offer(_Value):
-    """What one flavor would do with this run; times and costs are null where it does not fit."""
+    """What one flavor would do with this run; times and costs are null where it does not fit.
+
+    `headroom` is the share of the plannable memory that stays free, below 0 where it does not fit; `why_not` says what
+    is missing: memory, host RAM or disk.
+    """
 
     flavor: str
     fits: bool
     peak_gib: float
     total_s: int | None
     expected_usd: float | None
+    batch_size: int = 1
+    headroom: float = 0
+    why_not: str | None = None
 
 
 class Plan(_Value):
@@ -113,6 +138,7 @@ class Plan(_Value):
 
     # what it takes
     vram: Vram
+    host: Host = Host(ram_gb=0, disk_gb=0)
     duration: Duration
     cost: Cost
 

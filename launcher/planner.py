@@ -122,6 +122,8 @@ def make_plan(
             peak_gib=round(peak.peak, 2),
             available_gib=round(memory.available(chosen.gpu), 2),
             fits=chosen.fits,
+            reserve_gib=round(memory.reserve(chosen.gpu), 2),
+            parts={name: round(gib, 2) for name, gib in peak.parts.items()},
         ),
         duration=chosen.duration,
         cost=duration.cost(chosen.flavor, chosen.duration.total_s, timeout_s),

@@ -117,6 +117,10 @@ class RunSpec(BaseModel):
     trackio_space: str | None = _option("Space that shows the metrics, USER/NAME.", OUTPUT)
 
     flavor: str = _option("Jobs flavor (`launch flavors`), or auto.", MACHINE, default="auto")
+    prefer: Literal["cheap", "fast"] = _option(
+        "Where the flavor is chosen: by price or by time.", MACHINE, default="cheap"
+    )
+    max_cost: float | None = _option("Most dollars the run may cost, timeout included.", MACHINE, gt=0)
     timeout: Duration | None = _option("When the Job is killed, such as 90m or 2h.", MACHINE)
     namespace: str | None = _option("User or organisation that pays.", MACHINE)
     image: str | None = _option("Container image with uv.", MACHINE)
