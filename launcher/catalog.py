@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from launcher import architecture
-from launcher.architecture import Arch, VisionTower
-from launcher.errors import RequestError, unknown
+from launcher import checkpoint, config_json, config_vision
+from launcher.architecture import Arch
+from launcher.checkpoint import Quantized, Weights
+from launcher.errors import RefusedError, RequestError, unknown
 from launcher.spec import REPO_ID
+from launcher.vision import VisionTower
 
 Modality = Literal["text", "vision"]
 
@@ -28,6 +30,8 @@ class Family(_Entry):
     """What all sizes of a family share."""
 
     title: str
+    model_type: str
+    """transformers' name of the architecture, as in `config.json`."""
     chat_template: str
     """A key of `unsloth.chat_templates.CHAT_TEMPLATES`, for models whose tokenizer brings no template."""
     end_of_turn: str
@@ -46,6 +50,7 @@ class Model(_Entry):
     repo_4bit: str | None = None
     upstream: str | None = None
     family: str | None = None
+    model_type: str
     modalities: tuple[Modality, ...]
     kind: Literal["instruct", "base", "thinking", "unknown"]
     params: int
@@ -60,6 +65,14 @@ class Model(_Entry):
     generation_source: str | None = None
     arch: Arch
     vision: VisionTower | None = None
+    quantized: Quantized | None = None
+    """How `repo` itself is stored, where not in 16 bits: it can be loaded no other way."""
+    bytes_4bit: int | None = None
+    """What the frozen model takes on a GPU when it is loaded in 4 bits, where its 4-bit upload's size is known."""
+    bytes_total: int | None = None
+    """Size of the weights of `repo` as they are stored, where it was looked up."""
+    notes: tuple[str, ...] = ()
+    """What had to be assumed of the model, and what can't be known: sentences without a capital and a full stop."""
 
 
 class Gpu(_Entry):
@@ -71,15 +84,21 @@ class Gpu(_Entry):
     bf16: bool
     compute_capability: str
     bf16_tflops: float
+    matmul_tflops: float | None = None
+    """What large matrix products reach where that was measured, below the peak by what the card's power allows."""
     bandwidth_gbs: float
 
 
 class Flavor(_Entry):
-    """One machine of the Jobs service; without a GPU where `gpu` is none."""
+    """One machine of the Jobs service; without a GPU where `gpu` is none.
+
+    `accelerator` are the service's words for what the table of GPUs does not know: nothing can be planned on it.
+    """
 
     name: str
     gpu: Gpu | None = None
     num_gpus: int = 0
+    accelerator: str | None = None
     vcpu: int
     ram_gb: float
     disk_gb: float
@@ -107,19 +126,38 @@ class Catalog(_Entry):
     families: dict[str, Family]
     models: dict[str, Model]
     flavors: dict[str, Flavor]
+    flavors_from: str
+    """Whose list of flavors it is, and of when."""
     stack: Stack
+    notices: tuple[str, ...] = ()
+    """What a user should know about how the tables were read."""
 
     def flavor(self, name: str) -> Flavor:
-        """The flavor of that name; `RequestError` with the near matches where there is none."""
+        """The flavor of that name; `RequestError` with the near matches where there is none, `RefusedError` for one
+        whose accelerator is not known.
+        """
         if name not in self.flavors:
             raise unknown("flavor", name, self.flavors, "launch flavors")
-        return self.flavors[name]
+        flavor = self.flavors[name]
+        if flavor.accelerator:
+            raise RefusedError(
+                f"{name}: this version of launch knows nothing of its {flavor.accelerator}, so it can't plan there.",
+                "`launch flavors` shows which machines it can plan for.",
+            )
+        return flavor
 
-    def model(self, name: str, revision: str | None = None, fetch_config: FetchConfig | None = None) -> Model:
+    def model(
+        self,
+        name: str,
+        revision: str | None = None,
+        fetch_config: FetchConfig | None = None,
+        fetch_weights: FetchWeights | None = None,
+    ) -> Model:
         """The model of an alias, a Hub repo id or a local folder.
 
         A repo that the catalog knows under any of its names needs no network. `fetch_config(repo, revision)` reads the
-        `config.json` of any other repo; without it such a repo is a `RequestError`.
+        `config.json` of any other repo; without it such a repo is a `RequestError`. `fetch_weights(repo, revision,
+        four_bits)` makes the size of such a model exact.
         """
         if name.lower() in self.models:
             return self.models[name.lower()]
@@ -136,15 +174,32 @@ class Catalog(_Entry):
             raise unknown("model", name, self.models, "launch models")
         if fetch_config is None:
             raise RequestError(f"--model {name} is not in the catalog, and its config.json was not looked up.")
-        return _from_config(fetch_config(name, revision), name, source=f"https://huggingface.co/{name}")
+        config = fetch_config(name, revision)
+        weights = fetch_weights(name, revision, _four_bits(config)) if fetch_weights else None
+        model = _from_config(config, name, f"https://huggingface.co/{name}", weights)
+        if fetch_weights and not weights:
+            unsaid = "the Hub does not say how large its weights are: they are computed from its config"
+            model = model.model_copy(update={"notes": (*model.notes, unsaid)})
+        return model
 
 
 FetchConfig = Callable[[str, str | None], dict[str, Any]]
+FetchWeights = Callable[[str, str | None, bool], Weights | None]
+
+
+def load() -> Catalog:
+    """Every table of the package; the list of flavors that `launch flavors --refresh` has kept wins over its own."""
+    from launcher import hardware  # it stands on this module
+
+    return hardware.laid_over(shipped())
 
 
 @cache
-def load() -> Catalog:
-    """Every table of the package; raises `pydantic.ValidationError` or `KeyError` where they don't fit together."""
+def shipped() -> Catalog:
+    """The tables as they are in the package.
+
+    Raises `pydantic.ValidationError` or `KeyError` where they don't fit together.
+    """
     models, flavors = _read("models.toml"), _read("flavors.toml")
     families = {name: Family.model_validate(entry) for name, entry in models["families"].items()}
     gpus = {name: Gpu.model_validate(entry) for name, entry in flavors["gpus"].items()}
@@ -158,6 +213,7 @@ def load() -> Catalog:
             name: Flavor.model_validate(entry | {"name": name, "gpu": gpus[entry["gpu"]] if "gpu" in entry else None})
             for name, entry in flavors["flavors"].items()
         },
+        flavors_from=f"the list of {flavors['as_of']} that came with this version",
         stack=Stack.model_validate(_read("stack.toml")),
     )
 
@@ -174,6 +230,8 @@ def _from_folder(folder: Path) -> Model:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except OSError as error:
+        if (folder / "model_index.json").is_file():
+            raise RequestError(f"--model {folder} is a diffusion model, which makes pictures and no text.") from error
         raise RequestError(
             f"--model {folder}: there is no readable config.json in that folder.",
             "Give a folder that `save_pretrained` wrote, or a Hub repo id.",
@@ -182,18 +240,37 @@ def _from_folder(folder: Path) -> Model:
         raise RequestError(
             f"--model {folder}: its config.json is not JSON ({error}).", "Save the model again."
         ) from error
-    return _from_config(config, str(folder), source=str(folder / "config.json"))
+    if not isinstance(config, dict):
+        raise RequestError(f"--model {folder}: its config.json holds no object.", "Save the model again.")
+    weights = checkpoint.read_folder(folder, four_bits=_four_bits(config))
+    return _from_config(config, str(folder), str(folder / "config.json"), weights)
 
 
-def _from_config(config: dict[str, Any], name: str, source: str) -> Model:
-    arch = architecture.from_config(config, name)
+def _four_bits(config: dict[str, Any]) -> bool:
+    stored = config.get("quantization_config")
+    return isinstance(stored, dict) and bool(stored.get("load_in_4bit") or stored.get("_load_in_4bit"))
+
+
+def _from_config(config: dict[str, Any], name: str, source: str, weights: Weights | None = None) -> Model:
+    checkpoint.require_trainable(config, name)
+    quantized, stored = checkpoint.read_precision(config, name, weights.base if weights else None)
+    arch, assumed = config_json.read_text(config, name)
+    vision, seen = config_vision.read_vision(config, arch.hidden_size)
+    estimate = arch.parameters() + (vision.params if vision else 0)
+    unsure = () if weights else config_json.unsure(config)
     return Model(
         alias=name,
         repo=name,
-        modalities=("vision", "text") if architecture.is_vision(config) else ("text",),
+        model_type=str(config.get("model_type") or "unknown"),
+        modalities=("vision", "text") if config_json.is_vision(config) else ("text",),
         kind="unknown",
-        params=arch.parameters(),
+        params=weights.parameters if weights else estimate,
         source=source,
-        lora_targets=architecture.lora_targets(config),
+        lora_targets=config_json.lora_targets(config),
         arch=arch,
+        vision=vision,
+        quantized=quantized,
+        bytes_4bit=weights.loaded_bytes if weights and quantized else None,
+        bytes_total=weights.bytes_total if weights else None,
+        notes=(*stored, *assumed, *seen, *unsure),
     )

@@ -14,18 +14,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from launcher import runs
-from launcher.backends import _hub_access, _hub_log
+from launcher import hardware, runs
+from launcher.backends import _hub_access, _hub_datasets, _hub_log, _hub_weights
 from launcher.backends._hub_client import TIMEOUT_S, make_api, told
 from launcher.backends._transcript import keep
 from launcher.backends.base import LIVE, Job, JobRequest, now, secret_values
+from launcher.checkpoint import Weights
+from launcher.dataset import DataSize
 from launcher.errors import RequestError, ServiceError
 from launcher.plan import Plan
 from launcher.runs import STATUS
 from launcher.spec import DATA_SUFFIXES
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi, JobInfo
+    from huggingface_hub import HfApi, JobHardwareInfo, JobInfo
 
 _JOB_ID = re.compile(r"(?:https?://[^/]+/jobs/)?(?:([\w.-]+)/)?([A-Za-z0-9_-]{1,96})")
 
@@ -53,6 +55,31 @@ class HubBackend:
         except ValueError as error:
             raise RequestError(f"the config.json of {repo} is not JSON.", "Choose another model.") from error
         return config if isinstance(config, dict) else {}
+
+    def read_weights(self, repo: str, revision: str | None, four_bits: bool) -> Weights | None:
+        """The size of a model's weights; none where the Hub does not say, or can't be asked."""
+        return _hub_weights.read(self._api, repo, revision, four_bits)
+
+    def hardware(self) -> tuple[builtins.list[hardware.Listed], builtins.list[str]]:
+        """The machines that the service lists, and what of its list could not be understood; needs no account."""
+        try:
+            with told("asking for the list of flavors"):
+                items = self._api.list_jobs_hardware()
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ServiceError(
+                "the service's list of flavors is not of the form that this version knows.", "Update launch."
+            ) from error
+        listed, problems = [], []
+        for item in items:
+            try:
+                listed.append(_listed(item))
+            except ValueError as error:
+                problems.append(str(error).splitlines()[0])
+        return listed, problems
+
+    def dataset_size(self, dataset: str, config: str | None, split: str, revision: str | None) -> DataSize:
+        """How large a split is; what can't be looked up is said in its `source`, never raised."""
+        return _hub_datasets.look_up(self._api, dataset, config, split, revision)
 
     def check(self, request: JobRequest) -> None:
         """Raise where the token, the namespaces, the model or the dataset would make the Job fail."""
@@ -201,6 +228,15 @@ def _kept(job_id: str, lines: Iterator[str]) -> Iterator[str]:
         for line in lines:
             write(line)
             yield line
+
+
+def _listed(item: JobHardwareInfo) -> hardware.Listed:
+    gpu = item.accelerator
+    return hardware.read(
+        item.name, cpu=item.cpu, ram=item.ram, disk=item.ephemeral_storage, unit_usd=item.unit_cost_usd,
+        unit=item.unit_label, accelerator=gpu.model if gpu else None, quantity=gpu.quantity if gpu else "0",
+        vram=gpu.vram if gpu else "",
+    )  # fmt: skip
 
 
 def _job(info: JobInfo) -> Job:

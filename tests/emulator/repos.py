@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -86,12 +89,28 @@ def info(state: State, request: Request) -> Response:
             "downloads": 0,
             "likes": 0,
             "tags": [],
+            **_safetensors(commit),
             "siblings": [
                 {"rfilename": path, **(_entry(state, path, file) if blobs else {})}
                 for path, file in sorted(commit.files.items())
             ],
         }
     )
+
+
+def _safetensors(commit: Commit) -> dict[str, Any]:
+    """The elements by dtype of all files of that format, which the Hub counts after a push; absent without any."""
+    counts: Counter[str] = Counter()
+    for path, file in commit.files.items():
+        if path.endswith(".safetensors"):
+            try:
+                header = json.loads(file.data[8 : 8 + int.from_bytes(file.data[:8], "little")])
+            except ValueError:  # such a file, the Hub takes and does not count
+                return {}
+            for name, tensor in header.items():
+                if name != "__metadata__":
+                    counts[tensor["dtype"]] += math.prod(tensor["shape"])
+    return {"safetensors": {"parameters": dict(counts), "total": sum(counts.values())}} if counts else {}
 
 
 def auth_check(state: State, request: Request) -> Response:
