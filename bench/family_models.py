@@ -18,7 +18,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -221,7 +221,7 @@ def _mllama(dims: Dims) -> Any:
         text_config=shared | {"cross_attention_layers": list(range(3, layers, 5))},
         vision_config={
             "hidden_size": width, "intermediate_size": dims.vision["intermediate_size"],
-            "attention_heads": dims.vision["num_heads"], "num_hidden_layers": depth,
+            "attention_heads": dims.vision["num_heads"], "num_hidden_layers": depth - 8 if depth > 30 else depth,
             "num_global_layers": 8 if depth > 30 else 2, "intermediate_layers_indices": inner,
             "vision_output_dim": 6 * width, "image_size": 56 if dims.tiny else 560, "patch_size": 14,
             "initializer_range": dims.spread,
@@ -577,10 +577,14 @@ VISION = tuple(name for name in FAMILIES if name not in TEXT)
 # ---- Building --------------------------------------------------------------------------------------------------------
 
 
-def build(family: str, folder: Path, *, layers: int | None = None, tiny: bool = False, device: str = "cpu") -> Path:
+def build(
+    family: str, folder: Path, *, layers: int | None = None, model: str | None = None, tiny: bool = False,
+    device: str = "cpu",
+) -> Path:  # fmt: skip
     """Write a whole transformers folder of the family: config, weights (bfloat16), tokenizer or processor.
 
-    With `tiny` the widths and the vocabulary are as small as the architecture allows, and the weights float32.
+    With `tiny` the widths and the vocabulary are as small as the architecture allows, and the weights float32. With
+    `model`, an alias of the catalog, all its layers are built at its own widths.
     """
     import torch  # type: ignore[import-not-found]
     from transformers import (
@@ -591,7 +595,12 @@ def build(family: str, folder: Path, *, layers: int | None = None, tiny: bool = 
         set_seed,
     )
 
-    spec, facts = FAMILIES[family], catalog()["models"][FAMILIES[family].model]
+    spec = FAMILIES[family]
+    if model:
+        whole = catalog()["models"][model]
+        depth = whole.get("vision", {}).get("num_layers", 0)
+        spec = replace(spec, model=model, layers=whole["arch"]["num_layers"], vision_layers=depth)
+    facts = catalog()["models"][spec.model]
     folder.mkdir(parents=True, exist_ok=True)
     tokens = _shrunk(spec.tokens()) if tiny else spec.tokens()
     ids = write_tokenizer(tokens, spec.template(), folder)
@@ -610,11 +619,11 @@ def build(family: str, folder: Path, *, layers: int | None = None, tiny: bool = 
     torch.set_default_dtype(torch.float32 if tiny else torch.bfloat16)
     try:
         with torch.device(device):
-            model = auto.from_config(config)
+            built = auto.from_config(config)
     finally:
         torch.set_default_dtype(before)
-    model.generation_config = GenerationConfig(**_generation(spec, ids))
-    model.save_pretrained(folder)
+    built.generation_config = GenerationConfig(**_generation(spec, ids))
+    built.save_pretrained(folder)
     return folder
 
 
@@ -904,10 +913,11 @@ def main() -> None:
     parser.add_argument("family", choices=FAMILIES)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int)
+    parser.add_argument("--model", help="an alias of the catalog: whole, with all its layers")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--device", default="cuda")
     args = parser.parse_args()
-    print(build(args.family, args.folder, layers=args.layers, tiny=args.tiny, device=args.device))
+    print(build(args.family, args.folder, layers=args.layers, model=args.model, tiny=args.tiny, device=args.device))
 
 
 if __name__ == "__main__":

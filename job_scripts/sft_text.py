@@ -16,7 +16,7 @@
 #
 # [tool.hf-jobs]
 # flavor = "a10g-large"
-# timeout = "15000s"
+# timeout = "7200s"
 # secrets = ["HF_TOKEN"]
 # ///
 """Fine-tune a language model with LoRA on chat data (Unsloth, one GPU).
@@ -53,7 +53,7 @@ STARTED = time.monotonic()
 CHOSEN = {
     "model": "unsloth/Qwen3-8B",
     "revision": None,
-    "load_in": "4bit",
+    "load_in": "16bit",
     "chat_template": "qwen-3",
     "dataset": "trl-lib/Capybara",
     "dataset_config": None,
@@ -66,8 +66,8 @@ CHOSEN = {
     "max_steps": 500,
     "num_train_epochs": None,
     "max_length": 2048,
-    "batch_size": 8,
-    "gradient_accumulation": 2,
+    "batch_size": 4,
+    "gradient_accumulation": 1,
     "learning_rate": 0.0002,
     "lr_scheduler_type": "linear",
     "warmup_ratio": 0.03,
@@ -85,10 +85,12 @@ CHOSEN = {
     "sample_rows": 0,
     "trackio_project": "qwen3-8b",
     "trackio_space": None,
-    "packing": False,
+    "packing": True,
     "lora_targets": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
 }
-PREDICTED_PEAK_GIB = 13.96
+PREDICTED_PEAK_GIB = 17.18
+# The prediction holds while these are as planned.
+DECIDES_MEMORY = ("model", "load_in", "max_length", "batch_size", "lora_r", "optim")
 FILE_LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -220,7 +222,7 @@ def note(text):
 class Progress:
     """What the launcher follows, mixed into a trainer: token counts, and a line for every log."""
 
-    tokens_seen = tokens_trained = 0
+    tokens_seen = tokens_trained = largest_batch = 0
     startup_s = first_step_s = None
     tracker = None
     mark = (0, 0, 0.0)
@@ -235,6 +237,7 @@ class Progress:
         mask = inputs.get("attention_mask")
         self.tokens_seen += inputs["input_ids"].numel() if mask is None else mask.sum()
         self.tokens_trained += (inputs["labels"][:, 1:] != -100).sum()
+        self.largest_batch = max(self.largest_batch, inputs["input_ids"].numel())
         return super().training_step(model, inputs, *rest)
 
     def log(self, logs, *rest):
@@ -252,6 +255,15 @@ class Progress:
             line = f"step {step}/{self.state.max_steps} | loss {logs['loss']:.4f} | lr {logs['learning_rate']:.2e}"
             note(f"{line} | {speed:.0f} tok/s | eta {eta:.0f}s")
         self.mark = (step, seen, now)
+
+
+def take_peak(peaks, name):
+    """Note under that name the most GPU memory in use since the last call, in GiB."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        peaks[name] = max(peaks.get(name, 0), torch.cuda.max_memory_allocated() / 2**30)
+        torch.cuda.reset_peak_memory_stats()
 
 
 def reason(error):
@@ -729,21 +741,28 @@ def main(args):
         return given
 
     loss_before = loss_after = None
+    peaks = {}
+    take_peak(peaks, "load")
     if eval_data is not None:
         phase("evaluate")
         loss_before = trainer.evaluate()["eval_loss"]
+        take_peak(peaks, "evaluate")
     answers_before = answers()
+    take_peak(peaks, "answer")
     phase("train")
     # The same order of rows, whatever was drawn while checking.
     set_seed(args.seed)
     train_s = trainer.train().metrics["train_runtime"]
+    take_peak(peaks, "train")
     if eval_data is not None:
         phase("evaluate")
         loss_after = trainer.evaluate()["eval_loss"]
+        take_peak(peaks, "evaluate")
     samples = [
         {"prompt": words(messages[-2]), "expected": words(messages[-1]), "before": before, "after": after}
         for messages, before, after in zip(asked, answers_before, answers(), strict=True)
     ]
+    take_peak(peaks, "answer")
 
     # ---- Save and push -----------------------------------------------------------------------------------------------
 
@@ -758,10 +777,12 @@ def main(args):
 
     # ---- Result ------------------------------------------------------------------------------------------------------
 
+    as_planned = all(getattr(args, name) == CHOSEN[name] for name in DECIDES_MEMORY)
+    steps, first_step_s = trainer.state.global_step, trainer.first_step_s or train_s
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     result = {
         "status": "done",
-        "steps": trainer.state.global_step,
+        "steps": steps,
         "tokens_seen": int(trainer.tokens_seen),
         "tokens_trained": int(trainer.tokens_trained),
         "train_loss": sum(losses[-10:]) / max(len(losses[-10:]), 1) if losses else None,
@@ -771,9 +792,12 @@ def main(args):
         "tokens_per_second": int(trainer.tokens_seen) / train_s,
         "train_s": train_s,
         "startup_s": trainer.startup_s,
-        "first_step_s": trainer.first_step_s or train_s,
-        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
-        "predicted_peak_gib": PREDICTED_PEAK_GIB,
+        "first_step_s": first_step_s,
+        "step_s": (train_s - first_step_s) / (steps - 1) if steps > 1 else None,
+        "largest_batch_tokens": trainer.largest_batch,
+        "peak_gib": max(peaks.values(), default=None),
+        "peaks_gib": peaks,
+        "predicted_peak_gib": PREDICTED_PEAK_GIB if as_planned else None,
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "output_dir": str(output_dir.resolve()),
         "output_repo": output_repo,

@@ -29,13 +29,18 @@ FLAGS = {
     ),
 }  # fmt: skip
 
+# The prediction holds while these are as planned.
+_DECIDES_MEMORY = ("model", "load_in", "max_length", "batch_size", "lora_r", "optim", "image_size")
+
 
 def render(plan: Plan, stack: Stack) -> str:
     """The script of a plan: text that runs by itself with `uv run`."""
     chosen = {"model": plan.repo} | {name: getattr(plan, name) for name in FLAGS[plan.modality]}
     if "lora_targets" in chosen:
         chosen["lora_targets"] = ",".join(plan.lora_targets)
-    return _environment().get_template(TEMPLATES[plan.modality]).render(plan=plan, stack=stack, chosen=chosen)
+    template = _environment().get_template(TEMPLATES[plan.modality])
+    decides = tuple(name for name in _DECIDES_MEMORY if name in chosen)
+    return template.render(plan=plan, stack=stack, chosen=chosen, decides_memory=decides)
 
 
 def py(value: object) -> str:
