@@ -1,38 +1,97 @@
 """Seconds and dollars of a run, as pure functions.
 
-Deliberately simple: training is FLOPs over an assumed share of the card's published peak; start-up is a fixed part
-plus the download. Source of the FLOPs: 2 per weight and token forward, 2 for the gradient of the activations, and 2
-more for recomputing the forward pass under checkpointing (Kaplan et al., arXiv 2001.08361; frozen weights have no
-gradient of their own).
+A run is its start-up by parts, its training (`launcher.speed`), its evaluations, and saving and pushing. Every constant
+says whether it was measured, and where, or is assumed.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from launcher import memory, speed
 from launcher.catalog import Flavor, Gpu, Model
+from launcher.memory import Setup
 from launcher.plan import Cost, Duration
 
-_FLOPS_PER_WEIGHT = 6
-_ACHIEVED_SHARE = 0.30
-# The container, the installation, imports, the first step's compilation.
-_FIXED_STARTUP_S = 240
-_DOWNLOAD_BYTES_PER_S = 100e6
+# Assumed: until the image is there and the container runs.
+_MACHINE_S = 60
+# uv installs the pinned stack, 3 GB: measured 25 s (2 cores of a cloud machine, cold cache). An image that has it
+# comes with these 3 GB instead, at an assumed 100 MB/s, layer by layer.
+_INSTALL_S = 25
+_WARM_IMAGE_S = 30
+# Measured: 30 to 45 s on a fresh H100 machine, 16 s on 2 cores without a GPU.
+_IMPORT_S, _IMPORT_CPU_S = 40, 16
+# Assumed of the Hub's network to a cloud machine; many times that has been seen, and less.
+_DOWNLOAD_BYTES_PER_S = 200e6
+# A linear weight of a 4-bit upload with its scales and the layers that Unsloth's dynamic uploads leave in 16 bits;
+# everything else is in 16 bits.
+_UPLOAD_4BIT_BYTES = 0.65
+# From a warm file system to the GPU, quantised on the way: measured 4.5 to 5.4 s for Qwen3-4B (H100, bench/speed.py).
+_LOAD_S, _LOAD_BYTES_PER_S = 3, 3e9
+# Reading, chat template and tokenizer: 20,000 rows of 2 kB took 7 s longer than 200 (2 cores, bench/RESULTS.md), which
+# is more than a million tokens a second; half of it is assumed, as vocabularies are larger.
+_DATA_S, _DATA_TOKENS_PER_S = 8, 5e5
+# Assumed: a few rows are collated, decoded and looked at.
+_CHECK_S = 5
+# What compiling adds to the first steps (H100, bench/RESULTS.md; shared facts): the first step of the family's test
+# run and, where it compiles anew for each new shape, what its next 23 steps took above a compiled one.
+_COMPILE_TEXT_S = {"gemma-2": 5, "gemma-3": 150, "lfm2": 50, "lfm2.5": 50}
+_COMPILE_VISION_S = {"qwen3-vl": 130, "gemma-3": 240, "llama-3.2-vision": 145, "pixtral": 60}
+# Qwen and Llama text took 5 to 15 s; a vision model that is not known is taken for a slow one.
+_COMPILE_OTHERS_S = {"text": 15, "vision": 130}
+# Assumed: the adapter, in float32, with the tokenizer; then a commit to the Hub.
+_SAVE_S, _PUSH_BYTES_PER_S = 15, 50e6
 
 TIMEOUT_MARGIN = 1.5
 TIMEOUT_SLACK_S = 600
 TIMEOUT_MIN_S = 1800
 
 
-def tokens_per_second(model: Model, gpu: Gpu) -> float:
-    """Tokens a card is expected to train on per second."""
-    return gpu.bf16_tflops * 1e12 * _ACHIEVED_SHARE / (_FLOPS_PER_WEIGHT * model.arch.active_linear_parameters())
+@dataclass(frozen=True, slots=True)
+class Work:
+    """How much a run has to do.
+
+    `steps` optimizer steps of `rows_per_step` rows (packed rows where packing) each; `tokens_per_row` is the mean as
+    the model sees it, cut at the length limit; `eval_rows` are the rows of one evaluation, of which there are
+    `evaluations`; `packed` is how many of the dataset's rows one packed row holds.
+    """
+
+    steps: int
+    rows_per_step: int
+    tokens_per_row: float
+    eval_rows: int = 0
+    evaluations: int = 0
+    packed: float = 1
+
+    @property
+    def tokens(self) -> float:
+        """Tokens trained on in all."""
+        return self.steps * self.rows_per_step * self.tokens_per_row
 
 
-def expected(model: Model, gpu: Gpu, tokens: int, load_in: str) -> Duration:
-    """The run's expected seconds for that many training tokens."""
-    download = model.params * (0.65 if load_in == "4bit" else 2) / _DOWNLOAD_BYTES_PER_S
-    startup = round(_FIXED_STARTUP_S + download)
-    train = round(tokens / tokens_per_second(model, gpu))
-    return Duration(startup_s=startup, train_s=train, total_s=startup + train)
+def expected(model: Model, gpu: Gpu, setup: Setup, work: Work, *, warm_image: bool = False) -> Duration:
+    """The run's expected seconds; `warm_image` where the image brings the training stack.
+
+    `parts` are all but the training; the start-up is what of them comes before it.
+    """
+    step_s = speed.optimizer_step(model, gpu, setup, work.rows_per_step, work.tokens_per_row, work.packed)
+    before = {name: round(seconds) for name, seconds in _startup(model, gpu, setup, work, warm_image).items()}
+    after = {
+        "evaluate": round(
+            work.evaluations
+            * speed.evaluation(model, gpu, setup, work.eval_rows, work.tokens_per_row / work.packed)
+        ),
+        "save": round(_SAVE_S + 4 * memory.adapter_parameters(model, setup) / _PUSH_BYTES_PER_S),
+    }  # fmt: skip
+    startup, train = sum(before.values()), round(work.steps * step_s)
+    return Duration(
+        startup_s=startup,
+        train_s=train,
+        total_s=startup + train + sum(after.values()),
+        parts=before | after,
+        tokens_per_second=round(work.rows_per_step * work.tokens_per_row / step_s, 1),
+        measured=speed.is_measured(gpu, setup),
+    )
 
 
 def timeout(total_s: int) -> int:
@@ -48,3 +107,32 @@ def cost(flavor: Flavor, total_s: int, timeout_s: int) -> Cost:
         expected_usd=round(flavor.usd_per_hour * total_s / 3600, 2),
         max_usd=round(flavor.usd_per_hour * timeout_s / 3600, 2),
     )
+
+
+def download_bytes(model: Model, load_in: str) -> float:
+    """Bytes of the weights that a run downloads: a 4-bit upload where there is one and it is wanted."""
+    if load_in != "4bit" or model.repo_4bit is None:
+        return 2.0 * model.params
+    linear = min(model.arch.linear_parameters(), model.params)
+    return _UPLOAD_4BIT_BYTES * linear + 2.0 * (model.params - linear)
+
+
+def _startup(model: Model, gpu: Gpu, setup: Setup, work: Work, warm_image: bool) -> dict[str, float]:
+    on_cpu, weights = speed.is_cpu(gpu), download_bytes(model, "16bit" if speed.is_cpu(gpu) else setup.load_in)
+    # Pictures are decoded when they are used.
+    prepared = work.tokens if setup.modality == "text" else 0
+    return {
+        "machine": _MACHINE_S + (_WARM_IMAGE_S if warm_image else 0),
+        "install": 0 if warm_image else _INSTALL_S,
+        "import": _IMPORT_CPU_S if on_cpu else _IMPORT_S,
+        "download": weights / _DOWNLOAD_BYTES_PER_S,
+        "load": _LOAD_S + weights / _LOAD_BYTES_PER_S,
+        "data": _DATA_S + prepared / _DATA_TOKENS_PER_S,
+        "check": _CHECK_S,
+        "compile": 0 if on_cpu else _compile(model, setup),
+    }
+
+
+def _compile(model: Model, setup: Setup) -> float:
+    known = _COMPILE_VISION_S if setup.modality == "vision" else _COMPILE_TEXT_S
+    return known.get(str(model.family), _COMPILE_OTHERS_S[setup.modality])

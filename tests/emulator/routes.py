@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from urllib.parse import unquote
 
-from tests.emulator import accounts, buckets, files, jobs, repos, xet
+from tests.emulator import accounts, buckets, files, jobs, repos, viewer, xet
 from tests.emulator.http import Request, Response
 from tests.emulator.state import State
 
@@ -70,6 +70,9 @@ ROUTES: dict[str, Handler] = {
     "POST /{prefix}{repo}.git/info/lfs/objects/batch": files.lfs_batch,
     "PUT /lfs-objects/{hash}": files.lfs_put,
     "GET /{prefix}{repo}/resolve/{revision}/{path}": files.resolve,
+    # The dataset viewer, which has an address of its own at the real Hub
+    "GET /size": viewer.size,
+    "GET /rows": viewer.rows,
     # The content store
     "GET /cas/{store}/v1/chunks/{prefix_}/{hash}": xet.unsupported,
     "POST /cas/{store}/v1/xorb-grants/{prefix_}/{hash}": xet.unsupported,
