@@ -1,17 +1,24 @@
-"""What each flavor would do with a run, and which one is taken."""
+"""What each machine would do with a run, and which one is taken."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from launcher import duration, memory
-from launcher.catalog import Flavor, Gpu, Model
-from launcher.errors import RefusedError
-from launcher.memory import Setup
-from launcher.plan import Duration, Offer
+from launcher import duration, host, memory
+from launcher.catalog import Flavor, Gpu
+from launcher.memory import Footprint, Setup
+from launcher.plan import Duration, Host, Offer
+from launcher.workload import Step, Workload
 
-# The share of a card's plannable memory that a chosen batch may fill; the estimate's own error fits in the rest.
-_FILL = 0.85
+Prefer = Literal["cheap", "fast"]
+
+# The share of the plannable memory that a chosen batch may fill. The reserve stands apart already; what is left is for
+# the formula's own error (2 % at worst too low) and for a batch whose rows are all as long as allowed.
+FILL = 0.90
+# A larger batch is taken unless it takes more than this many times as long: its rows are padded to the longest.
+_SLOWER = 1.02
 _CPU_BATCH = 4
 # On a CPU the script trains in float32: twice what the estimate for 16 bits says.
 _FLOAT32_SHARE = 0.5
@@ -21,18 +28,35 @@ _CPU_TFLOPS = 0.4
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """One flavor with the micro-batch it would run; `peak_gib` is per GPU."""
+    """One machine with the micro-batch it would run; memory is per GPU. `why_not` is None where the run fits."""
 
     flavor: Flavor
     gpu: Gpu
-    batch_size: int
-    peak_gib: float
-    fits: bool
+    setup: Setup
+    step: Step
+    footprint: Footprint
+    host: Host
     duration: Duration
+    why_not: str | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the GPU's memory, the RAM and the disk all hold the run."""
+        return self.why_not is None
+
+    @property
+    def room(self) -> float:
+        """GiB that may be planned with."""
+        return memory.available(self.gpu)
+
+    @property
+    def headroom(self) -> float:
+        """Share of the plannable memory that stays free; below 0 where the run is too large."""
+        return 1 - self.footprint.peak / self.room
 
     @property
     def usd(self) -> float:
-        """Expected dollars of the whole run."""
+        """Expected dollars of the whole run, its start-up included."""
         return self.flavor.usd_per_hour * self.duration.total_s / 3600
 
     def offer(self) -> Offer:
@@ -40,46 +64,98 @@ class Fit:
         return Offer(
             flavor=self.flavor.name,
             fits=self.fits,
-            peak_gib=round(self.peak_gib, 2),
+            peak_gib=round(self.footprint.peak, 2),
             total_s=self.duration.total_s if self.fits else None,
             expected_usd=round(self.usd, 2) if self.fits else None,
+            batch_size=self.setup.batch_size,
+            headroom=round(self.headroom, 3),
+            why_not=self.why_not,
         )
 
 
-def survey(flavors: list[Flavor], model: Model, setup: Setup, batches: list[int], tokens: int) -> list[Fit]:
-    """Every flavor that has a GPU, the ones that fit first, the cheapest run first among them."""
-    fits = [_fit(flavor, flavor.gpu, model, setup, batches, tokens) for flavor in flavors if flavor.gpu]
-    return sorted(fits, key=lambda fit: (not fit.fits, fit.usd))
+def survey(flavors: Iterable[Flavor], workload: Workload, prefer: Prefer = "cheap") -> list[Fit]:
+    """Every flavor whose GPU is known, the ones that fit first, and the best of them first."""
+    cards: dict[Gpu, _Card] = {}
+    fits = []
+    for flavor in flavors:
+        if flavor.gpu is not None:
+            card = cards.get(flavor.gpu) or _Card(workload, flavor.gpu)
+            cards[flavor.gpu] = card
+            fits.append(card.on(flavor))
+    return ranked(fits, prefer)
 
 
-def cheapest(fits: list[Fit], model: Model) -> Fit:
-    """The cheapest run on one GPU; `RefusedError` where there is none."""
-    single = _single(fits)
-    if not single:
-        raise RefusedError(f"{model.alias} fits on no flavor like this.", _what_fits(single))
-    return single[0]
+def ranked(fits: Iterable[Fit], prefer: Prefer) -> list[Fit]:
+    """The machines that hold the run first, and among them the cheapest run, or the shortest; ties go by the other."""
+
+    def rank(fit: Fit) -> tuple[bool, float, float]:
+        by_time, by_price = fit.duration.total_s, fit.usd
+        return (not fit.fits, by_time, by_price) if prefer == "fast" else (not fit.fits, by_price, by_time)
+
+    return sorted(fits, key=rank)
 
 
-def at(place: Flavor, fits: list[Fit], model: Model, setup: Setup, batches: list[int], tokens: int) -> Fit:
-    """The run on one given machine, on its CPU where it has no GPU; `RefusedError` where it can't be."""
-    if place.gpu is None:
-        batches = [size for size in batches if size <= _CPU_BATCH] or [min(batches)]
-    gpu = place.gpu or _host_memory(place)
-    fit = _fit(place, gpu, model, setup, batches, tokens)
-    if not fit.fits:
-        where, hint = place.name, _what_fits(_single(fits))
-        if not place.usd_per_hour:
-            where, hint = "this machine", "Leave --local away to run it on Jobs, or try a smaller model."
-        raise RefusedError(
-            f"{model.alias} does not fit on {where}: it needs {fit.peak_gib:.1f} GiB at batch {fit.batch_size} and "
-            f"length {setup.max_length}, and {memory.available(gpu):.1f} GiB of its {gpu.title} can be used.",
-            hint,
-        )
-    return fit
+def at(place: Flavor, workload: Workload, *, local: bool = False) -> Fit:
+    """The run on one given machine, on its CPU where it has no GPU; `local` where the stack is installed there."""
+    if place.gpu is not None:
+        return _Card(workload, place.gpu, local=local).on(place)
+    return _Card(workload, _host_memory(place), cpu=True, local=local).on(place)
 
 
-def _single(fits: list[Fit]) -> list[Fit]:
+def single(fits: Iterable[Fit]) -> list[Fit]:
+    """Those of the offers that may be chosen: they fit, and have no GPU that the script would leave idle."""
     return [fit for fit in fits if fit.fits and fit.flavor.num_gpus == 1]
+
+
+class _Card:
+    """A run on one kind of GPU: what does not depend on the rest of the machine is worked out once."""
+
+    def __init__(self, workload: Workload, gpu: Gpu, *, cpu: bool = False, local: bool = False) -> None:
+        self.workload, self.gpu, self.cpu, self.local = workload, gpu, cpu, local
+        self.step = workload.step(None if cpu else gpu)
+        self.work = workload.work(self.step)
+        self.room = memory.available(gpu)
+        sizes = workload.batches(self.step)
+        if cpu:
+            sizes = [size for size in sizes if size <= _CPU_BATCH] or sizes[:1]
+        self.sizes = sizes
+        self._known: dict[int, tuple[Setup, Footprint, Host]] = {}
+        self._durations: dict[int, Duration] = {}
+
+    def on(self, flavor: Flavor) -> Fit:
+        """The largest micro-batch within the fill and the machine's RAM that pays, else the smallest."""
+        roomy = [size for size in self.sizes if self._roomy(size, flavor)] or self.sizes[:1]
+        fastest = min(self._duration(size).train_s for size in roomy)
+        batch = max(size for size in roomy if self._duration(size).train_s <= fastest * _SLOWER)
+        setup, footprint, needed = self._at(batch)
+        short = None if footprint.peak <= self.room else self._short(footprint)
+        if short is None:
+            short = host.lacking(needed, flavor)
+        return Fit(flavor, self.gpu, setup, self.step, footprint, needed, self._duration(batch), short)
+
+    def _roomy(self, batch: int, flavor: Flavor) -> bool:
+        _, footprint, needed = self._at(batch)
+        return footprint.peak <= self.room * FILL and (self.cpu or needed.ram_gb <= flavor.ram_gb)
+
+    def _at(self, batch: int) -> tuple[Setup, Footprint, Host]:
+        if batch not in self._known:
+            setup = self.workload.at_batch(batch)
+            footprint = memory.footprint(self.workload.model, setup, None if self.cpu else self.gpu)
+            needed = host.needs(self.workload, setup, gpu=not self.cpu, installed=self.local)
+            if self.cpu:
+                ram = footprint.peak / _FLOAT32_SHARE * memory.GIB / 1e9
+                needed = needed.model_copy(update={"ram_gb": round(ram, 1)})
+            self._known[batch] = setup, footprint, needed
+        return self._known[batch]
+
+    def _duration(self, batch: int) -> Duration:
+        if batch not in self._durations:
+            setup, _, _ = self._at(batch)
+            self._durations[batch] = duration.expected(self.workload.model, self.gpu, setup, self.work)
+        return self._durations[batch]
+
+    def _short(self, footprint: Footprint) -> str:
+        return f"memory: needs {footprint.peak:.1f} GiB, has {self.room:.1f} GiB"
 
 
 def _host_memory(place: Flavor) -> Gpu:
@@ -95,16 +171,6 @@ def _host_memory(place: Flavor) -> Gpu:
     )
 
 
-def _fit(flavor: Flavor, gpu: Gpu, model: Model, setup: Setup, batches: list[int], tokens: int) -> Fit:
-    """The flavor with the largest of the micro-batches that stays within the fill, else the smallest."""
-    room = memory.available(gpu)
-    peaks = {size: memory.footprint(model, replace(setup, batch_size=size)).peak for size in batches}
-    batch = max((size for size in batches if peaks[size] <= room * _FILL), default=min(batches))
-    expected = duration.expected(model, gpu, tokens, setup.load_in)
-    return Fit(flavor, gpu, batch, peaks[batch], peaks[batch] <= room, expected)
-
-
-def _what_fits(single: list[Fit]) -> str:
-    if not single:
-        return "It fits on no flavor like this: try --load-in 4bit or a shorter --max-length."
-    return "It fits on " + ", ".join(f"{fit.flavor.name} (about ${fit.usd:.2f})" for fit in single[:3]) + "."
+def without_time(fit: Fit) -> Fit:
+    """The same on this machine, whose speed nobody knows and nobody pays for."""
+    return replace(fit, duration=Duration(startup_s=0, train_s=0, total_s=0))

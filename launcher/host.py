@@ -1,0 +1,105 @@
+"""What the machine around the GPU must hold, RAM and disk, as a pure function; GB are 10^9 bytes.
+
+Measured on this project's machines where it says so; what is assumed says that too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launcher.catalog import Flavor
+from launcher.memory import Setup, adapter_parameters
+from launcher.plan import Host
+from launcher.workload import Workload
+
+_GB = 1e9
+# `du` of the script's environment, CUDA libraries included (torch 2.14, Python 3.11): 5.9 GB. The image and the
+# caches of the kernels that are compiled come on top.
+_STACK_GB = 7.0
+# Python with torch, CUDA, Unsloth and the workers that compile kernels; assumed, rounded up.
+_PROCESS_GB = 5.0
+# Weights are read through a memory map, a shard at a time; this is how large uploads make them.
+_SHARD_GB = 5.0
+_STREAM_GB = 1.0
+# An upload in NF4: 0.516 bytes a weight of the linear layers with their scales; Unsloth's dynamic uploads leave some
+# layers in 16 bits, assumed to be one in thirty. Embeddings and all else are in 16 bits.
+_NF4_BYTES = 0.57
+# A saved adapter weight in float32 and, in a checkpoint, its two 8-bit moments.
+_ADAPTER_BYTES = 4 + 2
+# Of a GGUF export: the 16-bit file that is quantised, and the result at 4 to 5 bits.
+_GGUF_BYTES = 2 + 0.65
+
+
+def needs(
+    workload: Workload,
+    setup: Setup,
+    *,
+    gpu: bool = True,
+    installed: bool = False,
+    merge: bool = False,
+    gguf: bool = False,
+) -> Host:
+    """RAM and disk of a run with that micro-batch.
+
+    `installed` where the training stack is on the machine already; `merge` and `gguf` where a 16-bit copy or a GGUF
+    file is to be written (a merge needs the 16-bit weights too, which a 4-bit run did not download). A dataset of
+    unknown size counts nothing.
+    """
+    model = workload.model
+    weights = model.params * 2 / _GB
+    loading = min(weights, _SHARD_GB)
+    training = _offloaded(workload, setup) if gpu else 0
+    merging = min(2 * weights, 2 * _SHARD_GB) if merge or gguf else 0
+    disk = (
+        (0 if installed else _STACK_GB)
+        + download_gb(workload, setup.load_in)
+        + (workload.dataset_gb or 0)
+        + adapter_parameters(model, setup) * _ADAPTER_BYTES / _GB
+    )
+    if merge or gguf:
+        disk += weights + (weights if setup.load_in == "4bit" else 0)
+    if gguf:
+        disk += model.params * _GGUF_BYTES / _GB
+    ram = _PROCESS_GB + max(loading, training, merging) + (_STREAM_GB if workload.streaming else 0)
+    return Host(ram_gb=round(ram, 1), disk_gb=round(disk, 1))
+
+
+def download_gb(workload: Workload, load_in: str) -> float:
+    """GB of weights that are downloaded: those of the 4-bit upload where there is one; none for a local folder."""
+    model = workload.model
+    if Path(model.repo).is_absolute():
+        return 0
+    if load_in == "16bit" or model.repo_4bit is None:
+        return model.params * 2 / _GB
+    linear = min(model.arch.linear_parameters(), model.params)
+    return (linear * _NF4_BYTES + (model.params - linear) * 2) / _GB
+
+
+def lacking(needed: Host, flavor: Flavor) -> str | None:
+    """What the machine has too little of, in words; None where it holds the run."""
+    for name, need, has in (("RAM", needed.ram_gb, flavor.ram_gb), ("disk", needed.disk_gb, flavor.disk_gb)):
+        if need > has:
+            return f"{name}: needs {need:.0f} GB, has {has:.0f} GB"
+    return None
+
+
+def _offloaded(workload: Workload, setup: Setup) -> float:
+    """GB of layer inputs that checkpointing keeps in pinned host memory, a block a layer but the last.
+
+    Source: unsloth_zoo 2026.10.9, `gradient_checkpointing.py`: `CPU_BUFFERS`, in 16 bits; torch's pinned allocator
+    rounds each block up to a power of two (`CachingHostAllocator.h`). Plain TRL keeps them on the GPU.
+    """
+    if setup.engine == "trl":
+        return 0
+    model, side = workload.model, setup.image_size
+    rows = setup.batch_size
+    total = (model.arch.num_layers - 1) * _pinned(rows * setup.max_length * model.arch.hidden_size * 2)
+    if setup.modality == "vision" and model.vision is not None and side:
+        patches = rows * setup.images * model.vision.patches(side)
+        total += model.vision.num_layers * _pinned(patches * model.vision.hidden_size * 2)
+    return total / _GB
+
+
+def _pinned(size: int) -> int:
+    """Bytes that a pinned block of that size takes."""
+    return 1 << (size - 1).bit_length()
