@@ -1,32 +1,32 @@
-"""The command line: flags to a `RunSpec`, calls, and the only place that prints or exits."""
+"""The command line: flags to a `RunSpec`, calls, and text: only here and in `session` is anything printed."""
 
 from __future__ import annotations
 
-import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
-from launcher import __version__
-from launcher.errors import JobFailedError, LauncherError, RequestError
+from launcher import __version__, session
+from launcher.consoles import err, out
+from launcher.errors import LauncherError, RequestError, ServiceError
 from launcher.options import CONTEXT, takes_spec
 from launcher.spec import RunSpec
 
 if TYPE_CHECKING:
-    from launcher.backends.base import Backend, Job, JobRequest
-    from launcher.follow import Outcome
+    from rich.console import Console
+
+    from launcher.backends.base import JobRequest
+    from launcher.catalog import Catalog
+    from launcher.checkpoint import Weights
+    from launcher.dataset import DataSize
     from launcher.plan import Plan
 
 app = typer.Typer(
     context_settings=CONTEXT, rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False
 )
-err = Console(stderr=True, highlight=False)
-out = Console(highlight=False)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the result.")]
@@ -39,9 +39,11 @@ def main() -> None:
     try:
         app()
     except LauncherError as error:
-        err.print(Text.assemble(("error: ", "bold red"), error.message))
+        from rich.text import Text
+
+        err().print(Text.assemble(("error: ", "bold red"), error.message))
         if error.hint:
-            err.print(Text(error.hint))
+            err().print(Text(error.hint))
         sys.exit(error.exit_code)
 
 
@@ -86,21 +88,28 @@ def run(
     from launcher import backends
 
     backend = backends.get("local" if asked.local else "hub")
-    plan = _plan(asked, user=backend.user() if not asked.local else None)
+    plan = _plan(asked, user=backend.user() if not asked.local else None, online=not asked.local)
     if not quiet:
         _show_plan(plan)
-    _submit_and_follow(backend, _request(plan), detach=detach, as_json=as_json, quiet=quiet)
+    session.submit(backend, _request(plan), detach=detach, as_json=as_json, quiet=quiet)
 
 
 @app.command()
 @takes_spec
-def plan(asked: RunSpec | None, as_json: Json = False) -> None:
-    """Say what a run needs, how long it takes and what it costs, on every flavor."""
-    made = _plan(_needed(asked))
+def plan(
+    asked: RunSpec | None,
+    online: Annotated[bool, typer.Option("--online", help="Ask the Hub how large the dataset is.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a run needs, how long it takes and what it costs, on every flavor.
+
+    Without --online the network is used only for the configuration of a model that `launch models` does not list.
+    """
+    made = _plan(_needed(asked), online=online)
     if as_json:
         print(made.model_dump_json(indent=2))
     else:
-        _show_plan(made, out)
+        _show_plan(made, out())
 
 
 @app.command()
@@ -125,13 +134,13 @@ def demo(as_json: Json = False) -> None:
     from launcher import backends
     from launcher import demo as demonstration
 
-    err.print("[bold]launch demo[/]: SmolLM2-135M learns what the Jobs flavors are, on this CPU.")
-    with err.status("getting the model ready (once)") as status:
+    err().print("[bold]launch demo[/]: SmolLM2-135M learns what the Jobs flavors are, on this CPU.")
+    with err().status("getting the model ready (once)") as status:
         demonstration.model_folder(lambda line: status.update(f"getting the model ready (once): {line.strip()[:60]}"))
     plan = _plan(demonstration.spec())
     _show_plan(plan)
-    _submit_and_follow(backends.get("local"), _request(plan), as_json=as_json, terse=True)
-    err.print(
+    session.submit(backends.get("local"), _request(plan), as_json=as_json, terse=True)
+    err().print(
         "That was the script a Job gets. On a GPU: [bold]launch --model qwen3-8b --dry-run[/] says what it takes."
     )
 
@@ -143,21 +152,51 @@ def models(as_json: Json = False) -> None:
 
     known = catalog.load().models.values()
     if as_json:
-        _print_json([model.model_dump() for model in known])
+        session.print_json([model.model_dump() for model in known])
     else:
-        out.print(show.models_table(known))
+        out().print(show.models_table(known))
 
 
 @app.command()
-def flavors(as_json: Json = False) -> None:
+def flavors(
+    as_json: Json = False,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Ask the service for its list, keep it, and say what has changed.")
+    ] = False,
+) -> None:
     """List the machines of the Jobs service."""
-    from launcher import catalog, show
+    from launcher import catalog
 
-    known = catalog.load().flavors.values()
+    if refresh:
+        _refresh()
+    tables = catalog.load()
+    known = tables.flavors.values()
     if as_json:
-        _print_json([flavor.model_dump() for flavor in known])
-    else:
-        out.print(show.flavors_table(known))
+        session.print_json([flavor.model_dump() for flavor in known])
+        return
+    from launcher import show
+
+    out().print(show.flavors_table(known))
+    err().print(f"{tables.flavors_from}; `launch flavors --refresh` asks the service for today's", style="dim")
+    _say_notices(tables)
+
+
+@app.command()
+def calibrate(
+    names: Annotated[
+        list[str], typer.Argument(help="A run's id, or a log with its plan.json beside it.", metavar="RUN...")
+    ],
+    header: Annotated[bool, typer.Option("--header", help="The names of the columns first.")] = False,
+) -> None:
+    """Print what ended runs measured, as rows for launcher/data/measurements.csv."""
+    from launcher import calibrate, catalog
+
+    tables = catalog.load()
+    measured = [calibrate.measure(name, tables) for name in names]
+    for item in measured:
+        for note in item.notes:
+            err().print(note, style="yellow", markup=False)
+    sys.stdout.write(calibrate.table(measured, header))
 
 
 @app.command()
@@ -171,9 +210,9 @@ def ps(
 
     jobs = backends.list_jobs(every=every, names=["local"] if local else None)
     if as_json:
-        _print_json([job.as_dict() for job in jobs])
+        session.print_json([job.as_dict() for job in jobs])
     else:
-        out.print(show.jobs_table(jobs))
+        out().print(show.jobs_table(jobs))
 
 
 @app.command()
@@ -193,7 +232,7 @@ def wait(job: JobId, as_json: Json = False, quiet: Quiet = False) -> None:
     from launcher import backends
 
     backend = backends.find(job)
-    _follow(backend, backend.inspect(job), as_json=as_json, quiet=quiet)
+    session.follow(backend, backend.inspect(job), as_json=as_json, quiet=quiet)
 
 
 @app.command()
@@ -203,13 +242,9 @@ def cancel(job: JobId, as_json: Json = False) -> None:
 
     ended = backends.find(job).cancel(job)
     if as_json:
-        _print_json(ended.as_dict())
+        session.print_json(ended.as_dict())
     else:
-        err.print(f"{ended.id}: {ended.stage}")
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2))
+        err().print(f"{ended.id}: {ended.stage}")
 
 
 def _needed(asked: RunSpec | None) -> RunSpec:
@@ -218,17 +253,62 @@ def _needed(asked: RunSpec | None) -> RunSpec:
     return asked
 
 
-def _plan(asked: RunSpec, user: str | None = None) -> Plan:
-    from launcher import backends, catalog, machine, planner
+def _plan(asked: RunSpec, user: str | None = None, online: bool = False) -> Plan:
+    from launcher import catalog, machine, planner
 
+    tables = catalog.load()
+    _say_notices(tables)
     return planner.make_plan(
         asked,
-        catalog.load(),
+        tables,
         today=datetime.now(UTC).date(),
         user=user,
         here=machine.here() if asked.local else None,
-        fetch_config=lambda repo, revision: backends.get("hub").read_config(repo, revision),
+        fetch_config=_read_config,
+        fetch_weights=_read_weights,
+        look_up=_dataset_size if online else None,
     )
+
+
+def _read_config(repo: str, revision: str | None) -> dict[str, Any]:
+    from launcher import backends
+
+    return backends.get("hub").read_config(repo, revision)
+
+
+def _read_weights(repo: str, revision: str | None, four_bits: bool) -> Weights | None:
+    from launcher.backends.hub import HubBackend
+
+    return HubBackend().read_weights(repo, revision, four_bits)
+
+
+def _dataset_size(dataset: str, config: str | None, split: str, revision: str | None) -> DataSize:
+    from launcher.backends.hub import HubBackend
+
+    return HubBackend().dataset_size(dataset, config, split, revision)
+
+
+def _refresh() -> None:
+    """Take the service's list, and say on stderr what is different from the one before."""
+    from launcher import catalog, hardware, show
+    from launcher.backends.hub import HubBackend
+
+    listed, problems = HubBackend().hardware()
+    if not listed:
+        raise ServiceError("the service lists no flavor that this version understands.", "Try again later.")
+    before = catalog.load().flavors
+    hardware.keep(listed)
+    after = catalog.load().flavors
+    err().print(show.changes_view(hardware.changes(before, after)))
+    unknown = [f"{flavor.name} ({flavor.accelerator})" for flavor in after.values() if flavor.accelerator]
+    problems += [f"nothing can be planned on {name}: its GPU is not known here" for name in unknown]
+    for problem in problems:
+        err().print(problem, style="yellow", markup=False)
+
+
+def _say_notices(tables: Catalog) -> None:
+    for notice in tables.notices:
+        err().print(notice, style="yellow", markup=False)
 
 
 def _request(plan: Plan) -> JobRequest:
@@ -237,90 +317,17 @@ def _request(plan: Plan) -> JobRequest:
     return request.from_plan(plan, catalog.load())
 
 
-def _show_plan(plan: Plan, console: Console = err) -> None:
-    from launcher import catalog, show
+def _show_plan(plan: Plan, console: Console | None = None) -> None:
+    from launcher import catalog, plan_view
 
-    console.print(show.plan_view(plan, catalog.load()))
+    (console or err()).print(plan_view.plan_view(plan, catalog.load()))
 
 
 def _dry_run(plan: Plan, as_json: bool) -> None:
     request = _request(plan)
     if as_json:
         whole = {"plan": plan.model_dump(mode="json"), "job": request.describe(), "script": request.script}
-        _print_json(whole)
+        session.print_json(whole)
     else:
         _show_plan(plan)
-        err.print(f"[dim]dry run: nothing was submitted. It would run[/] {' '.join(request.describe()['command'])}")
-
-
-def _submit_and_follow(
-    backend: Backend,
-    request: JobRequest,
-    *,
-    detach: bool = False,
-    as_json: bool = False,
-    quiet: bool = False,
-    terse: bool = False,
-) -> None:
-    backend.check(request)
-    job = backend.submit(request)
-    if not quiet:
-        err.print(f"[bold]{job.id}[/] {job.url}")
-    if not detach:
-        _follow(backend, job, as_json=as_json, quiet=quiet, terse=terse)
-    elif as_json:
-        _print_json(job.as_dict())
-    else:
-        err.print(f"[dim]follow it with[/] launch logs -f {job.id}")
-        if quiet:
-            print(job.id)
-
-
-def _follow(backend: Backend, job: Job, *, as_json: bool, quiet: bool, terse: bool = False) -> None:
-    """Show a run until it ends, print its outcome and exit by it."""
-    from launcher import follow
-    from launcher.backends import base
-    from launcher.live import Live
-
-    progress = follow.Progress()
-    try:
-        with Live(err, job, _rate(job.flavor), quiet=quiet, terse=terse) as live:
-            for line, _ in follow.watch(backend.logs(job.id, follow=True), progress):
-                live.update(line, progress)
-        ended = base.wait(backend, job.id)
-    except KeyboardInterrupt:
-        _interrupted(backend, job)
-    else:
-        _finish(ended, follow.outcome(ended, progress), as_json)
-
-
-def _rate(flavor: str) -> float:
-    from launcher import catalog
-
-    known = catalog.load().flavors
-    return known[flavor].usd_per_hour if flavor in known else 0
-
-
-def _interrupted(backend: Backend, job: Job) -> NoReturn:
-    if backend.name == "local":
-        backend.cancel(job.id)
-        err.print(f"\ninterrupted: {job.id} was stopped. --detach starts a run that outlives its terminal.")
-    else:
-        err.print(
-            f"\n{job.id} goes on, and so does its bill. `launch wait {job.id}` comes back to it, "
-            f"`launch cancel {job.id}` stops it."
-        )
-    raise typer.Exit(130)
-
-
-def _finish(job: Job, outcome: Outcome, as_json: bool) -> None:
-    from launcher import show
-
-    if as_json:
-        _print_json(job.as_dict() | {"result": outcome.result})
-    if outcome.exit_code:
-        failure = JobFailedError(outcome.message, outcome.hint)
-        failure.exit_code = outcome.exit_code
-        raise failure
-    if outcome.result and not as_json:
-        out.print(show.result_view(outcome.result))
+        err().print(f"[dim]dry run: nothing was submitted. It would run[/] {' '.join(request.describe()['command'])}")

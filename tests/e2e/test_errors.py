@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -73,3 +74,25 @@ def test_a_service_that_fails_is_said_to_fail(hub: Hub) -> None:
     assert answer.returncode == 4, answer.stderr
     assert "Traceback" not in answer.stderr
     assert not hub.jobs
+
+
+def test_a_plan_asks_the_hub_for_nothing_unless_it_is_told_to(hub: Hub) -> None:
+    def plan(*args: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | hub.env() | {"LAUNCH_DATASET_VIEWER": hub.url}
+        return subprocess.run(
+            [LAUNCH, *args, "--model", "qwen3-8b", "--dataset", "tester/rows"],
+            env=environment, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    rows = b"\n".join(b'{"text": "a row of words"}' for _ in range(1600))
+    hub.add_repo("tester/rows", type="dataset", files={"train.jsonl": rows})
+    before = len(hub.requests)
+    for command in (["plan"], ["--dry-run"], ["render"]):
+        assert plan(*command).returncode == 0
+    refused = plan("plan", "--num-train-epochs", "2")
+    assert (refused.returncode, "--dataset-rows" in refused.stderr) == (2, True)
+    assert len(hub.requests) == before
+    answer = plan("plan", "--num-train-epochs", "2", "--online", "--json")
+    assert answer.returncode == 0, answer.stderr
+    assert "1600" in json.loads(answer.stdout)["reasons"]["duration"].replace(",", "")
+    assert len(hub.requests) > before

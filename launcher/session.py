@@ -1,0 +1,109 @@
+"""A run as its terminal sees it: submitted, followed to its end, its outcome printed and taken over."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+from launcher import consoles
+from launcher.errors import JobFailedError, RequestError
+
+if TYPE_CHECKING:
+    from launcher.backends.base import Backend, Job, JobRequest
+    from launcher.follow import Outcome
+    from launcher.plan import Plan
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, indent=2))
+
+
+def submit(
+    backend: Backend,
+    request: JobRequest,
+    *,
+    detach: bool = False,
+    as_json: bool = False,
+    quiet: bool = False,
+    terse: bool = False,
+) -> None:
+    """Check the request, start it, and follow it unless `detach`."""
+    backend.check(request)
+    job = backend.submit(request)
+    if not quiet:
+        consoles.err().print(f"[bold]{job.id}[/] {job.url}")
+    if not detach:
+        follow(backend, job, as_json=as_json, quiet=quiet, terse=terse)
+    elif as_json:
+        print_json(job.as_dict())
+    else:
+        consoles.err().print(f"[dim]follow it with[/] launch logs -f {job.id}")
+        if quiet:
+            print(job.id)
+
+
+def follow(backend: Backend, job: Job, *, as_json: bool, quiet: bool, terse: bool = False) -> None:
+    """Show a run until it ends, print its outcome and exit by it."""
+    from launcher import follow
+    from launcher.backends import base
+    from launcher.live import Live
+
+    progress = follow.Progress()
+    try:
+        with Live(consoles.err(), job, _rate(job.flavor), quiet=quiet, terse=terse) as live:
+            for line, _ in follow.watch(backend.logs(job.id, follow=True), progress):
+                live.update(line, progress)
+        ended = base.wait(backend, job.id)
+    except KeyboardInterrupt:
+        _interrupted(backend, job)
+    else:
+        _finish(ended, follow.outcome(ended, progress), as_json)
+
+
+def _rate(flavor: str) -> float:
+    from launcher import catalog
+
+    known = catalog.load().flavors
+    return known[flavor].usd_per_hour if flavor in known else 0
+
+
+def _interrupted(backend: Backend, job: Job) -> NoReturn:
+    if backend.name == "local":
+        backend.cancel(job.id)
+        text = f"\ninterrupted: {job.id} was stopped. --detach starts a run that outlives its terminal."
+    else:
+        text = (
+            f"\n{job.id} goes on, and so does its bill. `launch wait {job.id}` comes back to it, "
+            f"`launch cancel {job.id}` stops it."
+        )
+    consoles.err().print(text)
+    raise typer.Exit(130)
+
+
+def _finish(job: Job, outcome: Outcome, as_json: bool) -> None:
+    if as_json:
+        print_json(job.as_dict() | {"result": outcome.result})
+    if outcome.exit_code:
+        failure = JobFailedError(outcome.message, outcome.hint)
+        failure.exit_code = outcome.exit_code
+        raise failure
+    if outcome.result and not as_json:
+        from launcher import show
+
+        began, ended = job.started_at, job.finished_at
+        took_s = (ended - began).total_seconds() if began and ended else None
+        consoles.out().print(show.result_view(outcome.result, _plan_of(job.id), took_s, _rate(job.flavor)))
+
+
+def _plan_of(job_id: str) -> Plan | None:
+    """The plan that this launcher kept, where it did and can still read it."""
+    from launcher import runs
+
+    run = runs.find(job_id)
+    try:
+        return run.plan() if run else None
+    except RequestError:
+        return None
