@@ -38,7 +38,7 @@ def place(
     flavors = list(flavors)
     fits = narrow = _survey(asked, workload, flavors, given)
     wide: list[Fit] = []
-    if asked.load_in == "auto" and workload.setup.load_in == "4bit":
+    if asked.load_in == "auto" and workload.setup.load_in == "4bit" and not workload.model.quantized:
         widened = replace(workload, setup=replace(workload.setup, load_in="16bit"))
         wide = _survey(asked, widened, flavors, given)
         fits = _best_precisions(asked, narrow, wide)
