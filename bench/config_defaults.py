@@ -4,7 +4,7 @@
 
 Each model type has `kind` (text, image, or other), `aka` (the class's own names for the usual ones), the defaults of
 the dimensions that are read, and for a model with parts the types of its parts. `counted_types` are those whose
-parameters, built on the meta device, are within a hundredth of what launcher/config_json.py makes of their config.
+parameters, built on the meta device, are within a hundredth of what launcher/decoder.py makes of their config.
 """
 
 import json
@@ -62,7 +62,7 @@ def counted(name: str, config: Any) -> bool:
     """Whether our reading of the config, whole and with nothing but its type, gives the class's parameters."""
     import torch  # type: ignore[import-not-found]
 
-    from launcher import config_json
+    from launcher.configs import decoder
 
     sees = name in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     auto = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
@@ -72,9 +72,7 @@ def counted(name: str, config: Any) -> bool:
         model.tie_weights()
         real = sum(weights.numel() for part, weights in model.named_parameters() if not SEES.search(part))
         whole = config.to_dict()
-        read = [
-            config_json.read_text(values, name)[0] for values in ([whole] if sees else [whole, {"model_type": name}])
-        ]
+        read = [decoder.read_text(values, name)[0] for values in ([whole] if sees else [whole, {"model_type": name}])]
     except Exception as error:
         print(name, type(error).__name__, str(error)[:80], file=sys.stderr)
         return False

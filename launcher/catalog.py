@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from launcher import checkpoint, config_json, config_vision
+from launcher import tensors
 from launcher.architecture import Arch
-from launcher.checkpoint import Quantized, Weights
+from launcher.configs import decoder, tower
 from launcher.errors import RefusedError, RequestError, unknown
 from launcher.spec import REPO_ID
+from launcher.tensors import Quantized, Weights
 from launcher.vision import VisionTower
 
 Modality = Literal["text", "vision"]
@@ -242,7 +243,7 @@ def _from_folder(folder: Path) -> Model:
         ) from error
     if not isinstance(config, dict):
         raise RequestError(f"--model {folder}: its config.json holds no object.", "Save the model again.")
-    weights = checkpoint.read_folder(folder, four_bits=_four_bits(config))
+    weights = tensors.read_folder(folder, four_bits=_four_bits(config))
     return _from_config(config, str(folder), str(folder / "config.json"), weights)
 
 
@@ -252,21 +253,21 @@ def _four_bits(config: dict[str, Any]) -> bool:
 
 
 def _from_config(config: dict[str, Any], name: str, source: str, weights: Weights | None = None) -> Model:
-    checkpoint.require_trainable(config, name)
-    quantized, stored = checkpoint.read_precision(config, name, weights.base if weights else None)
-    arch, assumed = config_json.read_text(config, name)
-    vision, seen = config_vision.read_vision(config, arch.hidden_size)
+    tensors.require_trainable(config, name)
+    quantized, stored = tensors.read_precision(config, name, weights.base if weights else None)
+    arch, assumed = decoder.read_text(config, name)
+    vision, seen = tower.read_vision(config, arch.hidden_size)
     estimate = arch.parameters() + (vision.params if vision else 0)
-    unsure = () if weights else config_json.unsure(config)
+    unsure = () if weights else decoder.unsure(config)
     return Model(
         alias=name,
         repo=name,
         model_type=str(config.get("model_type") or "unknown"),
-        modalities=("vision", "text") if config_json.is_vision(config) else ("text",),
+        modalities=("vision", "text") if decoder.is_vision(config) else ("text",),
         kind="unknown",
         params=weights.parameters if weights else estimate,
         source=source,
-        lora_targets=config_json.lora_targets(config),
+        lora_targets=decoder.lora_targets(config),
         arch=arch,
         vision=vision,
         quantized=quantized,

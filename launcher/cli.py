@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from launcher.backends.base import JobRequest
     from launcher.catalog import Catalog
-    from launcher.checkpoint import Weights
     from launcher.dataset import DataSize
     from launcher.plan import Plan
+    from launcher.tensors import Weights
 
 app = typer.Typer(
     context_settings=CONTEXT, rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False

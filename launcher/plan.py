@@ -109,6 +109,7 @@ class Plan(_Value):
     seed: int
     logging_steps: int
     eval_steps: int | None
+    checkpoint_minutes: float = 10
     lora_r: int
     lora_alpha: int
     lora_dropout: float
@@ -135,6 +136,7 @@ class Plan(_Value):
     env: dict[str, str]
     secrets: tuple[str, ...]
     timeout_s: int
+    attempts: int = 2
 
     # what it takes
     vram: Vram

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from datetime import date
 
-from launcher import budget, choices, demand, duration, explain, memory, offers, placement
+from launcher import duration, memory
 from launcher.catalog import Catalog, FetchConfig, FetchWeights, Flavor, Model
-from launcher.demand import LookUp
-from launcher.offers import Fit
-from launcher.placement import Placed
 from launcher.plan import Plan, Vram
+from launcher.planning import budget, choices, demand, explain, offers, placement
+from launcher.planning.demand import LookUp
+from launcher.planning.offers import Fit
+from launcher.planning.placement import Placed
 from launcher.spec import RunSpec
 
 
@@ -100,6 +101,7 @@ def _record(
         seed=asked.seed,
         logging_steps=asked.logging_steps,
         eval_steps=asked.eval_steps,
+        checkpoint_minutes=asked.checkpoint_minutes,
         lora_r=asked.lora_r,
         lora_alpha=asked.lora_alpha or asked.lora_r,
         lora_dropout=asked.lora_dropout,
@@ -122,6 +124,7 @@ def _record(
         env=asked.env,
         secrets=choices.secrets(asked, why),
         timeout_s=timeout_s,
+        attempts=asked.attempts,
         vram=_vram(fit),
         host=fit.host,
         duration=fit.duration,

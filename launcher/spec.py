@@ -98,6 +98,9 @@ class RunSpec(BaseModel):
     seed: int = _option("Seed of the data order and the adapter.", TRAINING, default=3407, ge=0, lt=2**32)
     logging_steps: int = _option("Steps between two loss lines.", TRAINING, default=1, gt=0)
     eval_steps: int | None = _option("Steps between evaluations (else only at the end).", TRAINING, gt=0)
+    checkpoint_minutes: float = _option(
+        "Minutes between two checkpoints (0: none).", TRAINING, default=10, ge=0, le=1440
+    )
 
     lora_r: int = _option("Rank.", LORA, default=16, gt=0, le=1024)
     lora_alpha: int | None = _option("Scale; the rank where not given.", LORA, gt=0, le=4096)
@@ -122,6 +125,9 @@ class RunSpec(BaseModel):
     )
     max_cost: float | None = _option("Most dollars the run may cost, timeout included.", MACHINE, gt=0)
     timeout: Duration | None = _option("When the Job is killed, such as 90m or 2h.", MACHINE)
+    attempts: int = _option(
+        "How often a failed Job is started, from its last checkpoint on.", MACHINE, default=2, ge=1, le=10
+    )
     namespace: str | None = _option("User or organisation that pays.", MACHINE)
     image: str | None = _option("Container image with uv.", MACHINE)
     label: dict[str, str] = _option("Label of the Job, KEY=VALUE.", MACHINE, default={}, short="-l")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from launcher import checkpoint
+from launcher import tensors
 from launcher.backends._hub_client import TIMEOUT_S, told
-from launcher.checkpoint import Weights
 from launcher.errors import LauncherError, RequestError
+from launcher.tensors import Weights
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -33,7 +33,7 @@ def read(api: HfApi, repo: str, revision: str | None, four_bits: bool) -> Weight
     if found is None or not all(isinstance(number, int) for number in found.parameters.values()):
         return None
     base = _base(info.base_models, info.card_data)
-    return checkpoint.count(found.parameters, four_bits=four_bits, base=base)
+    return tensors.count(found.parameters, four_bits=four_bits, base=base)
 
 
 def _base(models: object, card: object) -> str | None:

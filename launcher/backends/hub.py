@@ -19,12 +19,12 @@ from launcher.backends import _hub_access, _hub_datasets, _hub_log, _hub_weights
 from launcher.backends._hub_client import TIMEOUT_S, make_api, told
 from launcher.backends._transcript import keep
 from launcher.backends.base import LIVE, Job, JobRequest, now, secret_values
-from launcher.checkpoint import Weights
 from launcher.dataset import DataSize
 from launcher.errors import RequestError, ServiceError
 from launcher.plan import Plan
 from launcher.runs import STATUS
 from launcher.spec import DATA_SUFFIXES
+from launcher.tensors import Weights
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobHardwareInfo, JobInfo

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from launcher import catalog, host
+from launcher import catalog
 from launcher.catalog import Flavor
 from launcher.memory import Setup
 from launcher.plan import Host
-from launcher.workload import Workload
+from launcher.planning import host
+from launcher.planning.workload import Workload
 
 TABLES = catalog.shipped()
 

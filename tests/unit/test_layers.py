@@ -13,12 +13,11 @@ PACKAGE = Path(launcher.__file__).parent
 # From the ground up; a module may import only from rows above its own, or from its own row's package.
 ROWS = (
     ("errors", "folders", "consoles"),
-    ("architecture", "vision", "config_section", "config_linears", "config_vision", "config_json", "checkpoint"),
+    ("architecture", "vision", "configs", "tensors"),
     ("spec", "catalog", "hardware", "machine"),
     ("plan",),
     ("memory", "activations", "measurements", "duration", "speed", "columnar", "dataset"),
-    ("workload", "choices", "demand", "host"),
-    ("offers", "remedies", "budget", "placement", "explain"),
+    ("planning",),
     ("render", "runs", "backends", "follow"),
     ("planner", "request", "demo", "show", "calibrate"),
     ("live", "plan_view"),

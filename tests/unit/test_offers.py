@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from launcher import catalog, memory, offers
+from launcher import catalog, memory
 from launcher.catalog import Flavor
 from launcher.memory import Setup
-from launcher.workload import Workload
+from launcher.planning import offers
+from launcher.planning.workload import Workload
 
 TABLES = catalog.shipped()
 FLAVORS = list(TABLES.flavors.values())

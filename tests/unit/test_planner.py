@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from launcher import budget, catalog, choices, memory, offers, planner, spec
+from launcher import catalog, memory, planner, spec
 from launcher.catalog import Flavor, Gpu
 from launcher.dataset import DataSize
-from launcher.demand import TYPICAL_ROW_TOKENS, LookUp
 from launcher.errors import LauncherError, RefusedError, RequestError, ServiceError
 from launcher.memory import Setup
 from launcher.plan import Plan
+from launcher.planning import budget, choices, offers
+from launcher.planning.demand import TYPICAL_ROW_TOKENS, LookUp
 
 TABLES = catalog.shipped()
 TODAY = date(2026, 11, 24)

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from launcher import catalog, planner, remedies, spec
+from launcher import catalog, planner, spec
 from launcher.catalog import Flavor
 from launcher.errors import RefusedError
 from launcher.plan import Plan
+from launcher.planning import remedies
 
 TABLES = catalog.shipped()
 CASES: list[dict[str, Any]] = [

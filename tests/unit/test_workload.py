@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from launcher import catalog
 from launcher.errors import RequestError
 from launcher.memory import Setup
-from launcher.workload import Workload
+from launcher.planning.workload import Workload
 
 TABLES = catalog.shipped()
 A100, T4 = (TABLES.flavors[name].gpu for name in ("a100-large", "t4-small"))

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from launcher import duration, spec
 from launcher.errors import RefusedError
-from launcher.offers import Fit
+from launcher.planning.offers import Fit
+from launcher.planning.workload import Workload
 from launcher.spec import RunSpec
-from launcher.workload import Workload
 
 # The least margin over the expected time that a limit on the cost may leave.
 LEAST_MARGIN = 1.2

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from launcher import budget, offers, remedies
 from launcher.catalog import Flavor
 from launcher.errors import RefusedError
-from launcher.offers import Fit
+from launcher.planning import budget, offers, remedies
+from launcher.planning.offers import Fit
+from launcher.planning.workload import Workload
 from launcher.spec import RunSpec
-from launcher.workload import Workload
 
 # 16-bit weights are preferred where training takes at most this many times what it takes with 4-bit ones; their larger
 # download may make the whole run this much longer.

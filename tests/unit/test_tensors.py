@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from launcher import catalog, checkpoint
+from launcher import catalog, tensors
 from launcher.backends.hub import HubBackend
 from launcher.errors import RequestError
 from tests.emulator import Hub
-from tests.unit.test_config_json import config
+from tests.unit.test_configs import config
 
 TABLES = catalog.load()
 BYTES = {"F32": 4, "BF16": 2, "F16": 2, "U8": 1}
@@ -98,13 +98,13 @@ def test_a_known_upload_is_counted_to_a_thousandth() -> None:
     arch = TABLES.models["mistral-7b"].arch
     linear, rest = arch.linear_parameters(), TABLES.models["mistral-7b"].params - arch.linear_parameters()
     counted = {"U8": linear // 2 + linear // 64, "F32": linear // (64 * 256), "BF16": rest}
-    weights = checkpoint.count(counted, four_bits=True)
+    weights = tensors.count(counted, four_bits=True)
     assert weights.parameters == pytest.approx(7248023552, rel=1e-6)
     assert weights.loaded_bytes == weights.bytes_total == pytest.approx(4138270819, rel=1e-3)
 
 
 def test_sixteen_bits_are_what_other_floats_become() -> None:
-    weights = checkpoint.count({"F32": 1000}, four_bits=False)
+    weights = tensors.count({"F32": 1000}, four_bits=False)
     assert (weights.parameters, weights.bytes_total, weights.loaded_bytes) == (1000, 4000, 2000)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.config_section import Json, Section, part
+from launcher.configs.section import Json, Section, part
 from launcher.vision import VisionTower
 
 # What a family's preprocessor_config.json says, where the class's own default is another: as published.

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from launcher import catalog, checkpoint, config_json, config_vision
+from launcher import catalog, tensors
 from launcher.architecture import Arch
 from launcher.catalog import Model
+from launcher.configs import decoder, tower
 from launcher.errors import RequestError
 
 TABLES = catalog.load()
@@ -33,7 +34,7 @@ def model(values: dict[str, Any]) -> Model:
 
 
 def arch(values: dict[str, Any]) -> Arch:
-    return config_json.read_text(values, "it")[0]
+    return decoder.read_text(values, "it")[0]
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -41,8 +42,8 @@ def test_a_config_gives_the_parameters_of_its_class(name: str) -> None:
     counted, values = COUNTS[name], config(name)
     read = arch(values)
     assert read.parameters() == pytest.approx(counted["parameters"] - counted["vision"], rel=0.01)
-    tower, notes = config_vision.read_vision(values, read.hidden_size)
-    assert (tower.params if tower else 0) == pytest.approx(counted["vision"], rel=0.01)
+    seen, notes = tower.read_vision(values, read.hidden_size)
+    assert (seen.params if seen else 0) == pytest.approx(counted["vision"], rel=0.01)
     assert notes == []
     assert model(values).params == pytest.approx(counted["parameters"], rel=0.01)
 
@@ -168,7 +169,7 @@ def test_a_dimension_that_nothing_says_is_named(key: str) -> None:
     ],
 )
 def test_adapters_go_on_the_layers_of_the_type(name: str, targets: str) -> None:
-    assert targets in config_json.lora_targets(config(name))
+    assert targets in decoder.lora_targets(config(name))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_no_adapter_is_trained_on_other_quantisations(method: str) -> None:
         model(stored)
     assert "16-bit model" in caught.value.hint
     with pytest.raises(RequestError) as caught:
-        checkpoint.read_precision(stored, "it", base="lab/base")
+        tensors.read_precision(stored, "it", base="lab/base")
     assert "lab/base" in caught.value.hint
 
 

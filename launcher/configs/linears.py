@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from launcher.architecture import Shape
-from launcher.config_section import Section
+from launcher.configs.section import Section
 
 _LEARNED_POSITIONS = {"gpt2", "gpt_bigcode", "gpt_neo", "opt", "biogpt"}
 _GEMMA4 = {"gemma4_text", "gemma4_unified_text"}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from launcher.config_section import Json, known, part
+from launcher.configs.section import Json, known, part
 from launcher.errors import RequestError
 
 Quantized = Literal["bnb-4bit"]

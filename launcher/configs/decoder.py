@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from launcher.architecture import Arch, Experts, Latent
-from launcher.config_linears import special_linears, special_parameters
-from launcher.config_section import Json, Section, known, part
+from launcher.configs.linears import special_linears, special_parameters
+from launcher.configs.section import Json, Section, known, part
 from launcher.errors import RequestError
 
 _USUAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

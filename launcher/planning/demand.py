@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from launcher import choices, dataset
+from launcher import dataset
 from launcher.catalog import Modality, Model
-from launcher.choices import Precision
 from launcher.dataset import DataSize
 from launcher.errors import RequestError, ServiceError
 from launcher.memory import Setup
+from launcher.planning import choices
+from launcher.planning.choices import Precision
+from launcher.planning.workload import DEFAULT_EFFECTIVE_BATCH, Workload
 from launcher.spec import RunSpec
-from launcher.workload import DEFAULT_EFFECTIVE_BATCH, Workload
 
 # What looks up the size of a Hub dataset: (dataset, config, split, revision).
 LookUp = Callable[[str, str | None, str, str | None], DataSize]

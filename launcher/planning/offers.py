@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from launcher import duration, host, memory
+from launcher import duration, memory
 from launcher.catalog import Flavor, Gpu
 from launcher.memory import Footprint, Setup
 from launcher.plan import Duration, Host, Offer
-from launcher.workload import Step, Workload
+from launcher.planning import host
+from launcher.planning.workload import Step, Workload
 
 Prefer = Literal["cheap", "fast"]
 

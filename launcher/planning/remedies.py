@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from launcher.offers import Fit
+from launcher.planning.offers import Fit
+from launcher.planning.workload import DEFAULT_EFFECTIVE_BATCH, Workload
 from launcher.spec import RunSpec
-from launcher.workload import DEFAULT_EFFECTIVE_BATCH, Workload
 
 # Where the run would go with a changed workload; None where it would not fit.
 Attempt = Callable[[Workload], Fit | None]

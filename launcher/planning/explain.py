@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from launcher import memory, offers, spec
-from launcher.offers import Fit
-from launcher.placement import Placed
+from launcher import memory, spec
+from launcher.planning import offers
+from launcher.planning.offers import Fit
+from launcher.planning.placement import Placed
 from launcher.spec import RunSpec
 
 _TIGHT = 0.05

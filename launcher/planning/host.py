@@ -10,7 +10,7 @@ from pathlib import Path
 from launcher.catalog import Flavor
 from launcher.memory import Setup, adapter_parameters
 from launcher.plan import Host
-from launcher.workload import Workload
+from launcher.planning.workload import Workload
 
 _GB = 1e9
 # `du` of the script's environment, CUDA libraries included (torch 2.14, Python 3.11): 5.9 GB. The image and the

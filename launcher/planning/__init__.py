@@ -1,0 +1,1 @@
+"""What a plan decides, one question a module; `planner` asks them in turn."""
