@@ -69,11 +69,20 @@ class Model(_Entry):
     quantized: Quantized | None = None
     """How `repo` itself is stored, where not in 16 bits: it can be loaded no other way."""
     bytes_4bit: int | None = None
-    """What the frozen model takes on a GPU when it is loaded in 4 bits, where its 4-bit upload's size is known."""
+    """What the frozen model takes on a GPU when its 4-bit upload is loaded, where that size is known."""
     bytes_total: int | None = None
     """Size of the weights of `repo` as they are stored, where it was looked up."""
     notes: tuple[str, ...] = ()
     """What had to be assumed of the model, and what can't be known: sentences without a capital and a full stop."""
+
+    def loads(self, load_in: str) -> str:
+        """The repo that is loaded: the 4-bit upload where it is a plain one, of the size that quantising makes.
+
+        Unsloth's "dynamic" uploads keep some layers in 16 bits, in most of them nobody knows how many; they are loaded
+        where they are asked for by name.
+        """
+        plain = self.repo_4bit is not None and not self.repo_4bit.endswith("-unsloth-bnb-4bit")
+        return str(self.repo_4bit) if plain and load_in == "4bit" and not self.quantized else self.repo
 
 
 class Gpu(_Entry):
@@ -167,8 +176,10 @@ class Catalog(_Entry):
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise RequestError(f"--model {name}: there is no such folder.", "Give an alias, a Hub repo id or a folder.")
         for model in self.models.values():
-            if name in (model.repo, model.repo_4bit):
+            if name == model.repo:
                 return model
+            if name == model.repo_4bit:
+                return model.model_copy(update={"repo": name, "quantized": "bnb-4bit"})
             if name == model.upstream:
                 return model.model_copy(update={"repo": name, "gated": model.upstream_gated})
         if not REPO_ID.fullmatch(name):

@@ -116,7 +116,7 @@ def weights(model: Model, setup: Setup) -> float:
     """Bytes of the frozen model as it is loaded."""
     if setup.load_in == "16bit":
         return 2.0 * model.params
-    if model.bytes_4bit:
+    if model.quantized and model.bytes_4bit:
         return float(model.bytes_4bit)
     linear = model.arch.linear_parameters()
     # The embedding, the output head, norms and whatever sees stay in 16 bits.
@@ -125,8 +125,8 @@ def weights(model: Model, setup: Setup) -> float:
 
 
 def is_dynamic(model: Model) -> bool:
-    """Whether its 4-bit upload keeps layers in 16 bits and nobody said how many bytes that makes."""
-    return not model.bytes_4bit and str(model.repo_4bit).endswith("-unsloth-bnb-4bit")
+    """Whether it is an upload that keeps some layers in 16 bits and nobody said how many bytes that makes."""
+    return bool(model.quantized) and not model.bytes_4bit and model.repo.endswith("-unsloth-bnb-4bit")
 
 
 def doubts(model: Model, setup: Setup) -> tuple[str, ...]:
@@ -137,7 +137,7 @@ def doubts(model: Model, setup: Setup) -> tuple[str, ...]:
     elif model.model_type not in MEASURED_TYPES[setup.modality]:
         found.append(f"no {model.model_type} was measured: its memory is taken to be like that of those that were")
     if setup.load_in == "4bit" and is_dynamic(model):
-        found.append(f"the size of {model.repo_4bit} is assumed, {_DYNAMIC_UPLOAD - 1:.0%} above plain 4 bits")
+        found.append(f"the size of {model.repo} is assumed, {_DYNAMIC_UPLOAD - 1:.0%} above plain 4 bits")
     return tuple(found)
 
 

@@ -34,6 +34,9 @@ def make_plan(
     """
     why: dict[str, str] = {}
     model = catalog.model(asked.model, asked.revision, fetch_config, fetch_weights)
+    if asked.revision:
+        # A revision is one of this repo, not of its 4-bit upload.
+        model = model.model_copy(update={"repo_4bit": None})
     if look_up and fetch_weights:
         model = _with_upload(model, asked, fetch_weights)
     modality = choices.modality(asked, model, why)
@@ -47,10 +50,10 @@ def make_plan(
 
 
 def _with_upload(model: Model, asked: RunSpec, fetch_weights: FetchWeights) -> Model:
-    """The model with the size of its 4-bit upload, which is looked up where the catalog does not know it."""
-    if not memory.is_dynamic(model) or asked.load_in == "16bit" or asked.revision:
+    """A 4-bit upload with its size, which is looked up where the catalog does not know it."""
+    if not memory.is_dynamic(model):
         return model
-    found = fetch_weights(str(model.repo_4bit), None, True)
+    found = fetch_weights(model.repo, asked.revision, True)
     return model.model_copy(update={"bytes_4bit": found.loaded_bytes}) if found else model
 
 
@@ -72,7 +75,7 @@ def _record(
     run_name = asked.run_name or f"{choices.slug(model)}-sft-{today:%Y%m%d}"
     return Plan(
         model=asked.model,
-        repo=model.repo,
+        repo=model.loads(setup.load_in),
         revision=asked.revision,
         modality=setup.modality,
         engine=asked.engine,

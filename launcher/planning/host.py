@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from launcher import duration
 from launcher.catalog import Flavor
 from launcher.memory import Setup, adapter_parameters
 from launcher.plan import Host
@@ -21,9 +22,6 @@ _PROCESS_GB = 5.0
 # Weights are read through a memory map, a shard at a time; this is how large uploads make them.
 _SHARD_GB = 5.0
 _STREAM_GB = 1.0
-# An upload in NF4: 0.516 bytes a weight of the linear layers with their scales; Unsloth's dynamic uploads leave some
-# layers in 16 bits, assumed to be one in thirty. Embeddings and all else are in 16 bits.
-_NF4_BYTES = 0.57
 # A saved adapter weight in float32 and, in a checkpoint, its two 8-bit moments.
 _ADAPTER_BYTES = 4 + 2
 # Of a GGUF export: the 16-bit file that is quantised, and the result at 4 to 5 bits.
@@ -65,14 +63,9 @@ def needs(
 
 
 def download_gb(workload: Workload, load_in: str) -> float:
-    """GB of weights that are downloaded: those of the 4-bit upload where there is one; none for a local folder."""
+    """GB of weights that are downloaded; none for a local folder."""
     model = workload.model
-    if Path(model.repo).is_absolute():
-        return 0
-    if load_in == "16bit" or model.repo_4bit is None:
-        return model.params * 2 / _GB
-    linear = min(model.arch.linear_parameters(), model.params)
-    return (linear * _NF4_BYTES + (model.params - linear) * 2) / _GB
+    return 0 if Path(model.repo).is_absolute() else duration.download_bytes(model, load_in) / _GB
 
 
 def lacking(needed: Host, flavor: Flavor) -> str | None:

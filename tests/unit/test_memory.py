@@ -127,10 +127,19 @@ def test_soft_capped_attention_grows_with_the_square_of_the_length() -> None:
 
 def test_what_was_not_measured_is_said() -> None:
     known = TABLES.models
-    assert memory.doubts(known["qwen2.5-7b"].model_copy(update={"bytes_4bit": 1}), QLORA) == ()
+    assert memory.doubts(known["qwen3-8b"], QLORA) == ()
     assert "lfm2" in memory.doubts(known["lfm2-1.2b"], QLORA)[0]
     assert "plain TRL" in memory.doubts(known["qwen3-8b"], replace(QLORA, engine="trl"))[0]
-    assert "unsloth-bnb-4bit" in memory.doubts(known["qwen3-8b"], QLORA)[-1]
+    dynamic = TABLES.model("unsloth/Qwen3-8B-unsloth-bnb-4bit")
+    assert "unsloth/Qwen3-8B-unsloth-bnb-4bit is assumed" in memory.doubts(dynamic, QLORA)[-1]
+
+
+def test_a_dynamic_upload_is_larger_and_exact_where_its_size_is_known() -> None:
+    plain = memory.weights(TABLES.models["qwen3-14b"], QLORA)
+    dynamic = TABLES.model("unsloth/Qwen3-14B-unsloth-bnb-4bit")
+    assert dynamic.bytes_4bit == memory.weights(dynamic, QLORA) > 1.1 * plain
+    unknown = TABLES.model("unsloth/Qwen3-8B-unsloth-bnb-4bit")
+    assert memory.weights(unknown, QLORA) > 1.1 * memory.weights(TABLES.models["qwen3-8b"], QLORA)
 
 
 def test_a_small_card_makes_the_loss_smaller() -> None:

@@ -492,3 +492,14 @@ def test_the_large_default_dataset_is_streamed() -> None:
 def test_idle_gpus_and_missing_bfloat16_are_warned_about() -> None:
     assert "would idle" in plan(flavor="a10g-largex4").warnings[0]
     assert "bfloat16" in plan("qwen3-4b", flavor="t4-small").warnings[0]
+
+
+def test_a_plain_upload_is_loaded_and_a_dynamic_one_only_by_name() -> None:
+    assert plan("qwen3-32b", load_in="4bit").repo == "unsloth/Qwen3-32B-bnb-4bit"
+    assert plan("qwen3-32b", load_in="4bit", revision="main").repo == "unsloth/Qwen3-32B"
+    assert plan("qwen3-8b", load_in="4bit").repo == "unsloth/Qwen3-8B"
+    named = plan("unsloth/Qwen3-8B-unsloth-bnb-4bit")
+    assert (named.repo, named.load_in) == ("unsloth/Qwen3-8B-unsloth-bnb-4bit", "4bit")
+    assert any("is assumed" in text for text in named.warnings)
+    with pytest.raises(RequestError, match="stored in 4 bits"):
+        plan("unsloth/Qwen3-8B-unsloth-bnb-4bit", load_in="16bit")
