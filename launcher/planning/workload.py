@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from launcher.catalog import Gpu, Model
 from launcher.duration import Work
 from launcher.errors import RequestError
-from launcher.memory import Setup
+from launcher.memory import FAST_TYPES, Setup
 
 DEFAULT_EFFECTIVE_BATCH = 16
 # Packing pays where rows leave much of the length empty; above this share the gain is lost in the kernels for it.
@@ -182,8 +182,8 @@ def _hindrance(workload: Workload, gpu: Gpu | None) -> str | None:
         return "Unsloth does not pack for soft-capped attention"
     if arch.sliding_window is not None and arch.sliding_window < workload.setup.max_length:
         return "packed rows were not checked with sliding-window attention"
-    if workload.model.family is None:
-        return "packed rows were checked with the catalog's families only"
+    if workload.model.model_type not in FAST_TYPES:
+        return f"packed rows were not checked with {workload.model.model_type}"
     if float(gpu.compute_capability or 0) < _PACKING_CAPABILITY:
         return f"the {gpu.title} has no fused attention for packed rows"
     if workload.streaming:
