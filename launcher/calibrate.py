@@ -12,9 +12,9 @@ from typing import Any
 
 from launcher import runs
 from launcher.catalog import Catalog
-from launcher.errors import RequestError
-from launcher.follow import Progress
+from launcher.errors import RequestError, unknown
 from launcher.plan import Plan
+from launcher.progress import Progress
 from launcher.runs import Run
 
 COLUMNS = (
@@ -40,7 +40,11 @@ def measure(name: str, catalog: Catalog) -> Measured:
     Raises `RequestError` where there is no such run, or where it does not say what it needed: it has not ended, it ran
     without a GPU, or its script was run with other options than planned.
     """
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+        path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise unknown("run", name[:100], (run.id for run in runs.every()), "launch ps --all") from error
     run = runs.find(name) or (Run(path.absolute().parent) if path.is_file() else runs.load(name))
     log = path if path.is_file() and runs.find(name) is None else run.log
     if not (run.folder / runs.PLAN).is_file():

@@ -195,6 +195,9 @@ class Catalog(_Entry):
         return model
 
 
+_ANY_SIDE = 512
+
+
 FetchConfig = Callable[[str, str | None], dict[str, Any]]
 FetchWeights = Callable[[str, str | None, bool], Weights | None]
 
@@ -248,7 +251,7 @@ def _from_folder(folder: Path) -> Model:
             f"--model {folder}: there is no readable config.json in that folder.",
             "Give a folder that `save_pretrained` wrote, or a Hub repo id.",
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(
             f"--model {folder}: its config.json is not JSON ({error}).", "Save the model again."
         ) from error
@@ -264,10 +267,22 @@ def _four_bits(config: dict[str, Any]) -> bool:
 
 
 def _from_config(config: dict[str, Any], name: str, source: str, weights: Weights | None = None) -> Model:
+    try:
+        return _understood(config, name, source, weights)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, ArithmeticError) as error:
+        raise RequestError(
+            f"the config.json of {name} has a value that was not understood ({type(error).__name__}).",
+            "Use a causal language model in transformers' format; `launch models` lists the ones that are known.",
+        ) from error
+
+
+def _understood(config: dict[str, Any], name: str, source: str, weights: Weights | None) -> Model:
     tensors.require_trainable(config, name)
     quantized, stored = tensors.read_precision(config, name, weights.base if weights else None)
     arch, assumed = decoder.read_text(config, name)
     vision, seen = tower.read_vision(config, arch.hidden_size)
+    if vision:
+        vision.tokens(_ANY_SIDE)  # raises where it lacks what its processor needs
     estimate = arch.parameters() + (vision.params if vision else 0)
     unsure = () if weights else decoder.unsure(config)
     return Model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launcher import __version__, session
+from launcher import __version__, masks, session
 from launcher.consoles import err, out
 from launcher.errors import LauncherError, RequestError, ServiceError
-from launcher.options import CONTEXT, takes_spec
+from launcher.options import CONTEXT, Commands, takes_spec
 from launcher.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
     from launcher.tensors import Weights
 
 app = typer.Typer(
-    context_settings=CONTEXT, rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False
+    cls=Commands,
+    context_settings=CONTEXT,
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -41,10 +46,23 @@ def main() -> None:
     except LauncherError as error:
         from rich.text import Text
 
-        err().print(Text.assemble(("error: ", "bold red"), error.message))
+        err().print(Text.assemble(("error: ", "bold red"), _shown(error.message)))
         if error.hint:
-            err().print(Text(error.hint))
+            err().print(Text(_shown(error.hint)))
         sys.exit(error.exit_code)
+    except Exception:
+        # A bug keeps its traceback, whose last line may be what a service said.
+        import traceback
+
+        sys.stderr.write(_shown(traceback.format_exc()) + "\n")
+        sys.exit(1)
+
+
+def _shown(text: str) -> str:
+    """What a user or a service wrote, without secrets and without what a terminal would act on."""
+    from launcher.backends._text import plain
+
+    return "\n".join(plain(line) for line in masks.mask(text, masks.held()).split("\n"))
 
 
 def _version(asked: bool) -> None:
@@ -236,6 +254,34 @@ def wait(job: JobId, as_json: Json = False, quiet: Quiet = False) -> None:
 
 
 @app.command()
+def why(job: JobId, as_json: Json = False) -> None:
+    """Say how a run ended, why, and what to do next."""
+    from launcher import backends
+
+    session.explain(backends.find(job), job, as_json)
+
+
+@app.command()
+def resume(
+    job: JobId,
+    timeout: Annotated[str | None, typer.Option(help="Another timeout, such as 4h.", metavar="TEXT")] = None,
+    flavor: Annotated[str | None, typer.Option(help="Another flavor with as many GPUs.", metavar="NAME")] = None,
+    detach: Detach = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a run that failed, was stopped or reached its deadline, from its last checkpoint."""
+    from launcher import backends, catalog, why
+    from launcher import resume as resumption
+
+    backend = backends.find(job)
+    before = backend.inspect(job)
+    resumption.require_unfinished(before, why.read(backend, before).result if before.succeeded else None)
+    request = resumption.adapt(backend.recall(job), catalog.load(), timeout, flavor)
+    session.submit(backend, request, detach=detach, as_json=as_json, quiet=quiet)
+
+
+@app.command()
 def cancel(job: JobId, as_json: Json = False) -> None:
     """Stop a run."""
     from launcher import backends
@@ -244,7 +290,7 @@ def cancel(job: JobId, as_json: Json = False) -> None:
     if as_json:
         session.print_json(ended.as_dict())
     else:
-        err().print(f"{ended.id}: {ended.stage}")
+        err().print(f"{ended.id}: {ended.stage}", markup=False)
 
 
 def _needed(asked: RunSpec | None) -> RunSpec:
@@ -330,4 +376,7 @@ def _dry_run(plan: Plan, as_json: bool) -> None:
         session.print_json(whole)
     else:
         _show_plan(plan)
-        err().print(f"[dim]dry run: nothing was submitted. It would run[/] {' '.join(request.describe()['command'])}")
+        from rich.text import Text
+
+        said = "dry run: nothing was submitted. It would run "
+        err().print(Text.assemble((said, "dim"), shlex.join(request.describe()["command"])))

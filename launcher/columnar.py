@@ -53,6 +53,8 @@ def arrow_rows(path: Path) -> int:
             except (struct.error, IndexError) as error:
                 raise ValueError("a header of the arrow stream is broken") from error
             rows += count
+            if body < 0:
+                raise ValueError("a header of the arrow stream is broken")
             file.seek(body, 1)
     return rows
 

@@ -102,6 +102,8 @@ def _folder(folder: Path, split: str) -> DataSize:
         folder = folder / split
     if (folder / "state.json").is_file():
         names = [entry["filename"] for entry in json.loads((folder / "state.json").read_bytes())["_data_files"]]
+        if any(Path(name).name != name or name.startswith(".") for name in names):
+            raise ValueError("its state.json names files outside of it")
         return DataSize(sum(columnar.arrow_rows(folder / name) for name in names), None, "counted in its arrow files")
     if "\nconfigs:" in _card(folder):
         return DataSize(None, None, "its README.md says which files belong to it, which was not read")

@@ -28,6 +28,8 @@ FILES = (
 )  # fmt: skip
 
 _STAGING = ".making-"
+# Of no use to a conversion of what lies on PyPI.
+_ACCOUNT = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _DAY_S = 86_400
 
 
@@ -97,7 +99,7 @@ def _sweep(cache: Path) -> None:
 
 def _convert(folder: Path, on_line: Callable[[str], object]) -> None:
     command = [find_uv(), "run", "--python", sys.executable, "--script", str(CONVERT), str(folder)]
-    environment = {name: value for name, value in os.environ.items() if name not in UNSET}
+    environment = {name: value for name, value in os.environ.items() if name not in {*UNSET, *_ACCOUNT}}
     environment["TQDM_DISABLE"] = "1"  # `on_line` is the progress; a bar has no lines
     said: deque[str] = deque(maxlen=6)
     with subprocess.Popen(

@@ -99,7 +99,11 @@ def timeout(total_s: int) -> int:
 
 
 def cost(flavor: Flavor, total_s: int, timeout_s: int) -> Cost:
-    """Dollars at the flavor's rate, billed by the second."""
+    """Dollars at the flavor's rate, billed by the second.
+
+    The timeout bounds all attempts together: huggingface_hub 2.4.0 calls it the "max duration for the Job", of which an
+    attempt is a part. Not tried on the service: if it were per attempt, a run could cost `attempts` times the most.
+    """
     return Cost(
         usd_per_hour=flavor.usd_per_hour,
         expected_usd=round(flavor.usd_per_hour * total_s / 3600, 2),

@@ -11,6 +11,10 @@ from collections.abc import Iterable
 
 from pydantic import ValidationError
 
+from launcher import masks
+
+_LONGEST = 120
+
 
 class LauncherError(Exception):
     """What is wrong, with the value, and what to do next."""
@@ -47,6 +51,12 @@ class JobFailedError(LauncherError):
     exit_code = 1
 
 
+class InterruptedSubmissionError(LauncherError):
+    """Ctrl-C came while a Job was being submitted; the message says what is known of it."""
+
+    exit_code = 130
+
+
 def unknown(kind: str, name: str, known: Iterable[str], see: str = "") -> RequestError:
     """The error for a name that is not in a table: near matches first, else where the whole table is shown."""
     choices = sorted(known)
@@ -72,9 +82,15 @@ def from_validation(error: ValidationError) -> RequestError:
         if not name:
             findings.append(text)
         elif item["type"] == "extra_forbidden":
-            findings.append(f"there is no option {name}")
+            findings.append(f"there is no option {name[:_LONGEST]}")
         elif isinstance(item["input"], str | int | float) and len(item["loc"]) == 1:
-            findings.append(f"{name} {item['input']!r}: {text}")
+            findings.append(f"{name} {_shown(item['input'])}: {text}")
         else:
             findings.append(f"{name}: {text}")
     return RequestError("; ".join(findings) + ".", "`launch --help` lists every option and its default.")
+
+
+def _shown(value: object) -> str:
+    """A value as an error repeats it: never a secret, and not whole where it is long."""
+    text = masks.mask(repr(value))
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

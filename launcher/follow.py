@@ -1,26 +1,30 @@
-"""What a run's log says, as values: lines become events, events add up to progress, progress and stage to an outcome.
+"""What the lines of a run's log say, as events.
 
 Pure. The scripts print `== PHASE`, `step 12/500 | loss 1.2345 | lr 1.90e-04 | 3210 tok/s | eta 312s`,
-`eval step 0/500 | loss 3.2100`, `error: …` and at last `RESULT {json}`; every other line is only a line.
+`eval step 0/500 | loss 3.2100`, `checkpoint step 12 | 1.2s | 35 MB`, `resumed from step 12`,
+`deadline in 60s: stopping`, `out of memory: batch 4 -> 2`, `error: …` and at last `RESULT {json}`; every other line is
+only a line.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from launcher.backends._text import plain
-from launcher.backends.base import Job
 
 _STEP = re.compile(r"(eval )?step (\d{1,12})/(\d{1,12}|\?)(?: \| (.*))?", re.DOTALL)
 # A progress bar that has not ended its line stands before ours: `  3/10 [00:01<00:02, 3.1it/s]step 3/10 | …`.
-_AFTER_BAR = re.compile(r"^.{0,400}?\](?=(?:eval )?step \d|RESULT \{|== )", re.DOTALL)
+_AFTER_BAR = re.compile(r"^.{0,400}?\](?=(?:eval |checkpoint )?step \d|RESULT \{|== )", re.DOTALL)
+_CHECKPOINT = re.compile(r"checkpoint step (\d{1,12})(?: \| .*)?", re.DOTALL)
+_RESUMED = re.compile(r"resumed from step (\d{1,12})\b.*", re.DOTALL)
+_STOPPING = re.compile(r"deadline in (-?[\d.]{1,12}) ?s: stopping\b.*", re.DOTALL)
+_SMALLER = re.compile(r"out of memory: batch (\d{1,9}) -> (\d{1,9})\b.*", re.DOTALL)
 _FIELD = re.compile(r"(?P<name>loss|lr|eta) (?P<value>\S+?)s?|(?P<speed>\S+) tok/s")
-_SHORT = 4096
+SHORT = 4096
+"""Characters beyond which a line is no event, but for an error (cut) and the result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,35 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What was learned until this step is kept, and outlives the container."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The run goes on from the checkpoint of this step."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """The run stops before its deadline, this many seconds away, cuts it off."""
+
+    left_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SmallerBatch:
+    """The GPU's memory ran out, and the run goes on with fewer rows at once."""
+
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """The script, or uv before it, says why it gives up."""
 
@@ -65,25 +98,37 @@ class Result:
     values: dict[str, Any]
 
 
-Event = Phase | Step | Evaluation | Failure | Result
+Event = Phase | Step | Evaluation | Checkpoint | Resumed | Stopping | SmallerBatch | Failure | Result
 
 
 def parse(line: str) -> Event | None:
     """The event of a line; none for every line that is not exactly of one of the forms above."""
     line = plain(line).strip()
-    start = line[:_SHORT]
+    start = line[:SHORT]
     if found := _AFTER_BAR.match(start):
         line, start = line[found.end() :], start[found.end() :]
     if start.startswith("RESULT {"):
         return _result(line[len("RESULT ") :])
-    if len(line) > _SHORT:
-        return Failure(line[len("error: ") : _SHORT]) if line.startswith("error: ") else None
+    if len(line) > SHORT:
+        return Failure(line[len("error: ") : SHORT]) if line.startswith("error: ") else None
     if line.startswith("== ") and line[3:].strip():
         return Phase(line[3:].strip())
     if line.startswith("error: ") and line[len("error: ") :].strip():
         return Failure(line[len("error: ") :].strip())
-    match = _STEP.fullmatch(line)
-    return _step(match) if match else None
+    if match := _STEP.fullmatch(line):
+        return _step(match)
+    return _notice(line)
+
+
+def _notice(line: str) -> Event | None:
+    if match := _CHECKPOINT.fullmatch(line):
+        return Checkpoint(int(match[1]))
+    if match := _RESUMED.fullmatch(line):
+        return Resumed(int(match[1]))
+    if match := _SMALLER.fullmatch(line):
+        return SmallerBatch(int(match[1]), int(match[2]))
+    match = _STOPPING.fullmatch(line)
+    return Stopping(_number(match[1]) or 0.0) if match else None
 
 
 def _step(match: re.Match[str]) -> Event:
@@ -110,101 +155,3 @@ def _result(text: str) -> Result | None:
     except (ValueError, RecursionError):
         return None
     return Result(values) if isinstance(values, dict) else None
-
-
-@dataclass(slots=True)
-class Progress:
-    """What the lines so far add up to. Losses are pairs of step and loss; `tail` holds the last lines."""
-
-    phase: str | None = None
-    step: int = 0
-    total: int | None = None
-    losses: list[tuple[int, float]] = field(default_factory=list)
-    eval_losses: list[tuple[int, float]] = field(default_factory=list)
-    learning_rate: float | None = None
-    tokens_per_s: float | None = None
-    eta_s: float | None = None
-    result: dict[str, Any] | None = None
-    error: str | None = None
-    tail: deque[str] = field(default_factory=lambda: deque(maxlen=20))
-    _in_error: bool = False
-
-    def add(self, line: str) -> Event | None:
-        """Take one line in, and return its event."""
-        event = parse(line)
-        shown = plain(line)[:_SHORT]
-        if shown.strip():
-            self.tail.append(shown)
-        if self._in_error and event is None and shown.startswith("  ") and shown.strip():
-            self.error = f"{self.error} {shown.strip()}"  # an indented line goes on with the paragraph
-        self._in_error = isinstance(event, Failure) or (self._in_error and event is None and shown.startswith("  "))
-        match event:
-            case Phase():
-                self.phase = event.name
-            case Step():
-                self._advance(event)
-            case Evaluation():
-                self.total = event.total or self.total
-                if event.loss is not None:
-                    self.eval_losses.append((event.step, event.loss))
-            case Failure():
-                self.error = event.message
-            case Result():
-                self.result = event.values
-        return event
-
-    def _advance(self, event: Step) -> None:
-        self.step, self.total = event.step, event.total or self.total
-        if event.loss is not None:
-            self.losses.append((event.step, event.loss))
-        self.learning_rate = event.learning_rate
-        self.tokens_per_s = event.tokens_per_s
-        self.eta_s = event.eta_s
-
-
-def watch(lines: Iterable[str], progress: Progress | None = None) -> Iterator[tuple[str, Progress]]:
-    """Each line with the progress after it: one object, which grows; pass it in to hold it when the lines break off."""
-    progress = Progress() if progress is None else progress
-    for line in lines:
-        progress.add(line)
-        yield line, progress
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended, in the words and the exit status for whoever asked for it."""
-
-    status: Literal["completed", "failed", "canceled", "running", "unknown"]
-    exit_code: int
-    message: str
-    hint: str
-    result: dict[str, Any] | None
-
-
-def outcome(job: Job | None, progress: Progress) -> Outcome:
-    """The end by the service's stage, which is the truth; the log only tells what went wrong, and the result."""
-    if job is None:
-        message = "how the Job ended can't be known now."
-        return Outcome("unknown", 4, message, "`launch ps --all` shows it.", progress.result)
-    logs, name = f"`launch logs {job.id}` shows the whole log.", f"Job {job.id}"
-    if job.succeeded:
-        return Outcome("completed", 0, f"{name} is done.", "", progress.result)
-    if job.stage == "ERROR":
-        return Outcome("failed", 1, f"{name} failed: {_cause(job, progress)}", logs, progress.result)
-    if job.ended:
-        return Outcome("canceled", 1, f"{name} was {job.stage.lower()}.", logs, progress.result)
-    if job.stage in ("SCHEDULING", "RUNNING"):
-        hint = f"`launch logs -f {job.id}` follows it, `launch cancel {job.id}` stops it."
-        return Outcome("running", 4, f"{name} still runs (stage {job.stage}).", hint, progress.result)
-    message = f"{name} is in stage '{job.stage}', which this version does not know."
-    return Outcome("unknown", 4, message, f"Look at {job.url}.", progress.result)
-
-
-def _cause(job: Job, progress: Progress) -> str:
-    """The script's own words, else the service's with the last lines of the log."""
-    if job.message and "timeout" in job.message.lower():
-        return f"{job.message}."
-    if progress.error:
-        return progress.error
-    last = "\n".join(f"  {line}" for line in list(progress.tail)[-10:])
-    return (job.message or "it gave no reason") + (f". The last lines of its log:\n{last}" if last else ".")

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from launcher import show
 from launcher.backends.base import Job
-from launcher.follow import Phase, Result, Step, parse
-from launcher.follow import Progress as Seen
+from launcher.follow import Checkpoint, Event, Phase, Result, Step
+from launcher.progress import Progress as Seen
 
 
 class _State(ProgressColumn):
@@ -57,14 +57,13 @@ class Live:
     ) -> None:
         self._bar.stop()
 
-    def update(self, line: str, seen: Seen) -> None:
-        """Take in one line and what is known after it."""
+    def update(self, line: str, event: Event | None, seen: Seen) -> None:
+        """Take in one line, what it says, and what is known after it."""
         if self._quiet:
             return
-        event = parse(line)
         if isinstance(event, Phase):
             self._console.print(Text(line, style="bold cyan"))
-        elif isinstance(event, Step) and not self._bar.disable:
+        elif isinstance(event, Step | Checkpoint) and not self._bar.disable:
             pass  # the bar says it
         elif not isinstance(event, Result) and (event is not None or not self._terse):
             self._console.print(Text(line), soft_wrap=True)
@@ -81,6 +80,8 @@ class Live:
             words.append(f"loss {seen.losses[-1][1]:.3f}")
         if seen.eta_s is not None:
             words.append(f"{show.minutes(seen.eta_s)} left")
+        if seen.checkpoint is not None:
+            words.append(f"kept at {seen.checkpoint}")
         if self._rate:
             running = (datetime.now(UTC) - (self._job.started_at or self._job.created_at)).total_seconds()
             words.append(f"${self._rate * running / 3600:.2f} so far")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from types import UnionType
@@ -11,7 +12,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
+from launcher import masks
 from launcher.errors import RequestError
 from launcher.spec import MODEL, RunSpec, build
 
@@ -29,6 +33,30 @@ def normalize(name: str) -> str:
     """The option a word of the command line means: underscores are as good as dashes, TRL's names as good as ours."""
     kebab = name.replace("_", "-")
     return _ALSO.get(kebab, kebab)
+
+
+class Commands(TyperGroup):
+    """The subcommands. What is wrong with a command line is said without the secrets that stand in it."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the options of `launch` itself."""
+        with _masked():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Read those of a subcommand, and run it."""
+        with _masked():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _masked() -> Iterator[None]:
+    try:
+        yield
+    except TyperException as error:
+        if isinstance(said := getattr(error, "message", None), str):
+            error.message = masks.mask(said)
+        raise
 
 
 CONTEXT = {"token_normalize_func": normalize, "help_option_names": ["-h", "--help"]}
@@ -118,6 +146,6 @@ def _value(name: str, value: Any) -> Any:
     for item in value:
         key, sign, text = item.partition("=")
         if not sign or not key:
-            raise RequestError(f"--{name} {item!r}: should be KEY=VALUE.", f"Such as --{name} team=research.")
+            raise RequestError(f"--{name} {masks.mask(repr(item))}: should be KEY=VALUE.", f"Such as --{name} a=b.")
         pairs[key] = text
     return pairs

@@ -118,6 +118,7 @@ class Plan(_Value):
     finetune_language_layers: bool = True
     finetune_attention_modules: bool = True
     finetune_mlp_modules: bool = True
+    trust_remote_code: bool = False
 
     # to where
     output_repo: str | None

@@ -45,6 +45,8 @@ def make_plan(
     placed = placement.place(asked, workload, catalog.flavors.values(), given, why)
     explain.reasons(asked, placed, why)
     timeout_s = budget.timeout(asked, placed.fit, why)
+    if not asked.local:
+        why["attempts"] = "a failed Job starts again from its last checkpoint, all within the one timeout"
     warnings = (*model.notes, *explain.warnings(asked, placed, timeout_s))
     return _record(asked, catalog, placed, timeout_s, warnings, user=user, today=today, why=why)
 
@@ -80,6 +82,7 @@ def _record(
         modality=setup.modality,
         engine=asked.engine,
         load_in=setup.load_in,
+        trust_remote_code=asked.trust_remote_code,
         chat_template=choices.chat_template(asked, model, catalog, why),
         dataset=choices.dataset(asked, setup.modality, why),
         dataset_config=asked.dataset_config,

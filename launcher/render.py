@@ -15,11 +15,12 @@ from launcher.plan import Plan
 TEMPLATES = {"text": "sft_text.py.j2", "vision": "sft_vlm.py.j2"}
 # The plan's fields that are a flag of the script, in the order in which they stand at its top.
 _SHARED = (
-    "revision", "load_in", "chat_template", "dataset", "dataset_config", "dataset_split", "dataset_revision",
-    "eval_split", "eval_rows", "streaming", "train_on", "max_steps", "num_train_epochs", "max_length", "batch_size",
-    "gradient_accumulation", "learning_rate", "lr_scheduler_type", "warmup_ratio", "weight_decay", "optim", "seed",
-    "logging_steps", "eval_steps", "lora_r", "lora_alpha", "lora_dropout", "output_repo", "private", "run_name",
-    "sample_rows", "trackio_project", "trackio_space",
+    "revision", "trust_remote_code", "load_in", "chat_template", "dataset", "dataset_config", "dataset_split",
+    "dataset_revision", "eval_split", "eval_rows", "streaming", "train_on", "max_steps", "num_train_epochs",
+    "max_length", "batch_size", "gradient_accumulation", "learning_rate", "lr_scheduler_type", "warmup_ratio",
+    "weight_decay", "optim", "seed", "logging_steps", "eval_steps", "lora_r", "lora_alpha", "lora_dropout",
+    "output_repo", "private", "run_name", "sample_rows", "trackio_project", "trackio_space",
+    "checkpoint_minutes", "timeout_s",
 )  # fmt: skip
 FLAGS = {
     "text": (*_SHARED, "packing", "lora_targets"),

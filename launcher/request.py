@@ -33,7 +33,7 @@ def from_plan(plan: Plan, catalog: catalog.Catalog) -> JobRequest:
         plan=plan,
         script=render.render(plan, catalog.stack),
         script_name="sft_vlm.py" if plan.modality == "vision" else "sft_text.py",
-        script_args=(*_dataset_args(plan, local), *(() if plan.num_gpus else ("--device", "cpu"))),
+        script_args=(*_dataset_args(plan, local), *(() if plan.num_gpus else ("--device=cpu",))),
         image=plan.image,
         flavor=plan.flavor,
         timeout_s=plan.timeout_s,
@@ -41,6 +41,7 @@ def from_plan(plan: Plan, catalog: catalog.Catalog) -> JobRequest:
         secrets=plan.secrets,
         labels=_labels(plan),
         namespace=plan.namespace,
+        attempts=plan.attempts,
     )
 
 

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from launcher import consoles
-from launcher.errors import JobFailedError, RequestError
+from launcher.errors import JobFailedError
 
 if TYPE_CHECKING:
     from launcher.backends.base import Backend, Job, JobRequest
-    from launcher.follow import Outcome
-    from launcher.plan import Plan
+    from launcher.outcome import Outcome
 
 
 def print_json(value: Any) -> None:
@@ -34,7 +33,7 @@ def submit(
     backend.check(request)
     job = backend.submit(request)
     if not quiet:
-        consoles.err().print(f"[bold]{job.id}[/] {job.url}")
+        consoles.err().print(f"{job.id} {job.url}", markup=False, soft_wrap=True)
     if not detach:
         follow(backend, job, as_json=as_json, quiet=quiet, terse=terse)
     elif as_json:
@@ -47,20 +46,38 @@ def submit(
 
 def follow(backend: Backend, job: Job, *, as_json: bool, quiet: bool, terse: bool = False) -> None:
     """Show a run until it ends, print its outcome and exit by it."""
-    from launcher import follow
+    from launcher import why
     from launcher.backends import base
     from launcher.live import Live
+    from launcher.progress import Progress, watch
 
-    progress = follow.Progress()
+    progress, address = Progress(), why.address(job)
     try:
         with Live(consoles.err(), job, _rate(job.flavor), quiet=quiet, terse=terse) as live:
-            for line, _ in follow.watch(backend.logs(job.id, follow=True), progress):
-                live.update(line, progress)
-        ended = base.wait(backend, job.id)
+            for line, event in watch(backend.logs(address, follow=True), progress):
+                live.update(line, event, progress)
+        ended = base.wait(backend, address)
+        outcome = why.explain(backend, ended, progress)
     except KeyboardInterrupt:
         _interrupted(backend, job)
     else:
-        _finish(ended, follow.outcome(ended, progress), as_json)
+        _finish(ended, outcome, as_json)
+
+
+def explain(backend: Backend, job_id: str, as_json: bool) -> None:
+    """Say what became of a run, from its stage and its log as they are now."""
+    from rich.text import Text
+
+    from launcher import why
+
+    job = backend.inspect(job_id)
+    progress = why.read(backend, job)
+    found = why.explain(backend, job, progress)
+    if as_json:
+        print_json(why.as_dict(job, found, progress))
+        return
+    cause = Text.assemble("cause: ", (found.cause, "bold"), "\n") if found.cause else Text()
+    consoles.out().print(Text.assemble(cause, found.message, "\n" if found.hint else "", found.hint), soft_wrap=True)
 
 
 def _rate(flavor: str) -> float:
@@ -85,25 +102,17 @@ def _interrupted(backend: Backend, job: Job) -> NoReturn:
 
 def _finish(job: Job, outcome: Outcome, as_json: bool) -> None:
     if as_json:
-        print_json(job.as_dict() | {"result": outcome.result})
+        ending = {"status": outcome.status, "cause": outcome.cause, "next": list(outcome.next)}
+        print_json(job.as_dict() | {"result": outcome.result} | ending)
     if outcome.exit_code:
         failure = JobFailedError(outcome.message, outcome.hint)
         failure.exit_code = outcome.exit_code
         raise failure
     if outcome.result and not as_json:
-        from launcher import show
+        from launcher import show, why
 
         began, ended = job.started_at, job.finished_at
         took_s = (ended - began).total_seconds() if began and ended else None
-        consoles.out().print(show.result_view(outcome.result, _plan_of(job.id), took_s, _rate(job.flavor)))
-
-
-def _plan_of(job_id: str) -> Plan | None:
-    """The plan that this launcher kept, where it did and can still read it."""
-    from launcher import runs
-
-    run = runs.find(job_id)
-    try:
-        return run.plan() if run else None
-    except RequestError:
-        return None
+        consoles.out().print(show.result_view(outcome.result, why.plan_of(job.id), took_s, _rate(job.flavor)))
+    if outcome.hint:  # not an error, and not the end that was asked for either
+        consoles.err().print(f"{outcome.message}\n{outcome.hint}", style="yellow", markup=False, soft_wrap=True)

@@ -11,15 +11,25 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from launcher import masks, values
 from launcher.errors import RequestError, from_validation
+from launcher.values import Image, Name, Part, Place, Revision
 
 REPO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 _REPO_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _LABEL = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 _UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -60,19 +70,22 @@ class RunSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, allow_inf_nan=False)
 
-    model: str = _option("Alias (`launch models`), Hub repo id or local folder.", MODEL, default=..., short="-m")
-    revision: str | None = _option("Branch, tag or commit of the model.", MODEL)
+    model: Place = _option("Alias (`launch models`), Hub repo id or local folder.", MODEL, default=..., short="-m")
+    revision: Revision | None = _option("Branch, tag or commit of the model.", MODEL)
     modality: Literal["text", "vision"] | None = _option("Where a model can do both.", MODEL)
     load_in: Literal["auto", "4bit", "16bit"] = _option("Precision of the frozen weights.", MODEL, default="auto")
     engine: Literal["unsloth", "trl"] = _option("trl is for comparing estimates only.", MODEL, default="unsloth")
+    trust_remote_code: bool = _option(
+        "Run the Python of the model's repo; only with --revision as a whole commit hash.", MODEL, default=False
+    )
     chat_template: str | None = _option("Unsloth template name, for models that bring none.", MODEL)
 
-    dataset: str | None = _option("Hub dataset, or a json, jsonl, csv or parquet file.", DATA)
-    dataset_config: str | None = _option("Configuration (subset) of the dataset.", DATA)
-    dataset_split: str = _option("Split to train on.", DATA, default="train")
-    dataset_revision: str | None = _option("Branch, tag or commit of the dataset.", DATA)
+    dataset: Place | None = _option("Hub dataset, or a json, jsonl, csv or parquet file.", DATA)
+    dataset_config: Part | None = _option("Configuration (subset) of the dataset.", DATA)
+    dataset_split: Part = _option("Split to train on.", DATA, default="train")
+    dataset_revision: Revision | None = _option("Branch, tag or commit of the dataset.", DATA)
     dataset_rows: int | None = _option("Rows in the dataset, where it can't be looked up.", DATA, gt=0)
-    eval_split: str | None = _option("Split to evaluate on.", DATA)
+    eval_split: Part | None = _option("Split to evaluate on.", DATA)
     eval_rows: int | None = _option("Rows held out for evaluation (0: none).", DATA, ge=0, le=100_000)
     streaming: bool | None = _option("Read the dataset as a stream; needs --max-steps.", DATA)
     train_on: Literal["assistant", "all"] = _option("Tokens that count in the loss.", DATA, default="assistant")
@@ -114,9 +127,9 @@ class RunSpec(BaseModel):
     output_repo: RepoName | None = _option("Where the result is pushed, NAME or NAMESPACE/NAME.", OUTPUT)
     push: bool = _option("Push the result to the Hub.", OUTPUT, default=True)
     private: bool = _option("Create the output repo as private.", OUTPUT, default=False)
-    run_name: str | None = _option("Name of the run.", OUTPUT, max_length=96)
+    run_name: Name | None = _option("Name of the run.", OUTPUT, max_length=96)
     sample_rows: int = _option("Evaluation rows answered before and after training.", OUTPUT, default=0, ge=0, le=20)
-    trackio_project: str | None = _option("Trackio project.", OUTPUT, max_length=96)
+    trackio_project: Part | None = _option("Trackio project.", OUTPUT, max_length=96)
     trackio_space: str | None = _option("Space that shows the metrics, USER/NAME.", OUTPUT)
 
     flavor: str = _option("Jobs flavor (`launch flavors`), or auto.", MACHINE, default="auto")
@@ -128,13 +141,20 @@ class RunSpec(BaseModel):
     attempts: int = _option(
         "How often a failed Job is started, from its last checkpoint on.", MACHINE, default=2, ge=1, le=10
     )
-    namespace: str | None = _option("User or organisation that pays.", MACHINE)
-    image: str | None = _option("Container image with uv.", MACHINE)
+    namespace: Name | None = _option("User or organisation that pays.", MACHINE)
+    image: Image | None = _option("Container image with uv.", MACHINE)
     label: dict[str, str] = _option("Label of the Job, KEY=VALUE.", MACHINE, default={}, short="-l")
     env: dict[str, str] = _option("Environment variable, KEY=VALUE.", MACHINE, default={}, short="-e")
     secrets: tuple[str, ...] = _option("Secret sent encrypted: NAME, its value taken from here.", MACHINE, default=(),
                                        short="-s")  # fmt: skip
     local: bool = _option("Run here, not on Jobs.", MACHINE, default=False)
+
+    @field_validator("*")
+    @classmethod
+    def _one_line(cls, value: object, info: ValidationInfo) -> object:
+        """No option holds a secret, and but for the values of variables none holds what can't be seen."""
+        values.check_text(value, free=info.field_name == "env")
+        return value
 
     @field_validator("trackio_space")
     @classmethod
@@ -156,10 +176,10 @@ class RunSpec(BaseModel):
     @field_validator("env")
     @classmethod
     def _env_names(cls, env: dict[str, str]) -> dict[str, str]:
-        for name, value in env.items():
+        for name in env:
             if not _ENV_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is not the name of an environment variable")
-            if name.endswith(("TOKEN", "_API_KEY", "SECRET", "PASSWORD")) or _HUB_TOKEN.search(value):
+            if masks.is_secret_name(name):
                 raise ValueError(f"{name} looks like a secret and env is visible: pass it as --secrets {name}")
         return env
 
@@ -183,6 +203,13 @@ class RunSpec(BaseModel):
             raise ValueError("--no-finetune-vision-layers and --no-finetune-language-layers leave nothing to train")
         if not (self.finetune_attention_modules or self.finetune_mlp_modules):
             raise ValueError("--no-finetune-attention-modules and --no-finetune-mlp-modules leave nothing to train")
+        if self.trust_remote_code and not values.COMMIT.fullmatch(self.revision or ""):
+            raise ValueError(
+                "--trust-remote-code runs whatever Python lies in the model's repo: pin what you have read with "
+                "--revision and the 40 hexadecimal digits of its commit"
+            )
+        if self.trust_remote_code and self.model.startswith((".", "/", "~")):
+            raise ValueError("--trust-remote-code: a folder has no commit to pin; name a Hub repo")
         if self.output_repo and not self.push:
             raise ValueError("--output-repo and --no-push contradict each other")
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections import Counter
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ Quantized = Literal["bnb-4bit"]
 _BITS = {"F64": 64, "I64": 64, "F32": 32, "I32": 32, "F16": 16, "BF16": 16, "I16": 16, "F4": 4}
 # A 4-bit weight is half a byte, and one byte of scale for 64 of them (bitsandbytes, nested quantisation).
 _U8_PER_WEIGHT = 1 / 2 + 1 / 64
+_LARGEST_SIDE = 2**40
 _HEADER_LIMIT = 100_000_000  # of the safetensors format
 _UNPACKED = {
     "fp8": "8-bit floats", "fbgemm_fp8": "8-bit floats", "compressed-tensors": "a compressed format", "mxfp4": "MXFP4",
@@ -59,7 +61,7 @@ def read_folder(folder: Path, *, four_bits: bool) -> Weights | None:
         for path in paths:
             for tensor in _header(path):
                 elements[tensor["dtype"]] += _product(tensor["shape"])
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise RequestError(
             f"{path} can't be read as safetensors ({str(error) or type(error).__name__}).", "Save the model again."
         ) from error
@@ -115,10 +117,9 @@ def _header(path: Path) -> list[Json]:
 
 
 def _product(shape: list[int]) -> int:
-    number = 1
-    for side in shape:
-        number *= side
-    return number
+    if not all(isinstance(side, int) and 0 <= side <= _LARGEST_SIDE for side in shape):
+        raise ValueError("a tensor has an impossible shape")
+    return math.prod(shape)
 
 
 def _article(noun: str) -> str:

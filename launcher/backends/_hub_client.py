@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,15 @@ from launcher import __version__
 from launcher.backends import _hub_errors
 
 if TYPE_CHECKING:
+    import httpx2
     from huggingface_hub import HfApi
+
+    from launcher.errors import LauncherError
 
 TIMEOUT_S = 60.0
 """Seconds until a request is given up; the client alone would wait for ever."""
+LONGEST_WAIT_S = 60.0
+"""Seconds that a `Retry-After` may ask for; the client alone would wait for hours."""
 
 
 @cache
@@ -30,6 +36,7 @@ def library() -> Any:
     def make_client() -> Any:
         client = default_client_factory()
         client.timeout = TIMEOUT_S
+        client.event_hooks["response"].append(_cap_wait)
         return client
 
     huggingface_hub.set_client_factory(make_client)
@@ -38,6 +45,15 @@ def library() -> Any:
         warnings.simplefilter("ignore")
         disable_progress_bars()
     return huggingface_hub
+
+
+def _cap_wait(response: httpx2.Response) -> None:
+    """Shorten what an answer asks the client to wait before it tries again by itself."""
+    for name, pattern in (("Retry-After", r"(\d+)"), ("RateLimit", r".*;t=(\d+)")):
+        asked = re.fullmatch(pattern, response.headers.get(name, "").strip())
+        if asked and int(asked[1]) > LONGEST_WAIT_S:
+            del response.headers[name]
+            response.headers["Retry-After"] = f"{LONGEST_WAIT_S:.0f}"
 
 
 def make_api() -> HfApi:
@@ -60,7 +76,12 @@ def told(action: str, what: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        known = _hub_errors.translate(error, action, what=what, secrets=(read_token() or "",))
+        known = translated(error, action, what)
         if known is None:
             raise
         raise known from error
+
+
+def translated(error: Exception, action: str, what: str = "") -> LauncherError | None:
+    """What a user is told of an error of the client; none for a bug."""
+    return _hub_errors.translate(error, action, what=what, secrets=(read_token() or "",))

@@ -13,6 +13,8 @@ from launcher.errors import LauncherError, RefusedError, RequestError, ServiceEr
 
 _LOGIN = "Run `hf auth login`, or set HF_TOKEN; https://huggingface.co/settings/tokens makes a token of role 'write'."
 _AGAIN = "Try again in a minute; https://status.huggingface.co shows whether the Hub is down."
+# hf_xet, which uploads files, tells a status only in words.
+_XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
 _NETWORK = "Check the network, a proxy (HTTPS_PROXY) and HF_ENDPOINT, then run the same command again."
 
 
@@ -48,6 +50,7 @@ TABLE = (
          "Check the spelling at https://huggingface.co; if it is private, use a token that may read it."),
     _row("RemoteEntryNotFoundError", RequestError, "{what} lacks a file that is needed.", "Look at {page}/tree/main."),
     _row("LocalEntryNotFoundError", ServiceError, "{action} failed: the Hub can't be reached.", _NETWORK),
+    _row("EntryNotFoundError", RequestError, "{what} lacks a file that is needed.{detail}", "Start the run anew."),
     _row("HfHubHTTPError", RefusedError, "{action} failed: the Hub does not accept your token.{detail}",
          _LOGIN + " HF_TOKEN wins over a login.", (401,)),
     _row("HfHubHTTPError", RefusedError, "{action} failed: payment is required.{detail}",
@@ -75,6 +78,7 @@ TABLE = (
     _row("UnsupportedProtocol", RequestError, "{action} failed: HF_ENDPOINT is not a URL.", "Unset it, or mend it."),
     _row("HTTPError", ServiceError, "{action} failed: the Hub can't be reached.{detail}", _NETWORK),
     _row("TimeoutError", ServiceError, "{action} failed: the Hub did not answer in time.", _NETWORK),
+    _row("ConnectionError", RefusedError, "{action} failed: your token may not do that.", _LOGIN, (401, 403)),
     _row("ConnectionError", ServiceError, "{action} failed: the Hub can't be reached.{detail}", _NETWORK),
     _row("JSONDecodeError", ServiceError, "{action} failed: the answer was not JSON.", _NETWORK),
 )  # fmt: skip
@@ -86,7 +90,7 @@ def translate(error: Exception, action: str, *, what: str = "", secrets: tuple[s
     `action` begins the message ("starting the Job"), `what` names the repo in question.
     """
     names = {base.__name__ for base in type(error).__mro__}
-    status = _status(error)
+    status = status_of(error)
     for row in TABLE:
         if row.kind in names and (row.statuses is None or status in row.statuses):
             facts = {
@@ -101,9 +105,13 @@ def translate(error: Exception, action: str, *, what: str = "", secrets: tuple[s
     return None
 
 
-def _status(error: Exception) -> int | None:
+def status_of(error: Exception) -> int | None:
+    """The status of the answer that the error is about; none where there was no answer."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    return status if isinstance(status, int) else None
+    if isinstance(status, int):
+        return status
+    found = _XET_STATUS.search(str(error)) if isinstance(error, ConnectionError) else None
+    return int(found[1]) if found else None
 
 
 def _repo(error: Exception) -> str:
@@ -119,7 +127,7 @@ def _page(error: Exception) -> str:
 def _detail(error: Exception) -> str:
     """The server's own sentence, or the transport's, short and in one line; nothing where there is none."""
     said = getattr(error, "server_message", None)
-    if _status(error) is None:
+    if status_of(error) is None:
         said = str(error)
     text = plain(re.sub(r"\s+", " ", said or "").strip())[:300]
     return f" It says: {text.rstrip('.')}." if text else ""

@@ -5,16 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from launcher import masks
+
+LONGEST = 1 << 18
+"""Characters of a line that are kept; a RESULT with all its samples is a tenth of that."""
+
 # Each alternative stops at the next escape, so that a line of nothing but escapes still takes linear time.
 _ESCAPE = re.compile(
-    r"[\x1b\x9b](?:"
-    r"(?<=\x9b)[0-?]*[ -/]*[@-~]?"  # CSI in its one-byte form
-    r"|\[[0-?]*[ -/]*[@-~]?"  # CSI: colours, cursor
-    r"|[\]PX^_][^\x07\x1b\x9c]*(?:\x07|\x9c|\x1b\\)?"  # OSC, DCS, SOS, PM, APC: titles, links, clipboard
-    r"|[ -/]+[0-~]?|[0-~])?"  # charset and other two-byte ones
+    r"(?:\x1b\[|\x9b)[0-?]*+[ -/]*+[@-~]?"  # CSI, in two bytes or one: colours, cursor
+    r"|\x1b[\]PX^_][^\x07\x1b\x9c]*+(?:\x07|\x9c|\x1b\\)?"  # OSC, DCS, SOS, PM, APC: titles, links, clipboard
+    # The same in one byte: also what a wrong encoding makes of a quotation mark, so only with its end.
+    r"|[\x90\x98\x9d-\x9f][^\x07\x1b\x90\x98\x9c-\x9f]*+(?:\x07|\x9c|\x1b\\)"
+    r"|\x1b(?:[ -/]++[0-~]?|[0-~])?"  # charset and other two-byte ones
 )
-# What is left of the control characters, and the marks that turn the direction of text.
-_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# What is left of the control characters, what would end a line of the transcript, and the marks that turn the
+# direction of text or tag it unseen.
+_CONTROL = re.compile(
+    "[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
 
 
 def plain(line: str) -> str:
@@ -25,6 +33,17 @@ def plain(line: str) -> str:
         return line
     line = _ESCAPE.sub("", line).rstrip("\r\n")
     return _CONTROL.sub("", line.rsplit("\r", 1)[-1]) if "\r" in line else _CONTROL.sub("", line)
+
+
+def cut(line: str) -> str:
+    """The line, or its beginning and a note that says how many characters there were: LONGEST at most, in all."""
+    note = f" … [cut: {len(line):,} characters]"
+    return line if len(line) <= LONGEST else line[: LONGEST - len(note)] + note
+
+
+def safe(line: str, secrets: Iterable[str]) -> str:
+    """One line as it may be shown and kept: `plain`, without secrets, and not longer than anyone reads."""
+    return cut(redact(plain(line), secrets))
 
 
 class Redactor:
@@ -57,8 +76,35 @@ class Redactor:
         return next((size for size in range(longest, 0, -1) if data.endswith(secret[:size])), 0)
 
 
+class Transcript:
+    """Turns a stream of bytes into the lines of a transcript, each of them `safe`, however long one is."""
+
+    _HELD = LONGEST * 4
+
+    def __init__(self) -> None:
+        self._rest, self._dropped = b"", 0
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The lines that this chunk ends; what it begins is held back."""
+        *lines, rest = (self._rest + chunk).split(b"\n") if b"\n" in chunk else [self._rest + chunk]
+        written = b"".join(self._line(line) for line in lines)
+        if len(rest) > self._HELD:
+            rest = rest[rest.rfind(b"\r") + 1 :]  # a progress bar of hours: the earlier ones are overwritten
+        self._rest = rest[: self._HELD]
+        self._dropped += len(rest) - len(self._rest)
+        return written
+
+    def flush(self) -> bytes:
+        """A last line that was never ended."""
+        return self._line(self._rest) if self._rest else b""
+
+    def _line(self, line: bytes) -> bytes:
+        text = safe(line.decode("utf-8", "replace"), ())
+        note = f" [{self._dropped:,} bytes left out]" if self._dropped else ""
+        self._dropped = 0
+        return f"{text}{note}\n".encode()
+
+
 def redact(text: str, secrets: Iterable[str]) -> str:
-    """The text without the given secrets, and without anything that looks like a token of the Hub."""
-    for secret in sorted((value for value in secrets if len(value) >= 6), key=len, reverse=True):
-        text = text.replace(secret, "***")
-    return re.sub(r"\bhf_[A-Za-z0-9]{16,}", "hf_***", text)
+    """The text without the given secrets, and without anything that looks like a token."""
+    return masks.mask(text, secrets)

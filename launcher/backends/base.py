@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 import os
 import re
 import time
@@ -12,7 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from launcher.errors import RequestError, ServiceError
+from launcher import masks
+from launcher.errors import RefusedError, RequestError, ServiceError
 from launcher.plan import Plan
 
 # The service's words. A stage that is in neither set is one that this launcher does not know.
@@ -24,7 +26,11 @@ ENDED = frozenset({"COMPLETED", "ERROR", "CANCELED", "DELETED"})
 DEFAULT_IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
 ARTIFACTS_BUCKET = "jobs-artifacts"
 ARTIFACTS_MOUNT = "/data"
+ARTIFACTS_ENV = "LAUNCH_ARTIFACTS"
+"""Tells a Job where its /data is to be found from outside, as `hf://buckets/NAMESPACE/BUCKET/FOLDER`."""
+PLAN_FILE = "plan.json"
 
+_BUCKETS = "hf://buckets/"
 _TIMES = ("created_at", "started_at", "finished_at")
 
 
@@ -32,7 +38,8 @@ _TIMES = ("created_at", "started_at", "finished_at")
 class JobRequest:
     """Everything a backend needs to run a script; secrets are named, their values are read at submission.
 
-    An argument that names an existing file is sent along, and rewritten to where the Job finds it.
+    An argument that names an existing file is sent along, and rewritten to where the Job finds it. A request that goes
+    on with the Job `resumes` names that Job's `artifacts`, as an `hf://` URI, where such files are already.
     """
 
     plan: Plan
@@ -46,10 +53,15 @@ class JobRequest:
     secrets: tuple[str, ...]
     labels: dict[str, str]
     namespace: str | None = None
+    attempts: int = 1
+    artifacts: str | None = None
+    resumes: str | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
         """The arguments that name an existing file, by the rule of `run_uv_job`."""
+        if self.artifacts:
+            return ()
         return tuple(argument for argument in dict.fromkeys(self.script_args) if Path(argument).is_file())
 
     @property
@@ -58,28 +70,48 @@ class JobRequest:
         name = self.labels.get("name") or self.plan.run_name
         return {**self.labels, "name": re.sub(r"[^A-Za-z0-9_-]", "-", name)[:100]}
 
+    @property
+    def remote_names(self) -> dict[str, str]:
+        """What is sent, each under the name that it has in the Job's /data."""
+        return _remote_names((self.script_name, PLAN_FILE, *self.files))
+
     def describe(self) -> dict[str, Any]:
         """The Job as the service would run it, for people and for `--dry-run --json`; reads no network, no token."""
-        remote = _remote_names((self.script_name, *self.files))
+        remote = self.remote_names
         arguments = [f"{ARTIFACTS_MOUNT}/{remote[item]}" if item in remote else item for item in self.script_args]
+        artifacts = self.artifacts or f"{_BUCKETS}{self.namespace or '<you>'}/{ARTIFACTS_BUCKET}/<a fresh folder>"
+        source, folder = split_artifacts(artifacts)
+        own = {"request": "<a fresh id>", "artifacts": folder} | ({"resumes": self.resumes} if self.resumes else {})
         return {
             "image": self.image or DEFAULT_IMAGE,
             "command": ["uv", "run", f"{ARTIFACTS_MOUNT}/{remote[self.script_name]}", *arguments],
             "flavor": self.flavor,
             "timeout_s": self.timeout_s,
-            "env": dict(self.env),
+            "attempts": self.attempts,
+            "env": {**self.env, ARTIFACTS_ENV: artifacts},
             "secrets": list(self.secrets),
-            "labels": self.all_labels,
+            "labels": self.all_labels | own,
             "volumes": [
                 {
                     "type": "bucket",
-                    "source": f"{self.namespace or '<you>'}/{ARTIFACTS_BUCKET}",
-                    "path": "<a fresh folder>",
+                    "source": source,
+                    "path": folder,
                     "mount_path": ARTIFACTS_MOUNT,
                     "read_only": False,
                 }
             ],
         }
+
+
+def split_artifacts(uri: str) -> tuple[str, str]:
+    """Bucket and folder of the URI of a Job's artifacts."""
+    namespace, bucket, folder = uri.removeprefix(_BUCKETS).split("/", 2)
+    return f"{namespace}/{bucket}", folder
+
+
+def join_artifacts(bucket: str, folder: str) -> str:
+    """The URI of a Job's artifacts."""
+    return f"{_BUCKETS}{bucket}/{folder}"
 
 
 def _remote_names(paths: tuple[str, ...]) -> dict[str, str]:
@@ -160,6 +192,10 @@ class Backend(Protocol):
         """The Job as it is now; `RequestError` where there is none of that id."""
         ...
 
+    def recall(self, job_id: str) -> JobRequest:
+        """The request of a Job, to be submitted again on its artifacts; `RequestError` where that can't be had."""
+        ...
+
     def list(self, all: bool = False) -> builtins.list[Job]:
         """The Jobs that this launcher started, newest first; only those that have not ended, unless `all`."""
         ...
@@ -214,6 +250,17 @@ def secret_values(names: tuple[str, ...]) -> dict[str, str]:
             f"Set it first: `export {missing[0]}=…`.",
         )
     return {name: value for name, value in values.items() if value}
+
+
+def require_hidden(request: JobRequest, values: dict[str, str]) -> None:
+    """Raise `RefusedError` where the value of a secret stands in what the service shows, or in the script."""
+    shown = json.dumps([request.describe(), request.plan.model_dump(mode="json")], ensure_ascii=False) + request.script
+    for name, value in values.items():
+        if len(value) >= masks.SHORTEST and value in shown:
+            raise RefusedError(
+                f"the value of the secret {name} stands in the request itself, where others would see it.",
+                "Take it out of the options; --secrets sends it, encrypted.",
+            )
 
 
 def _hub_token() -> str | None:

@@ -1,44 +1,46 @@
-"""Runs the script on Hugging Face Jobs, through `HfApi.run_uv_job`."""
+"""Runs the script on Hugging Face Jobs."""
 
 from __future__ import annotations
 
 import builtins
-import io
 import json
 import re
-import warnings
 from collections.abc import Iterator
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from launcher import hardware, runs
-from launcher.backends import _hub_access, _hub_datasets, _hub_log, _hub_weights
+from launcher import hardware, masks, runs
+from launcher.backends import _hub_access, _hub_datasets, _hub_log, _hub_repos, _hub_resume, _hub_weights
 from launcher.backends._hub_client import TIMEOUT_S, make_api, told
+from launcher.backends._hub_retry import Pace, persist
+from launcher.backends._hub_submit import Submission
+from launcher.backends._text import safe
 from launcher.backends._transcript import keep
-from launcher.backends.base import LIVE, Job, JobRequest, now, secret_values
+from launcher.backends.base import LIVE, Job, JobRequest, now, require_hidden, secret_values
 from launcher.dataset import DataSize
 from launcher.errors import RequestError, ServiceError
 from launcher.plan import Plan
 from launcher.runs import STATUS
-from launcher.spec import DATA_SUFFIXES
 from launcher.tensors import Weights
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobHardwareInfo, JobInfo
 
-_JOB_ID = re.compile(r"(?:https?://[^/]+/jobs/)?(?:([\w.-]+)/)?([A-Za-z0-9_-]{1,96})")
+_JOB_ID = re.compile(r"(?:https?://[^/]+/jobs/)?(?:([A-Za-z0-9][A-Za-z0-9._-]{0,95})/)?([A-Za-z0-9_-]{1,96})")
 
 
 class HubBackend:
-    """Runs on Hugging Face Jobs. `pause_s` is the first wait before a log is asked for again."""
+    """Runs on Hugging Face Jobs. `pause_s` is the first wait before anything is asked for again."""
 
     name = "hub"
 
     def __init__(self, pause_s: float = 1.0) -> None:
         self._pause_s = pause_s
+        self._pace = Pace(pause_s)
+        self._brief = Pace(pause_s, tries=3)
 
     def user(self) -> str:
         """The name of the account; raises where there is none, or its token is not accepted."""
@@ -52,7 +54,7 @@ class HubBackend:
             text = Path(path).read_bytes()
         try:
             config = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RequestError(f"the config.json of {repo} is not JSON.", "Choose another model.") from error
         return config if isinstance(config, dict) else {}
 
@@ -85,10 +87,9 @@ class HubBackend:
         """Raise where the token, the namespaces, the model or the dataset would make the Job fail."""
         _hub_access.require_write(self._me)
         _hub_access.require_jobs(self._me, request.namespace)
-        secret_values(request.secrets)
+        require_hidden(request, secret_values(request.secrets))
         self.check_push(request.plan)
-        self._check_model(request.plan)
-        self._check_dataset(request.plan)
+        _hub_repos.check(self._api, request, self._brief)
 
     def check_push(self, plan: Plan) -> None:
         """Raise where the token can't write to the plan's output repo."""
@@ -97,10 +98,10 @@ class HubBackend:
             _hub_access.require_push(self._me, plan.output_repo)
 
     def submit(self, request: JobRequest) -> Job:
-        """Upload the script with its local files, start the Job, and keep its record in a folder of its id."""
+        """Upload the script with its local files, start one Job, and keep its record in a folder of its id."""
         run = runs.create(request, self.name)
         try:
-            info = self._run_uv_job(request, run.folder / request.script_name)
+            info = Submission(self._api, request, request.namespace or self.user(), run.folder, self._pace).send()
         except BaseException:
             run.discard()
             raise
@@ -111,6 +112,11 @@ class HubBackend:
         else:
             run.write(STATUS, _job(info).as_dict() | {"namespace": info.owner.name})
         return _job(info)
+
+    def recall(self, job_id: str) -> JobRequest:
+        """The request of a Job, from the service, its bucket and what is kept here; its secrets by name only."""
+        namespace, job_id = self._locate(job_id)
+        return _hub_resume.recall(self._api, namespace, job_id, self.user(), self._brief)
 
     def inspect(self, job_id: str) -> Job:
         """The Job as the service sees it, which is the truth about it."""
@@ -161,57 +167,7 @@ class HubBackend:
     @cached_property
     def _me(self) -> dict[str, Any]:
         # Kept: the Hub limits this question strictly, and the client would ask it before each of its calls.
-        with told("checking your account"):
-            return self._api.whoami()
-
-    def _run_uv_job(self, request: JobRequest, script: Path) -> JobInfo:
-        values = secret_values(request.secrets)
-        try:
-            with told("starting the Job"), redirect_stdout(io.StringIO()), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it prints where the script went, and that it is experimental
-                info: JobInfo = self._api.run_uv_job(
-                    str(script),
-                    script_args=[*request.script_args],
-                    image=request.describe()["image"],
-                    env=dict(request.env),
-                    secrets=dict(values),
-                    flavor=request.flavor,
-                    timeout=request.timeout_s,
-                    labels=request.all_labels,
-                    namespace=request.namespace or self.user(),
-                )
-                return info
-        except FileNotFoundError as error:
-            raise RequestError(f"there is no file {error}.", "Give the path of a file that exists.") from error
-        except ServiceError as error:
-            first = "The Job may have started all the same: look at `launch ps` before you try again."
-            raise ServiceError(error.message, f"{first} {error.hint}") from error
-
-    def _check_model(self, plan: Plan) -> None:
-        if _is_path(plan.repo):
-            raise RequestError(
-                f"--model {plan.repo} is a folder of this machine, which a Job can't see.",
-                "Push it to the Hub first (`hf upload`), or train here with --local.",
-            )
-        self._check_repo("model", plan.repo, plan.revision)
-
-    def _check_dataset(self, plan: Plan) -> None:
-        path = Path(plan.dataset).expanduser()
-        if path.is_file():
-            return
-        if path.is_dir() or _is_path(plan.dataset) or plan.dataset.endswith(DATA_SUFFIXES):
-            what = "is a folder, and only a file is sent along" if path.is_dir() else "is not there"
-            raise RequestError(
-                f"--dataset {plan.dataset} {what}.", "Give one json, jsonl, csv or parquet file, or push it to the Hub."
-            )
-        self._check_repo("dataset", plan.dataset, plan.dataset_revision)
-
-    def _check_repo(self, kind: str, name: str, revision: str | None) -> None:
-        with told(f"looking up the {kind} {name}", what=f"the {kind} '{name}'"):
-            look_up = self._api.model_info if kind == "model" else self._api.dataset_info
-            gated = look_up(name, revision=revision, timeout=TIMEOUT_S).gated
-            if gated:  # anyone may read of a gated repo; whether its files may be had is another question
-                self._api.auth_check(name, repo_type=kind)
+        return persist("checking your account", self._api.whoami, self._brief)
 
     def _locate(self, job_id: str) -> tuple[str, str]:
         """Namespace and bare id of an ID, NAMESPACE/ID or the URL of a Job's page."""
@@ -246,7 +202,7 @@ def _job(info: JobInfo) -> Job:
         url=info.url,
         backend=HubBackend.name,
         stage=str(getattr(info.status.stage, "value", info.status.stage)),
-        message=info.status.message,
+        message=safe(info.status.message, masks.held()) if info.status.message else None,
         flavor=str(getattr(info.flavor, "value", info.flavor or "")),
         labels=dict(info.labels or {}),
         created_at=info.created_at or now(),
@@ -254,9 +210,3 @@ def _job(info: JobInfo) -> Job:
         finished_at=info.finished_at,
         run_dir=run.folder if run else None,
     )
-
-
-def _is_path(name: str) -> bool:
-    with suppress(OSError):
-        return name.startswith((".", "/", "~")) or Path(name).is_absolute()
-    return False

@@ -19,11 +19,11 @@ from typing import Any
 import launcher
 from launcher import folders, runs
 from launcher.backends import _process
-from launcher.backends._text import plain
-from launcher.backends.base import Job, JobRequest, now, secret_values
+from launcher.backends._text import safe
+from launcher.backends.base import Job, JobRequest, now, require_hidden, secret_values
 from launcher.backends.supervise import COMMAND, record
 from launcher.errors import RefusedError, RequestError, ServiceError
-from launcher.runs import REQUEST, STATUS, Run
+from launcher.runs import PLAN, REQUEST, STATUS, Run
 
 NEEDED_GB = 5
 """Free disk that a run needs: the training stack, its cache and an adapter."""
@@ -33,7 +33,11 @@ _START_S = 60
 UNSET = (
     "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "PYTHONHOME", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONSTARTUP",
     "UV_PROJECT", "UV_PROJECT_ENVIRONMENT", "UV_PYTHON", "UV_ENV_FILE", "UV_WORKING_DIRECTORY", "UV_SYSTEM_PYTHON",
-    "UV_RUN_RECURSION_DEPTH", "__PYVENV_LAUNCHER__",
+    "UV_RUN_RECURSION_DEPTH", "__PYVENV_LAUNCHER__", "PYTHONUSERBASE", "PYTHONINSPECT", "PYTHONBREAKPOINT",
+    "PYTHONPLATLIBDIR", "PYTHONWARNINGS",
+    # They would resolve the header's pins to something else.
+    "UV_OVERRIDE", "UV_CONSTRAINT", "UV_BUILD_CONSTRAINT", "UV_EXCLUDE_NEWER", "UV_EXCLUDE_NEWER_PACKAGE",
+    "UV_PRERELEASE", "UV_RESOLUTION", "UV_FROZEN", "UV_LOCKED", "UV_NO_SYNC",
 )  # fmt: skip
 
 
@@ -62,7 +66,7 @@ class LocalBackend:
             )
         find_uv()
         _check_paths(request)
-        secret_values(request.secrets)
+        require_hidden(request, secret_values(request.secrets))
         for folder in (folders.data(), Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache")):
             _check_space(folder)
         if request.plan.output_repo:
@@ -74,7 +78,7 @@ class LocalBackend:
         """Start the script and return once its supervisor lives; it goes on when the launcher ends."""
         values = secret_values(request.secrets)
         uv = find_uv()
-        run = runs.create(request, self.name)
+        run = self._again(request) if request.resumes else _name(runs.create(request, self.name))
         files = set(request.files)
         arguments = [str(Path(item).absolute()) if item in files else item for item in request.script_args]
         command: dict[str, Any] = {
@@ -84,7 +88,6 @@ class LocalBackend:
             "timeout_s": request.timeout_s,
             "grace_s": self._grace_s,
         }
-        run = _name(run)
         script = run.folder / request.script_name
         run.write(COMMAND, command | {"argv": [uv, "run", "--python", sys.executable, str(script), *arguments]})
         job = Job(
@@ -94,6 +97,18 @@ class LocalBackend:
         run.write(STATUS, job.as_dict())
         _start_supervisor(run, values)
         return self.inspect(run.id)
+
+    def recall(self, job_id: str) -> JobRequest:
+        """The request of a run of this machine: submitted, it goes on in the same folder, under the same id."""
+        run = self._load(job_id)
+        kept, plan = run.read(REQUEST), run.plan()
+        script = run.folder / str(kept["script_name"])
+        return JobRequest(
+            plan=plan, script=script.read_bytes().decode(), script_name=script.name,
+            script_args=tuple(kept["script_args"]), image=None, flavor=plan.flavor, timeout_s=plan.timeout_s,
+            env=plan.env, secrets=plan.secrets, labels=dict(run.read(STATUS).get("labels", {})), namespace=None,
+            resumes=run.id,
+        )  # fmt: skip
 
     def inspect(self, job_id: str) -> Job:
         """The run as it is; one whose supervisor died without a word is ended here, with what it left running."""
@@ -141,6 +156,19 @@ class LocalBackend:
             time.sleep(0.1)
         return job
 
+    def _again(self, request: JobRequest) -> Run:
+        """The folder of the run that is gone on with; what it said before is kept beside its new transcript."""
+        run = self._load(str(request.resumes))
+        if not self.inspect(run.id).ended:
+            raise RequestError(f"{run.id} still goes on.", f"`launch wait {run.id}` follows it.")
+        if run.log.exists():
+            number = len(list(run.folder.glob(f"{run.log.name}.*"))) + 1
+            run.log.rename(run.log.with_name(f"{run.log.name}.{number}"))
+        run.write(PLAN, request.plan.model_dump_json(indent=2) + "\n")
+        kept = run.read(REQUEST)
+        run.write(REQUEST, kept | request.describe() | {"script_args": list(request.script_args)})
+        return run
+
     def _load(self, job_id: str) -> Run:
         run = runs.load(job_id)
         if not run.read(STATUS) or run.read(REQUEST).get("backend") != self.name:
@@ -157,14 +185,14 @@ class LocalBackend:
             position += len(chunk)
             *lines, rest = (rest + chunk).split(b"\n") if b"\n" in chunk else [rest + chunk]
             for line in lines:
-                yield plain(line.decode("utf-8", "replace"))
+                yield safe(line.decode("utf-8", "replace"), ())
             if ended and not chunk:
                 break
             if not chunk:
                 time.sleep(pause_s)
             pause_s = 0.05 if chunk else min(pause_s * 1.5, 0.5)
         if rest:
-            yield plain(rest.decode("utf-8", "replace"))
+            yield safe(rest.decode("utf-8", "replace"), ())
 
 
 def _job(run: Run) -> Job:

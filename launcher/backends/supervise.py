@@ -16,8 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from launcher import masks
 from launcher.backends import _process
-from launcher.backends._text import Redactor
+from launcher.backends._text import Redactor, Transcript
 from launcher.backends.base import now
 from launcher.runs import STATUS, Run
 
@@ -72,7 +73,8 @@ def _supervise(run: Run, asked: threading.Event) -> None:
     )
     leader = _process.describe(child.pid)
     record(run, stage="RUNNING", started_at=now().isoformat(), child=leader)
-    hidden = [os.environ[name] for name in command["secrets"] if os.environ.get(name)]
+    # The script sees this shell's other secrets too, and may print them.
+    hidden = [os.environ[name] for name in command["secrets"] if os.environ.get(name)] + [*masks.held()]
     pump = threading.Thread(target=_copy, args=(child, run.log, Redactor(hidden)), daemon=True)
     pump.start()
     cause = _wait(child, asked, command["timeout_s"])
@@ -108,14 +110,15 @@ def _end(cause: str | None, code: int, timeout_s: float) -> dict[str, Any]:
 
 
 def _copy(child: subprocess.Popen[bytes], log: Path, redactor: Redactor) -> None:
-    """Write what the child prints to the transcript at once, until every holder of the pipe has closed it."""
+    """Write each line that the child prints to the transcript, until every holder of the pipe has closed it."""
     assert child.stdout is not None
+    transcript = Transcript()
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "wb", buffering=0) as sink:
         while chunk := os.read(child.stdout.fileno(), 1 << 16):
             with suppress(OSError):  # a full disk loses lines of the transcript, never the run
-                sink.write(redactor.feed(chunk))
+                sink.write(transcript.feed(redactor.feed(chunk)))
         with suppress(OSError):
-            sink.write(redactor.flush())
+            sink.write(transcript.feed(redactor.flush()) + transcript.flush())
 
 
 if __name__ == "__main__":

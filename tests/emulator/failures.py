@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from tests.emulator.http import HubError, Response
 
@@ -25,6 +26,8 @@ class Failure:
     retry_after: int | None
     message: str
     seconds: float
+    events: int = 1
+    """How much of a stream arrives before it is `cut`."""
 
     def refusal(self) -> Response:
         status = self.kind if isinstance(self.kind, int) else 502
@@ -60,6 +63,6 @@ class Failures:
         return None
 
 
-def halves(body: bytes | Iterator[bytes]) -> bytes:
-    """What of an answer arrives before the connection breaks: half of it, or the first event of a stream."""
-    return body[: len(body) // 2] if isinstance(body, bytes) else next(body, b"")
+def halves(body: bytes | Iterator[bytes], events: int) -> bytes:
+    """What of an answer arrives before the connection breaks: half of it, or the first events of a stream."""
+    return body[: len(body) // 2] if isinstance(body, bytes) else b"".join(islice(body, events))

@@ -65,7 +65,7 @@ def commit(state: State, request: Request) -> Response:
         if key == "header":
             header = value
         elif key in ("file", "lfsFile"):
-            files[value["path"]] = _added(state, key, value)
+            files[value["path"]] = _torn(state, value["path"], _added(state, key, value))
         elif key in ("deletedFile", "deletedFolder"):
             _delete(files, value["path"], folder=key == "deletedFolder")
         else:
@@ -103,6 +103,14 @@ def _added(state: State, key: str, value: dict[str, Any]) -> StoredFile:
     if data is None:
         raise HubError(400, f"{value['path']}: the LFS object {value['oid']} was not uploaded")
     return StoredFile(data, large=True)
+
+
+def _torn(state: State, path: str, file: StoredFile) -> StoredFile:
+    """The file, or half of it where `hub.tear_next` said so."""
+    if not state.torn.get(path):
+        return file
+    state.torn[path] -= 1
+    return StoredFile(file.data[: len(file.data) // 2], file.large)
 
 
 def _delete(files: dict[str, StoredFile], path: str, *, folder: bool) -> None:

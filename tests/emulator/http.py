@@ -67,6 +67,19 @@ class HubError(Exception):
         return response
 
 
+class Moved(HubError):
+    """The answer for a repo that has another name now: the same request, there."""
+
+    def __init__(self, location: str) -> None:
+        super().__init__(307, "Temporary Redirect. Redirecting to the repo's new name")
+        self.location = location
+
+    def response(self) -> Response:
+        response = super().response()
+        response.headers["Location"] = self.location
+        return response
+
+
 def reply(value: object, status: int = 200, **headers: str) -> Response:
     """A JSON response."""
     names = {name.replace("_", "-"): text for name, text in headers.items()}

@@ -12,7 +12,7 @@ from tests.emulator.accounts import demand, demand_member, object_id
 from tests.emulator.http import HubError, Request, Response, reply
 from tests.emulator.job import Job
 from tests.emulator.job_spec import check_labels, check_spec
-from tests.emulator.state import State, User
+from tests.emulator.state import State, User, stamp
 
 KEEP_ALIVE_S = 15.0
 
@@ -38,10 +38,14 @@ def index(state: State, request: Request) -> Response:
     demand_member(request, namespace)
     stages = set(request.query.get("stage", []))
     labels = {tuple(pair.partition("=")[::2]) for pair in request.query.get("label", [])}
+    listed = stamp(time.time() - state.listing_delay_s)
     found = [
         job.info()
         for job in reversed(state.jobs.values())
-        if job.namespace == namespace and (not stages or job.stage in stages) and labels <= set(job.labels.items())
+        if job.created_at <= listed
+        and job.namespace == namespace
+        and (not stages or job.stage in stages)
+        and labels <= set(job.labels.items())
     ]
     return reply(found)
 
@@ -80,9 +84,17 @@ def logs(state: State, request: Request) -> Response:
 
     def events() -> Iterator[bytes]:
         for event in job.follow(int(tail) if tail else None, KEEP_ALIVE_S, state.closing):
-            yield f"data: {json.dumps(event)}\n\n".encode() if event else b": keep-alive\n\n"
+            yield b"data: %b\n\n" % _json(event) if event else b": keep-alive\n\n"
 
     return Response(events(), headers={"Content-Type": "text/event-stream"})
+
+
+def _json(event: dict[str, str]) -> bytes:
+    """As `JSON.stringify` writes it: all of Unicode as it is, U+0085 and U+2028 too, but for lone surrogates."""
+    try:
+        return json.dumps(event, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(event).encode()
 
 
 def metrics(state: State, request: Request) -> Response:

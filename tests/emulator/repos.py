@@ -7,9 +7,10 @@ import math
 from collections import Counter
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlencode
 
 from tests.emulator.accounts import demand, object_id, signed_in
-from tests.emulator.http import HubError, Request, Response, reply
+from tests.emulator.http import HubError, Moved, Request, Response, reply
 from tests.emulator.state import Commit, Repo, State, StoredFile
 
 TYPES = {"model": "models", "dataset": "datasets", "space": "spaces"}
@@ -20,6 +21,9 @@ def find_repo(state: State, request: Request, *, write: bool = False, content: b
     """The repo of the route, if the user may see it, write to it, or read its files; refused as the Hub does."""
     kind, name, user = request.params["kind"], request.params["repo"], request.user
     repo = state.repos.get(State.key(kind, name))
+    if repo is None and (new := state.renamed.get(State.key(kind, name))):
+        query = urlencode(request.query, doseq=True)
+        raise Moved(request.path.replace(f"/{name}", f"/{new}", 1) + (f"?{query}" if query else ""))
     if repo is None or (repo.private and not (user and user.owns(repo.namespace))):
         # Without a token, what is private can't be told from what is not there.
         status, message = (404, "Repository not found") if user else (401, "Invalid username or password.")

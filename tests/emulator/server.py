@@ -115,6 +115,17 @@ class Hub(State):
         repo.commit(stored, "initial commit")
         return repo
 
+    def rename_repo(self, name: str, new: str, *, type: str = "model") -> None:
+        """Gives a repo another name; the old one leads there."""
+        repo = self.repos.pop(self.key(f"{type}s", name))
+        repo.id = new
+        self.repos[self.key(repo.kind, new)] = repo
+        self.renamed[self.key(repo.kind, name)] = new
+
+    def tear_next(self, path: str, *, times: int = 1) -> None:
+        """Lets the next commits of this file keep only half of it, and answer as if all was well."""
+        self.torn[path] = times
+
     def fail_next(
         self,
         kind: int | str,
@@ -124,9 +135,10 @@ class Hub(State):
         retry_after: int | None = None,
         message: str = "the emulator was told to fail",
         seconds: float = 1.0,
+        events: int = 1,
     ) -> None:
         """Orders a failure (see Failure) for the next requests that begin with `route`, as in `POST /api/jobs`."""
-        self.failures.add(Failure(kind, route, times, retry_after, message, seconds))
+        self.failures.add(Failure(kind, route, times, retry_after, message, seconds, events))
 
     def answer(self, request: Request, authorization: str) -> tuple[Response, Failure | None]:
         """The answer to a request, after its effect, and the failure with which it is to be sent."""
@@ -208,7 +220,7 @@ class _Connection(BaseHTTPRequestHandler):
             self._reset()
         elif kind == "cut":
             self._send_head(response, length="1000000000")
-            self.wfile.write(halves(response.body))
+            self.wfile.write(halves(response.body, failure.events if failure else 1))
             self._reset()
         elif isinstance(response.body, bytes):
             self._send_head(response, length=str(len(response.body)))

@@ -176,6 +176,12 @@ class State:
     """By id; a dataset's begins with `datasets/`, a space's with `spaces/`."""
     buckets: dict[str, Bucket] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
+    listing_delay_s: float = 0.0
+    """Seconds until a new Job appears in the list of Jobs; it is found by its id at once."""
+    torn: dict[str, int] = field(default_factory=dict)
+    """Path in a repo to the number of coming commits that keep only half of that file."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """Former key of a repo to its name now."""
     requests: list[Recorded] = field(default_factory=list)
     unknown_requests: list[str] = field(default_factory=list)
     flavors: dict[str, dict[str, Any]] = field(default_factory=flavors.load)

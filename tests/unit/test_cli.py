@@ -28,7 +28,8 @@ def test_a_dry_run_is_one_object_with_plan_job_and_script() -> None:
     assert answer.returncode == 0, answer.stderr
     whole = json.loads(answer.stdout)
     assert set(whole) == {"plan", "job", "script"}
-    assert set(whole["job"]) == {"image", "command", "flavor", "timeout_s", "env", "secrets", "labels", "volumes"}
+    names = {"image", "command", "flavor", "timeout_s", "attempts", "env", "secrets", "labels", "volumes"}
+    assert set(whole["job"]) == names
     assert whole["job"]["flavor"] == whole["plan"]["flavor"] == "a10g-large"
     assert whole["job"]["command"][:2] == ["uv", "run"]
     assert whole["script"].startswith("# /// script")

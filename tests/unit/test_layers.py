@@ -12,15 +12,15 @@ import launcher
 PACKAGE = Path(launcher.__file__).parent
 # From the ground up; a module may import only from rows above its own, or from its own row's package.
 ROWS = (
-    ("errors", "folders", "consoles"),
-    ("architecture", "vision", "configs", "tensors"),
+    ("masks", "errors", "folders", "consoles"),
+    ("values", "architecture", "vision", "configs", "tensors"),
     ("spec", "catalog", "hardware", "machine"),
     ("plan",),
     ("memory", "activations", "measurements", "duration", "speed", "columnar", "dataset"),
     ("planning",),
-    ("render", "runs", "backends", "follow"),
-    ("planner", "request", "demo", "show", "calibrate"),
-    ("live", "plan_view"),
+    ("render", "runs", "backends", "follow", "progress", "causes"),
+    ("planner", "request", "resume", "demo", "show", "calibrate", "outcome"),
+    ("live", "plan_view", "why"),
     ("options", "session", "cli"),
 )
 

@@ -31,7 +31,7 @@ def test_a_run_is_found_once_it_has_its_id() -> None:
     assert runs.every() == [run]
     assert runs.find(run.id) == run == runs.load(run.id)
     assert run.plan() == plan()
-    assert run.read(runs.REQUEST)["env"] == {"A": "b"}
+    assert run.read(runs.REQUEST)["env"]["A"] == "b"
     assert (run.folder / "sft_text.py").read_text().endswith("pass")
     with pytest.raises(FileExistsError):
         runs.create(request("pass"), "hub").rename(run.id)

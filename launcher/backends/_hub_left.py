@@ -1,0 +1,56 @@
+"""What a Job left behind: in the repo that it pushes to, and in its folder of the bucket that it saw as /data."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from launcher.backends._hub_client import TIMEOUT_S, make_api, told
+from launcher.backends.base import ARTIFACTS_MOUNT
+from launcher.backends.left import Left
+from launcher.errors import LauncherError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, JobInfo
+
+_CHECKPOINT = re.compile(r"(?:^|/)checkpoints/step-(\d{1,12})/.")
+
+
+def look(job: str, repo: str | None) -> Left:
+    """What there is of the Job NAMESPACE/ID; what can't be looked up is said in `problem`, never raised."""
+    api = make_api()
+    namespace, _, job_id = job.rpartition("/")
+    try:
+        with told("looking at the Job's files"):
+            info = api.inspect_job(job_id=job_id, namespace=namespace or None)
+            data = _data(api, info)
+        with told("looking at the output repo"):
+            pushed = _pushed(api, repo, info) if repo else ()
+    except LauncherError as error:
+        return Left(repo=repo, problem=error.message)
+    steps = [int(found[1]) for name in data if (found := _CHECKPOINT.search(name))]
+    return Left(
+        repo=repo,
+        repo_files=pushed,
+        checkpoint=max(steps, default=None),
+        output_files=tuple(name for name in data if name.startswith("output/")),
+    )
+
+
+def _pushed(api: HfApi, repo: str, job: JobInfo) -> tuple[str, ...]:
+    """The names of the repo's files; none where nothing was pushed since the Job was made."""
+    found = api.model_info(repo, timeout=TIMEOUT_S)
+    if found.last_modified and job.created_at and found.last_modified < job.created_at:
+        return ()
+    return tuple(item.rfilename for item in found.siblings or ())
+
+
+def _data(api: HfApi, job: JobInfo) -> tuple[str, ...]:
+    """The names of the files under /data."""
+    found: list[str] = []
+    for volume in job.volumes or ():
+        if volume.type == "bucket" and volume.mount_path == ARTIFACTS_MOUNT:
+            prefix = (volume.path or "").strip("/")
+            tree = api.list_bucket_tree(volume.source, prefix=prefix or None, recursive=True)
+            found += [item.path.removeprefix(prefix).lstrip("/") for item in tree if item.type == "file"]
+    return tuple(found)
