@@ -33,6 +33,8 @@ The last line printed is `RESULT {json}`.
 """
 
 import argparse
+import gc
+import hashlib
 import io
 import itertools
 import json
@@ -40,6 +42,9 @@ import math
 import os
 import random
 import re
+import shlex
+import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -52,6 +57,7 @@ STARTED = time.monotonic()
 CHOSEN = {
     "model": "unsloth/Qwen3-VL-8B-Instruct",
     "revision": None,
+    "trust_remote_code": False,
     "load_in": "16bit",
     "chat_template": "qwen3-instruct",
     "dataset": "HuggingFaceH4/llava-instruct-mix-vsft",
@@ -84,6 +90,8 @@ CHOSEN = {
     "sample_rows": 0,
     "trackio_project": "qwen3-vl-8b",
     "trackio_space": None,
+    "checkpoint_minutes": 10.0,
+    "timeout_s": 19500,
     "image_size": 768,
     "finetune_vision_layers": True,
     "finetune_language_layers": True,
@@ -115,6 +123,7 @@ def parse_args(argv):
     add = parser.add_argument_group("model").add_argument
     add("--model", help="Hub repo id or local folder")
     add("--revision", help="branch, tag or commit of the model")
+    add("--trust-remote-code", action=argparse.BooleanOptionalAction, help="run the repo's Python; needs its commit")
     add("--load-in", choices=["4bit", "16bit"], help="precision of the frozen weights")
     add("--chat-template", help="Unsloth template name, for models that bring none")
 
@@ -159,10 +168,16 @@ def parse_args(argv):
     add("--sample-rows", type=int, help="evaluation rows to answer before and after training")
     add("--trackio-project", help="Trackio project (empty: no tracking)")
     add("--trackio-space", help="Space that shows the metrics, NAMESPACE/NAME; kept on this machine without it")
+    add("--checkpoint-minutes", type=float, help="minutes between checkpoints (0: none are made)")
+    add("--resume", choices=["auto", "never"], default="auto", help="never: do not go on from checkpoints, remove them")
+    add("--timeout-s", type=int, help="seconds after which the Job is killed; training stops before (0: never)")
     add("--device", choices=["auto", "cpu"], default="auto", help="cpu: train without a GPU")
 
     # Whichever of the two stop criteria is given replaces the chosen one.
     parser.set_defaults(**CHOSEN | {"max_steps": None, "num_train_epochs": None})
+    if not os.environ.get("JOB_ID"):
+        # Nobody ends the script here at that time.
+        parser.set_defaults(timeout_s=0)
     # Flags may be spelled as in Python, --max_steps.
     words = [word.partition("=") for word in argv]
     argv = [(name.replace("_", "-") if name.startswith("--") else name) + eq + value for name, eq, value in words]
@@ -186,7 +201,7 @@ def check_args(args):
         value = getattr(args, flag.replace("-", "_"))
         if value is not None and not 0 < value < math.inf:
             refuse(flag, "should be above 0")
-    for flag in ("eval-rows", "weight-decay", "seed", "sample-rows"):
+    for flag in ("eval-rows", "weight-decay", "seed", "sample-rows", "checkpoint-minutes", "timeout-s"):
         if not 0 <= getattr(args, flag.replace("-", "_")) < math.inf:
             refuse(flag, "should not be negative")
     for flag in ("warmup-ratio", "lora-dropout"):
@@ -198,8 +213,14 @@ def check_args(args):
         refuse("max-length", "should be at least 16 tokens")
     if args.streaming and args.max_steps is None:
         raise UserError("a stream has no known end.", "Add --max-steps N, or --no-streaming.", status=2)
+    if args.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", args.revision or ""):
+        refuse("revision", "--trust-remote-code needs the 40 digits of the commit that was read")
+    if args.trust_remote_code and Path(args.model).is_dir():
+        refuse("model", "--trust-remote-code needs a Hub repo: a folder has no commit to pin")
     if args.model.startswith((".", "/", "~")) and not Path(args.model).is_dir():
         refuse("model", "there is no such folder")
+    if not re.fullmatch(r"\w[\w .-]*", args.run_name):
+        refuse("run-name", "should be a name, of letters, digits, '-', '_', '.' and spaces")
     dataset = Path(args.dataset).expanduser()
     is_path = args.dataset.startswith((".", "/", "~")) or dataset.suffix in FILE_LOADERS
     if is_path and not dataset.exists():
@@ -228,15 +249,16 @@ class Progress:
     """What the launcher follows, mixed into a trainer: token counts, and a line for every log."""
 
     tokens_seen = tokens_trained = largest_batch = 0
-    startup_s = first_step_s = None
+    startup_s = first_step_s = start = None
     tracker = None
     mark = (0, 0, 0.0)
 
     def training_step(self, model, inputs, *rest):
         now = time.monotonic()
         if self.startup_s is None:
-            self.startup_s, self.began, self.mark = now - STARTED, now, (0, 0, now)
-        elif self.first_step_s is None and self.state.global_step:
+            self.startup_s, self.began = now - STARTED, now
+            self.start, self.mark = self.state.global_step, (self.state.global_step, int(self.tokens_seen), now)
+        elif self.first_step_s is None and self.state.global_step > self.start:
             self.first_step_s = now - self.began
         # Sums stay on the GPU, so that counting never makes it wait.
         mask = inputs.get("attention_mask")
@@ -287,55 +309,625 @@ def finite(value):
     return value
 
 
+# ---- Checkpoints -----------------------------------------------------------------------------------------------------
+
+# The folder beside a Job's output, or inside another output folder, holds step-N/ for the newest two checkpoints,
+# `attempt`, the number of times that the run was started, and, once nothing is left to do, `done`. A checkpoint is
+# what transformers saves of a trainer (adapter, optimizer, schedule, random state, trainer_state.json), what this
+# script knows beside it (run.json), and written last manifest.json, with every file's size and SHA-256.
+KEPT = 2
+# Free to change between two attempts: nothing that is learned depends on them.
+NOT_LEARNED_FROM = {
+    "attempt", "checkpoint_minutes", "eval_steps", "logging_steps", "output_dir", "output_repo", "private", "resume",
+    "run_name", "sample_rows", "timeout_s", "trackio_project", "trackio_space", "batch_size", "gradient_accumulation",
+}  # fmt: skip
+
+
+def checkpoint_folder(args):
+    """Where the checkpoints lie."""
+    output = output_folder(args)
+    return output.with_name("checkpoints") if volume() and not args.output_dir else output / "checkpoints"
+
+
+def settings(args):
+    """What a checkpoint's steps depend on, by flag; how an optimizer step's rows are split may change."""
+    chosen = {name: value for name, value in vars(args).items() if name not in NOT_LEARNED_FROM}
+    return chosen | {"batch_size": args.batch_size * args.gradient_accumulation}
+
+
+def open_checkpoints(args):
+    """The folder, ready for this attempt, and its newest whole checkpoint, as `run.json` describes it, or none.
+
+    Raises `UserError` where that is of a run with other settings. An earlier run that was done is started anew.
+    """
+    folder = checkpoint_folder(args)
+    if args.resume == "never" or (folder / "done").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder / ".new", ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = [path.name.removeprefix("step-") for path in folder.glob("step-*")]
+    found = None
+    for step in sorted((int(step) for step in steps if step.isdecimal()), reverse=True):
+        problem = flaw(folder / f"step-{step}")
+        if problem is None:
+            found = json.loads((folder / f"step-{step}" / "run.json").read_text(encoding="utf-8"))
+            require_same(found, args)
+            break
+        note(f"the checkpoint of step {step} is not whole and left out ({problem})")
+    counter = folder / "attempt"
+    earlier = counter.read_text(encoding="utf-8") if counter.exists() else ""
+    args.attempt = int(earlier if earlier.isdecimal() else 0) + 1
+    counter.write_text(str(args.attempt), encoding="utf-8")
+    return folder, found
+
+
+def require_same(found, args):
+    """Raise `UserError` with the first flag that the checkpoint was made with otherwise; take over a smaller batch."""
+    for name, value in settings(args).items():
+        before, flag = found["settings"].get(name), f"--{name.replace('_', '-')}"
+        if before != value:
+            if name == "batch_size":
+                flag, name = "--batch-size times --gradient-accumulation", "their product"
+            message = f"{flag} is {value} here and {before} in the checkpoint of step {found['step']}"
+            raise UserError(f"{message}.", "Give what it had, or --resume never to start over.", status=2)
+    # What did not fit in the memory before would not now.
+    if found["batch_size"] < args.batch_size:
+        args.batch_size, args.gradient_accumulation = found["batch_size"], found["gradient_accumulation"]
+
+
+def flaw(path):
+    """What keeps a checkpoint from being whole, or none."""
+    try:
+        for name, (size, digest) in json.loads((path / "manifest.json").read_text(encoding="utf-8")).items():
+            if (path / name).stat().st_size != size or sha256(path / name) != digest:
+                return f"{name} is not as it was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError) as error:
+        return reason(error)
+
+
+def seal(fresh, path, record):
+    """Make a whole checkpoint at `path` of the files in `fresh`; its size in bytes."""
+    (fresh / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    files = [file for file in sorted(fresh.rglob("*")) if file.is_file()]
+    manifest = {file.relative_to(fresh).as_posix(): (file.stat().st_size, sha256(file, sync=True)) for file in files}
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.move(fresh, path)
+    draft = path / "manifest.json.new"
+    with draft.open("w", encoding="utf-8") as file:
+        json.dump(manifest, file)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path / "manifest.json")
+    return sum(size for size, _ in manifest.values())
+
+
+def sha256(path, sync=False):
+    """The file's SHA-256; with `sync`, once it is on the disk."""
+    with path.open("rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- Time and memory -------------------------------------------------------------------------------------------------
+
+# Seconds between SIGTERM and the end, within which the work is saved.
+GRACE_S = 25
+# Bytes a second that a disk and an upload surely take, where nothing was measured yet.
+DISK_SPEED, UPLOAD_SPEED = 50e6, 10e6
+
+
+class Stop(Exception):
+    """An evaluation is left, since the time is up."""
+
+
+def deadline(timeout_s):
+    """When a Job is killed, on the clock of `time.monotonic`: its container began when its first process did."""
+    now = time.monotonic()
+    if not timeout_s:
+        return math.inf
+    lived = now - STARTED
+    if os.environ.get("JOB_ID") and not os.environ.get("LAUNCH_DATA_DIR"):
+        ticks = int(Path("/proc/1/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+        container = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        # Older than its timeout it would not live: then the first process is another machine's.
+        lived = container if lived < container < timeout_s else lived
+    return now + timeout_s - lived
+
+
+def out_of_memory(error):
+    """Whether a GPU's memory ran out, whichever library says so."""
+    import torch
+
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "CUDA out of memory" in text or "ALLOC_FAILED" in text
+
+
+def free_memory():
+    """Give back what the step that failed held on the GPU; the peak until now, in GiB."""
+    import torch
+    from unsloth_zoo.gradient_checkpointing import reset_unsloth_gradient_checkpointing_buffers
+
+    if not torch.cuda.is_initialized():
+        return 0.0
+    reset_unsloth_gradient_checkpointing_buffers()
+    gc.collect()
+    torch.cuda.empty_cache()
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    torch.cuda.reset_peak_memory_stats()
+    return peak
+
+
+def endless(rows, seen):
+    """A stream again and again, shuffled anew for every pass, without the first `seen` rows."""
+    from torch.utils.data import IterableDataset
+
+    class Endless(IterableDataset):
+        def __iter__(self):
+            return itertools.islice(self.passes(), seen, None)
+
+        def passes(self):
+            for number in itertools.count():
+                rows.set_epoch(number)
+                yield from rows
+
+    return Endless()
+
+
+class Guard:
+    """What keeps the work from being lost, mixed into a trainer above `Progress`.
+
+    Checkpoints by the clock; a stop at a step's end before the deadline, or after a signal; smaller batches where the
+    GPU's memory runs out.
+    """
+
+    stopped = signalled = step_began = None
+    counted_step, before_s, longest_step_s = -1, 0.0, 0.0
+
+    def guard(self, asked, folder, found, pushes):
+        """Begin: `asked` are the flags, `found` the checkpoint to go on from, `pushes` whether the model is pushed."""
+        self.asked, self.folder, self.found = asked, folder, found
+        self.resumed_from, self.known = found["step"] if found else None, dict(found["known"] if found else {})
+        self.whole = [found["step"]] if found else []
+        self.deadline, self.saved_at = deadline(asked.timeout_s), time.monotonic()
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        size = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+        self.checkpoint_s, self.push_s = 3 * size / DISK_SPEED, size / UPLOAD_SPEED if pushes else 0.0
+        self.stream = self.train_dataset if asked.streaming else None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.on_signal)
+
+    def on_signal(self, number, frame):
+        # A terminal and uv may both pass the first one on.
+        if number == signal.SIGINT and self.signalled and time.monotonic() > self.signalled + 1:
+            raise KeyboardInterrupt
+        self.signalled = self.signalled or time.monotonic()
+
+    def left_s(self):
+        """Seconds until the end, as far as it is known."""
+        return min(self.deadline, self.signalled + GRACE_S if self.signalled else math.inf) - time.monotonic()
+
+    def reserve_s(self):
+        """Seconds that are needed after the step that is being made: a checkpoint, the model's saving and its push."""
+        floor = min(60, self.asked.timeout_s / 10)
+        return 1.5 * (2 * self.checkpoint_s + self.push_s) + floor + self.longest_step_s
+
+    def must_stop(self):
+        if not self.stopped and self.signalled:
+            self.stopped = "signal"
+            note("asked to stop: saving")
+        elif not self.stopped and self.left_s() < self.reserve_s():
+            self.stopped = "deadline"
+            note(f"deadline in {self.left_s():.0f}s: stopping")
+        return bool(self.stopped)
+
+    def can_push(self):
+        return not self.signalled or self.left_s() > 5 + 1.5 * self.push_s
+
+    # ---- Checkpoints ----
+
+    def training_step(self, *rest, **more):
+        if self.step_began is None:
+            self.step_began = time.monotonic()
+        return super().training_step(*rest, **more)
+
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *rest, **more):
+        step, now = self.state.global_step, time.monotonic()
+        # At the end of an epoch it is called once more.
+        new = step != self.counted_step
+        if new:
+            # The first step compiles, which happens once: it counts until there is another.
+            earlier = self.longest_step_s if step > self.start + 2 else 0.0
+            self.longest_step_s = max(earlier, now - self.step_began)
+        self.counted_step, self.step_began = step, None
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *rest, **more)
+        if new:
+            if self.must_stop():
+                self.control.should_training_stop = True
+            every = self.asked.checkpoint_minutes * 60
+            if every and (self.control.should_training_stop or time.monotonic() >= self.saved_at + every):
+                self._save_checkpoint(model, trial)
+
+    def _save_checkpoint(self, model, trial):
+        """Let transformers write into a folder of no meaning, and make a checkpoint of it; the newest two are kept."""
+        began, step, fresh = time.monotonic(), self.state.global_step, Path(self.args.output_dir)
+        try:
+            super()._save_checkpoint(model, trial)
+            size = seal(fresh / f"checkpoint-{step}", self.folder / f"step-{step}", self.record())
+        # A full disk, say: the training goes on, and an older checkpoint is there.
+        except Exception as error:
+            shutil.rmtree(self.folder / f"step-{step}", ignore_errors=True)
+            note(f"step {step} could not be kept in {self.folder} ({reason(error)})")
+        else:
+            self.whole.append(step)
+            for path in self.folder.glob("step-*"):
+                if path.name not in [f"step-{kept}" for kept in self.whole[-KEPT:]]:
+                    shutil.rmtree(path, ignore_errors=True)
+            self.checkpoint_s = time.monotonic() - began
+            note(f"checkpoint step {step} | {self.checkpoint_s:.1f}s | {size / 1e6:.0f} MB")
+        shutil.rmtree(fresh, ignore_errors=True)
+        self.saved_at = time.monotonic()
+
+    def record(self):
+        """What goes on beside the trainer's own state."""
+        return {
+            "step": self.state.global_step,
+            "steps": self.state.max_steps,
+            "batch_size": self.args.per_device_train_batch_size,
+            "gradient_accumulation": self.args.gradient_accumulation_steps,
+            "settings": settings(self.asked),
+            "tokens_seen": int(self.tokens_seen),
+            "tokens_trained": int(self.tokens_trained),
+            "largest_batch": self.largest_batch,
+            "train_s": self.before_s + time.monotonic() - self.began,
+            # Of before the training: losses, answers.
+            "known": self.known,
+        }
+
+    # ---- Training ----
+
+    def train_on(self):
+        """Train from the newest checkpoint, or from the start, to the end or a stop, with less at once where need be."""
+        from transformers import TrainerState, set_seed
+
+        fresh = {} if self.found else {name: weight.detach().cpu().clone() for name, weight in self.adapter()}
+        while True:
+            step = self.found["step"] if self.found else 0
+            path = self.folder / f"step-{step}" if self.found else None
+            if step:
+                note(f"resumed from step {step}")
+            for name in ("tokens_seen", "tokens_trained", "largest_batch"):
+                setattr(self, name, self.found[name] if self.found else 0)
+            self.before_s = self.found["train_s"] if self.found else 0.0
+            self.counted_step, self.step_began, self.startup_s, self.first_step_s = -1, None, None, None
+            self.state.global_step, self.saved_at, self.began = step, time.monotonic(), time.monotonic()
+            # The same order of rows, whatever was drawn while checking.
+            set_seed(self.args.seed)
+            if self.stream is not None:
+                # Skipped as rows: transformers would make batches of all that it skips, and only within one pass.
+                seen = step * self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+                self.train_dataset, self.args.ignore_data_skip = endless(self.stream, seen), True
+            if self.must_stop() or (self.found and step >= self.found["steps"]):
+                if self.found:
+                    self._load_from_checkpoint(str(path))
+                    self.state = TrainerState.load_from_json(str(path / "trainer_state.json"))
+                return
+            try:
+                self.train(resume_from_checkpoint=str(path) if path else None)
+                return
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+            self.halve()
+            if self.whole:
+                newest = self.folder / f"step-{self.whole[-1]}" / "run.json"
+                self.found = json.loads(newest.read_text(encoding="utf-8"))
+            for name, weight in self.adapter() if not self.found else ():
+                weight.data.copy_(fresh[name])
+
+    def adapter(self):
+        return [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
+
+    def get_batch_samples(self, *rest):
+        found = super().get_batch_samples(*rest)
+        # As transformers does where it skips batches by itself: the state is that of before the step, not of before this.
+        if self.stream is not None and self.found and self.counted_step < 0:
+            self._load_rng_state(str(self.folder / f"step-{self.found['step']}"))
+        return found
+
+    def halve(self):
+        """Split a step's rows into smaller batches; `UserError` where they are single rows already."""
+        self.optimizer = self.lr_scheduler = None
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        self.model.zero_grad()
+        peak = free_memory()
+        said = f"the GPU held {peak:.1f} GiB at most, {PREDICTED_PEAK_GIB:.1f} GiB were planned"
+        batch, accumulation = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
+        if batch == 1:
+            hint = "Lower --max-length, --image-size or --lora-r, or take a flavor with more memory."
+            raise UserError(f"out of memory in training with one row at a time ({said}).", hint)
+        smaller = next(size for size in range(batch // 2, 0, -1) if batch % size == 0)
+        more = accumulation * batch // smaller
+        note(f"out of memory: batch {batch} -> {smaller}, accumulation {accumulation} -> {more} ({said})")
+        self.args.per_device_train_batch_size = self._train_batch_size = self.asked.batch_size = smaller
+        self.args.gradient_accumulation_steps = self.asked.gradient_accumulation = more
+
+    # ---- Evaluation ----
+
+    def evaluate(self, *rest, **more):
+        """The metrics, from fewer rows at a time where memory runs out; empty where time or memory do not suffice."""
+        while True:
+            try:
+                return super().evaluate(*rest, **more)
+            except Stop:
+                note("no time to evaluate")
+                return {}
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+            free_memory()
+            batch = self.args.per_device_eval_batch_size
+            if batch == 1:
+                note("out of memory in evaluation with one row at a time: left out")
+                return {}
+            note(f"out of memory in evaluation: batch {batch} -> {batch // 2}")
+            self.args.per_device_eval_batch_size = batch // 2
+
+    def prediction_step(self, *rest, **more):
+        if self.must_stop():
+            raise Stop
+        return super().prediction_step(*rest, **more)
+
+
+def check_disk(folder, model, optim):
+    """Refuse where the disk can't take what a run writes: the adapter, two checkpoints and the next one beside them.
+
+    A checkpoint is the adapter and the optimizer's two moments, of 1 byte a parameter in 8 bits, else of 4.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    adapter = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    checkpoint = adapter + sum(parameter.numel() for parameter in trained) * (2 if "8bit" in optim else 8)
+    # The tokenizer, the records of the trainer.
+    needed = adapter + 3 * checkpoint + 2**26
+    place = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    usage = shutil.disk_usage(place)
+    # A mounted bucket has no size.
+    if usage.total and usage.free < needed:
+        parts = f"an adapter of {adapter / 1e9:.2f} GB, three checkpoints of {checkpoint / 1e9:.2f} GB"
+        message = f"the disk of {place} has {usage.free / 1e9:.2f} GB free, and this run writes {needed / 1e9:.2f} GB"
+        raise UserError(f"{message} ({parts}).", "Free some, or give --output-dir on another disk.", status=3)
+
+
+def save(folder, *parts):
+    """Save the model and its tokenizer in the folder, whole or not at all: until they are written, all there stays.
+
+    Raises `UserError` where the disk is full or fails.
+    """
+    # Inside, where nothing has to be copied once it is whole.
+    fresh = folder / ".saving"
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        for part in parts:
+            part.save_pretrained(fresh)
+        for path in fresh.iterdir():
+            if (folder / path.name).is_dir():
+                shutil.rmtree(folder / path.name)
+            shutil.move(path, folder / path.name)
+        fresh.rmdir()
+    # Some writers have errors of their own for a full disk.
+    except Exception as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        try:
+            free = f", {shutil.disk_usage(folder).free / 1e9:.3f} GB free"
+        except OSError:
+            free = ""
+        hint = f"What was in {folder} is as it was. Make room and run this again: it goes on from the last checkpoint."
+        raise UserError(f"the model could not be saved in {folder} ({reason(error)}{free}).", hint) from error
+
+
+# The model is kept anyway, and a GPU costs money while it waits: eight attempts last a few minutes.
+ATTEMPTS, LONGEST_WAIT_S, LONGEST_WAITS_S = 8, 60, 900
+
+
 def open_repo(name, private):
-    """Create the output repo, so that a token that may not write fails before any time is spent; its full name."""
-    from httpx import HTTPError
+    """The output repo's full name, found there or created, and this token may write to it: known before any training.
+
+    Raises `UserError` of status 3 where it can't be written to, or is public although it should be private.
+    """
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     api = HfApi()
     try:
-        user = api.whoami()
-        if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
-            raise UserError("the Hugging Face token may only read.", "Make one with write access.", status=3)
-        name = name if "/" in name else f"{user['name']}/{name}"
-        api.create_repo(name, private=private, exist_ok=True)
-    except (HTTPError, OSError) as error:
-        hint = "Check the name, the token and the network."
+        me = persist("asking who this token belongs to", api.whoami)
+        name = name if "/" in name else f"{me['name']}/{name}"
+        check_token(me, name)
+        try:
+            found = persist(f"looking up {name}", lambda: api.model_info(name))
+        except RepositoryNotFoundError:
+            persist(f"creating {name}", lambda: api.create_repo(name, private=private, exist_ok=True))
+        else:
+            if found.id != name:
+                note(f"{name} is now called {found.id}")
+            name = found.id
+            if private and not found.private:
+                hint = "Make it private on its page, or choose another --output-repo."
+                raise UserError(f"--private: {name} is there already, and public.", hint, status=3)
+            persist(f"asking for {name}", lambda: api.auth_check(name, write=True))
+    except UserError:
+        raise
+    except Exception as error:
+        hint = "Check the name, the token and the network, or leave --output-repo away."
         raise UserError(f"{name} can't be written to ({reason(error)}).", hint, status=3) from error
+    # Found now, since the Hub may not answer when it is needed.
+    if "LAUNCH_ARTIFACTS" not in os.environ:
+        os.environ["LAUNCH_ARTIFACTS"] = find_artifacts(me)
     return name
 
 
-def push(folder, repo, attempts=5):
-    """Upload the folder and return its address, trying again when the service or the network failed."""
+def check_token(me, repo):
+    """Refuse where what the Hub says of the token (`/api/whoami-v2`) rules out writing to the repo."""
+    owner, token = repo.split("/")[0], me.get("auth", {}).get("accessToken", {})
+    roles = {org["name"]: org.get("roleInOrg") for org in me.get("orgs", [])}
+    scopes = token.get("fineGrained", {}).get("scoped", [])
+    granted = {
+        permission
+        for scope in scopes
+        if scope.get("entity", {}).get("name") in (owner, repo)
+        for permission in scope.get("permissions", [])
+    }
+    if token.get("role") == "read":
+        problem = "the Hugging Face token may only read"
+    elif owner != me["name"] and owner not in roles:
+        problem = f"{me['name']} is not a member of {owner}"
+    elif roles.get(owner) == "read":
+        problem = f"{me['name']} may only read in {owner}"
+    elif token.get("role") == "fineGrained" and "repo.write" not in granted:
+        problem = f"the fine-grained token may not write to repos of {owner}"
+    else:
+        return
+    hint = "Make a token that may, at https://huggingface.co/settings/tokens, or choose another --output-repo."
+    raise UserError(f"{repo} can't be written to: {problem}.", hint, status=3)
+
+
+def push(folder, repo):
+    """Upload the folder in one commit, and again until the Hub holds every file as it is here; the repo's address.
+
+    Raises `UserError` with the command that brings the model to the repo later: it stays in the folder.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api, folder = HfApi(), Path(folder)
+    files = {path: fingerprint(folder / path) for path in pushed_files(folder)}
+
+    def attempt():
+        # What the Hub holds already is left out of the commit, so that a lost answer makes no second one.
+        additions = [CommitOperationAdd(path, folder / path) for path in files]
+        api.create_commit(repo, additions, commit_message="Trained with launch")
+        wrong = differing(api, repo, files)
+        if wrong:
+            raise RuntimeError(f"the Hub does not hold {', '.join(wrong)} as sent")
+
+    try:
+        persist(f"the push to {repo}", attempt)
+    except Exception as error:
+        raise UserError(f"the push to {repo} failed ({reason(error)}).", rescue(folder, repo)) from error
+    note(f"pushed to {repo}, and every file is there as it is here: {', '.join(files)}")
+    return f"{api.endpoint}/{repo}"
+
+
+def persist(what, act):
+    """What `act` returns, tried again after failures of the service or the network, never after a refusal (4xx)."""
+    attempt, waited = 0, 0.0
+    while True:
+        attempt += 1
+        try:
+            return act()
+        except Exception as error:
+            # The client wraps some refusals. An error of the network has no response; nor has one of the content store.
+            response = getattr(error, "response", getattr(error.__cause__, "response", None))
+            status = getattr(response, "status_code", 500)
+            offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
+            if attempt == ATTEMPTS or offline or (status < 500 and status not in (408, 429)):
+                raise
+            wait = pause(getattr(response, "headers", {}), attempt)
+            waited += wait
+            if waited > LONGEST_WAITS_S:
+                raise
+            note(f"{what} failed ({reason(error)}), trying again in {wait:.0f} s")
+            time.sleep(wait)
+
+
+def pause(headers, attempt):
+    """Seconds to wait after that attempt: what the service asks for, else twice as long every time, and uneven."""
+    asked = re.match(r"\d+", headers.get("retry-after", "")) or re.search(r"(?<=\bt=)\d+", headers.get("ratelimit", ""))
+    # Not from the seeded generator, on which the order of the rows depends.
+    share = random.SystemRandom().uniform(0.5, 1)
+    return int(asked[0]) + share if asked else min(2**attempt, LONGEST_WAIT_S) * share
+
+
+def pushed_files(folder):
+    """What of the folder belongs to the model, as paths with `/`: neither checkpoints nor hidden files."""
+    paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    mine = [path for path in paths if path.parts[0] != "checkpoints"]
+    return [path.as_posix() for path in mine if not any(part.startswith(".") for part in path.parts)]
+
+
+def fingerprint(path):
+    """Size, SHA-256 and git's blob id of a file: the Hub knows a large one by the second, a small one by the third."""
+    size = path.stat().st_size
+    sha256, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size)
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            sha256.update(block)
+            blob.update(block)
+    return size, sha256.hexdigest(), blob.hexdigest()
+
+
+def differing(api, repo, files):
+    """The paths that the Hub does not hold with the size and hash that they have here."""
+    held = {entry.path: entry for entry in api.list_repo_tree(repo, recursive=True) if hasattr(entry, "size")}
+    wrong = []
+    for path, (size, sha256, blob) in files.items():
+        entry = held.get(path)
+        if entry is None or entry.size != size or (entry.lfs.sha256 != sha256 if entry.lfs else entry.blob_id != blob):
+            wrong.append(path)
+    return wrong
+
+
+def rescue(folder, repo):
+    """What to do where the folder could not be pushed: one command for another machine, or for this one."""
+    data = Path(os.environ.get("LAUNCH_DATA_DIR", "/data")).resolve()
+    place, name = folder.resolve(), repo.split("/")[-1]
+    upload = f"hf upload --private --exclude 'checkpoints/*' --exclude '.*' {repo}"
+    if "JOB_ID" in os.environ and data.is_dir() and not place.is_relative_to(data):
+        # Elsewhere it would go with the container.
+        place = shutil.copytree(place, data / "output", dirs_exist_ok=True)
+    if "JOB_ID" not in os.environ or not place.is_relative_to(data):
+        return f"The model is kept; this pushes it: {upload} {shlex.quote(str(place))} ."
+    inside, bucket = place.relative_to(data).as_posix(), os.environ.get("LAUNCH_ARTIFACTS")
+    if not bucket:
+        job = os.environ["JOB_ID"]
+        return f"The model is kept in {inside}/ of the Job's bucket; this names it: hf jobs inspect {job}"
+    fetch = f"hf buckets sync {shlex.quote(f'{bucket}/{inside}')} {name}"
+    return f"The model is kept in the Job's bucket; this fetches and pushes it: {fetch} && {upload} {name} ."
+
+
+def find_artifacts(me):
+    """The address of the bucket's folder that a Job has at /data; empty where it can't be known."""
     from huggingface_hub import HfApi
 
-    for attempt in itertools.count(1):
+    for owner in (me["name"], *(org["name"] for org in me.get("orgs", []))):
         try:
-            HfApi().upload_folder(repo_id=repo, folder_path=folder, commit_message="Trained with launch")
-            break
-        # Whatever went wrong, the training was paid for: only a refusal (4xx) is not worth another try.
-        except Exception as error:
-            status = getattr(getattr(error, "response", None), "status_code", 500)
-            if attempt == attempts or (status < 500 and status not in (408, 429)):
-                hint = f"The model is in {folder}: `hf upload {repo} {folder}` pushes it."
-                raise UserError(f"the push to {repo} failed ({reason(error)}).", hint) from error
-            note(f"push failed ({type(error).__name__}), trying again in {2**attempt} s")
-            time.sleep(2**attempt)
-    return f"{HfApi().endpoint}/{repo}"
+            job = HfApi().inspect_job(job_id=os.environ["JOB_ID"], namespace=owner)
+            [volume] = [volume for volume in job.volumes or [] if volume.mount_path == "/data"]
+        # Elsewhere than in a Job, in another's namespace, with a token that may not look.
+        except Exception:
+            continue
+        if volume.type == "bucket":
+            return "/".join(("hf://buckets", volume.source, *filter(None, [volume.path])))
+    return ""
+
+
+def volume():
+    """The folder that outlives a Job's machine, or none where this is no Job."""
+    if os.environ.get("LAUNCH_DATA_DIR"):
+        return Path(os.environ["LAUNCH_DATA_DIR"])
+    return Path("/data") if os.environ.get("JOB_ID") and Path("/data").is_dir() else None
 
 
 def output_folder(args):
-    """Where the model is saved: the volume that outlives a Job's machine, where there is one."""
+    """Where the model is saved."""
     if args.output_dir:
         return Path(args.output_dir)
-    if os.environ.get("LAUNCH_DATA_DIR"):
-        return Path(os.environ["LAUNCH_DATA_DIR"], "output")
-    if os.environ.get("JOB_ID") and Path("/data").is_dir():
-        return Path("/data/output")
-    return Path("outputs", args.run_name)
+    return volume() / "output" if volume() else Path("outputs", args.run_name)
 
 
-def check_model(model, revision):
+def check_model(model, revision, trusted=False):
     """Ask for the smallest file of a Hub model first, whose absence has a short explanation."""
     if Path(model).is_dir():
         return
@@ -350,6 +942,20 @@ def check_model(model, revision):
     except (HTTPError, OSError, errors.HFValidationError) as error:
         hint = "Check the name, the revision, the token and the network."
         raise UserError(f"the model {model} can't be read ({reason(error)}).", hint, status=3) from error
+    if trusted:
+        check_code(model, revision)
+
+
+def check_code(model, revision):
+    """Refuse code of another repo: the revision pins the model's own, and of the other one the newest would be run."""
+    from huggingface_hub import hf_hub_download, list_repo_files
+
+    for name in list_repo_files(model, revision=revision):
+        if "/" not in name and name.endswith("config.json"):
+            content = json.loads(Path(hf_hub_download(model, name, revision=revision)).read_text(encoding="utf-8"))
+            if "--" in json.dumps(content.get("auto_map")):
+                hint = "Copy the code into a repo of your own, beside the model."
+                raise UserError(f"{name} of {model} names code of another repo, which nothing pins.", hint, status=3)
 
 
 def read(args, split):
@@ -377,7 +983,7 @@ def read(args, split):
             revision=args.dataset_revision,
             streaming=args.streaming,
         )
-    except (HTTPError, exceptions.DatasetsError, OSError, ValueError, KeyError) as error:
+    except (HTTPError, exceptions.DatasetsError, OSError, ValueError, KeyError, RuntimeError) as error:
         hint = "Check the name, the configuration, the split, the token and the network."
         raise UserError(f"the split {split} of {args.dataset} can't be read ({reason(error)}).", hint, 3) from error
 
@@ -564,15 +1170,30 @@ def open_picture(source, folder, longest, number):
             source = Image.open(io.BytesIO(source))
         elif isinstance(source, str) and re.match(r"(hf|zip|tar|gzip)://", source):
             # A file in a Hub repo or in an archive, as streams name them.
+            if not source.rpartition("::")[2].startswith(("hf://", "https://")):
+                own_file(folder, re.sub(r"^\w+://", "", source.rpartition("::")[2]))
             with fsspec.open(source) as file:
                 source = Image.open(io.BytesIO(file.read()))
         elif isinstance(source, str) and not source.startswith(("http://", "https://", "data:")):
-            source = Image.open(folder / source)
+            source = Image.open(own_file(folder, source))
         picture = load_image(source).convert("RGB")
     except (OSError, ValueError, TypeError, UnidentifiedImageError) as error:
         raise UserError(f"row {number}: an image can't be read ({error}).", "Mend or remove the row.") from error
     picture.thumbnail((longest, longest))
     return picture
+
+
+def own_file(folder, name):
+    """A file that a row names: beside a dataset of this machine; of a Hub dataset only one that was downloaded."""
+    if folder is not None:
+        return folder / name
+    from datasets import config
+    from huggingface_hub import constants
+
+    path = Path(name).resolve()
+    if any(path.is_relative_to(Path(cache).resolve()) for cache in (config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE)):
+        return path
+    raise ValueError(f"a Hub dataset names {name}, a file of this machine")
 
 
 def chat(row, shape, fold, folder, longest):
@@ -622,9 +1243,9 @@ def make_collator(model, processor, args, shape, fold, mask):
 
 
 def data_folder(args):
-    """What paths in a local dataset are relative to."""
+    """What paths in a local dataset are relative to; none for a dataset of the Hub."""
     path = Path(args.dataset).expanduser()
-    return path.parent if path.is_file() else path
+    return path.parent if path.is_file() else path if path.is_dir() else None
 
 
 def check_rows(rows, shape, fold, processor):
@@ -726,13 +1347,14 @@ def main(args):
         hint = "Use a machine with one; a text model can also be trained with --device cpu."
         raise UserError("no usable CUDA GPU was found, and Unsloth trains vision models on a GPU only.", hint, status=3)
     output_dir = output_folder(args)
-    check_model(args.model, args.revision)
+    checkpoints, found = open_checkpoints(args)
+    check_model(args.model, args.revision, args.trust_remote_code)
     output_repo = open_repo(args.output_repo, args.private) if args.output_repo else None
     # Unsloth goes first: it patches the libraries that are imported after it.
     from unsloth import FastVisionModel, is_bfloat16_supported
     from unsloth.chat_templates import get_chat_template, train_on_responses_only  # isort: skip
     import trackio
-    from transformers import PrinterCallback, set_seed
+    from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
     model, processor = FastVisionModel.from_pretrained(
@@ -741,8 +1363,9 @@ def main(args):
         max_seq_length=args.max_length,
         load_in_4bit=args.load_in == "4bit",
         use_gradient_checkpointing="unsloth",
-        # A revision belongs to this repo, not to the 4-bit copy of it that Unsloth would rather load.
-        use_exact_model_name=args.revision is not None,
+        # This repo and no other: Unsloth would rather load a 4-bit copy, of another size, and at no revision.
+        use_exact_model_name=True,
+        trust_remote_code=args.trust_remote_code,
     )
     if not processor.chat_template and args.chat_template:
         processor = get_chat_template(processor, args.chat_template)
@@ -766,6 +1389,7 @@ def main(args):
         use_gradient_checkpointing="unsloth",
         random_state=args.seed,
     )
+    check_disk(output_dir, model, args.optim if on_gpu else "adamw_torch")
 
     # ---- Data --------------------------------------------------------------------------------------------------------
 
@@ -787,7 +1411,8 @@ def main(args):
             check_rows(rows, shape, fold, processor)
 
     config = SFTConfig(
-        output_dir=str(output_dir),
+        # What it writes there becomes a checkpoint once it is whole.
+        output_dir=str(checkpoints / ".new"),
         max_steps=args.max_steps or -1,
         num_train_epochs=args.num_train_epochs or 1,
         per_device_train_batch_size=args.batch_size,
@@ -818,7 +1443,7 @@ def main(args):
         report_to="none",
     )
 
-    class Trainer(Progress, SFTTrainer):
+    class Trainer(Guard, Progress, SFTTrainer):
         pass
 
     collator = make_collator(model, processor, args, shape, fold, mask)
@@ -844,7 +1469,11 @@ def main(args):
         # A dashboard that can't be reached must not cost the training.
         try:
             trainer.tracker = trackio.init(
-                args.trackio_project, args.run_name, space_id=args.trackio_space, config=vars(args)
+                args.trackio_project,
+                args.run_name,
+                space_id=args.trackio_space,
+                config=vars(args),
+                resume="allow" if found else "never",
             )
         except Exception as error:
             note(f"trackio is off, the run goes on without it ({type(error).__name__}: {error})")
@@ -855,64 +1484,79 @@ def main(args):
 
     def answers():
         FastVisionModel.for_inference(model)
-        given = [answer(model, processor, messages[:-1], stop) for messages in asked]
+        given = [None if trainer.must_stop() else answer(model, processor, messages[:-1], stop) for messages in asked]
         FastVisionModel.for_training(model)
         return given
 
-    loss_before = loss_after = None
     peaks = {}
     take_peak(peaks, "load")
-    if eval_data is not None:
+    trainer.guard(args, checkpoints, found, pushes=bool(output_repo))
+    known = trainer.known
+    if eval_data is not None and "loss" not in known:
         phase("evaluate")
-        loss_before = trainer.evaluate()["eval_loss"]
+        known["loss"] = trainer.evaluate().get("eval_loss")
         take_peak(peaks, "evaluate")
-    answers_before = answers()
-    take_peak(peaks, "answer")
+    if "answers" not in known:
+        known["answers"] = answers()
+        take_peak(peaks, "answer")
     phase("train")
-    # The same order of rows, whatever was drawn while checking.
-    set_seed(args.seed)
-    train_s = trainer.train().metrics["train_runtime"]
+    trainer.train_on()
+    steps, trained_s = trainer.state.global_step, time.monotonic() - trainer.began
+    stopped = trainer.stopped if steps < trainer.state.max_steps or not steps else None
     take_peak(peaks, "train")
-    if eval_data is not None:
+    loss_after = None
+    if eval_data is not None and not trainer.stopped:
         phase("evaluate")
-        loss_after = trainer.evaluate()["eval_loss"]
+        loss_after = trainer.evaluate().get("eval_loss")
         take_peak(peaks, "evaluate")
     samples = [
         {"prompt": words(messages[-2]), "expected": words(messages[-1]), "before": before, "after": after}
-        for messages, before, after in zip(asked, answers_before, answers(), strict=True)
+        for messages, before, after in zip(asked, known["answers"], answers(), strict=True)
     ]
     take_peak(peaks, "answer")
 
     # ---- Save and push -----------------------------------------------------------------------------------------------
 
-    phase("save")
-    model.save_pretrained(output_dir)
-    processor.save_pretrained(output_dir)
-    note(f"saved in {output_dir}")
-    url = None
-    if output_repo:
+    if steps:
+        phase("save")
+        save(output_dir, model, processor)
+        note(f"saved in {output_dir}")
+    url = push_error = None
+    if output_repo and steps and trainer.can_push():
         phase("push")
-        url = push(output_dir, output_repo)
+        try:
+            url = push(output_dir, output_repo)
+        except UserError as problem:
+            push_error = problem
+    if stopped:
+        again = f"`launch resume {os.environ['JOB_ID']}`" if os.environ.get("JOB_ID") else "the same command"
+        note(f"stopped after step {steps}: {again} goes on from there")
 
     # ---- Result ------------------------------------------------------------------------------------------------------
 
     as_planned = all(getattr(args, name) == CHOSEN[name] for name in DECIDES_MEMORY)
-    steps, first_step_s = trainer.state.global_step, trainer.first_step_s or train_s
+    first_step_s, own_steps = trainer.first_step_s or trained_s, steps - (trainer.start or 0)
+    train_s = trainer.before_s + trained_s
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     result = {
-        "status": "done",
+        "status": "stopped" if stopped else "done",
+        "stopped": stopped,
+        "attempt": args.attempt,
+        "resumed_from": trainer.resumed_from,
         "steps": steps,
+        "batch_size": args.batch_size,
+        "gradient_accumulation": args.gradient_accumulation,
         "tokens_seen": int(trainer.tokens_seen),
         "tokens_trained": int(trainer.tokens_trained),
         "train_loss": sum(losses[-10:]) / max(len(losses[-10:]), 1) if losses else None,
-        "eval_loss_before": loss_before,
+        "eval_loss_before": known.get("loss"),
         "eval_loss": loss_after,
         "samples": samples,
-        "tokens_per_second": int(trainer.tokens_seen) / train_s,
+        "tokens_per_second": int(trainer.tokens_seen) / max(train_s, 1e-3),
         "train_s": train_s,
         "startup_s": trainer.startup_s,
         "first_step_s": first_step_s,
-        "step_s": (train_s - first_step_s) / (steps - 1) if steps > 1 else None,
+        "step_s": (trained_s - first_step_s) / (own_steps - 1) if own_steps > 1 else None,
         "largest_batch_tokens": trainer.largest_batch,
         "peak_gib": max(peaks.values(), default=None),
         "peaks_gib": peaks,
@@ -921,11 +1565,18 @@ def main(args):
         "output_dir": str(output_dir.resolve()),
         "output_repo": output_repo,
         "url": url,
+        "pushed": url is not None,
+        "push_error": push_error.args[0] if push_error else None,
         "versions": {name: version(name) for name in ("unsloth", "trl", "transformers", "datasets", "peft", "torch")},
     }
     if trainer.tracker:
         trackio.finish()
     print("RESULT " + json.dumps(finite(result), allow_nan=False), flush=True)
+    # Not done, and not lost: the last line is the command that pushes it.
+    if push_error:
+        raise push_error
+    if not stopped:
+        (checkpoints / "done").touch()
 
 
 if __name__ == "__main__":

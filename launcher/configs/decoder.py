@@ -33,6 +33,7 @@ _QK_NORM = {
     "qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_5_text", "qwen3_5_moe_text", "smollm3",
 }  # fmt: skip
 _ATTENTION_BIAS = {"gpt_oss", "qwen2", "qwen2_moe", "qwen2_vl_text", "qwen2_5_vl_text"}
+_MOST_LAYERS = 10_000
 _UNSAID_POSITIONS = 4096
 
 
@@ -73,6 +74,8 @@ def read_text(config: Json, name: str) -> tuple[Arch, list[str]]:
         )
 
     hidden, heads, layers = need("hidden_size"), need("num_attention_heads"), need("num_hidden_layers")
+    if layers > _MOST_LAYERS:
+        raise RequestError(f"the config.json of {name} speaks of {layers} layers.", "Choose another model.")
     if not text.defaults:
         kind = f"model_type '{text.type}'" if text.type else "no model_type"
         notes.append(f"its config has {kind}, which is not known here: read by the usual names, so this is an estimate")

@@ -22,6 +22,9 @@ _OTHER_NAMES = {
     "max_position_embeddings": ("n_positions", "n_ctx", "seq_length", "max_seq_len", "max_sequence_length"),
 }
 
+# Of anything that a config counts, positions and words included; a larger number is no fact but an attack or a slip.
+_LARGEST = 2**27
+
 
 @cache
 def known() -> Json:
@@ -50,7 +53,7 @@ class Section:
         value = self.get(key)
         if isinstance(value, list) and value and all(isinstance(item, int) for item in value):
             return round(sum(value) / len(value))
-        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+        return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST else None
 
     def counts(self, *keys: str) -> tuple[int, ...] | None:
         """All of these numbers, or none where one is missing."""

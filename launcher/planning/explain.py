@@ -41,6 +41,8 @@ def warnings(asked: RunSpec, placed: Placed, timeout_s: int) -> tuple[str, ...]:
     if asked.timeout and spec.seconds(asked.timeout) < fit.duration.total_s and not asked.local:
         minutes = round(fit.duration.total_s / 60)
         found.append(f"the run is expected to take {minutes} minutes: it would be killed after {asked.timeout}")
+    if asked.trust_remote_code:
+        found.append(f"the Python of {asked.model} at {asked.revision} is run, with your token in reach")
     return tuple(found)
 
 

@@ -1,0 +1,264 @@
+"""A log is followed through everything that breaks it: each line once, in order, and harmless, in one transcript."""
+
+from __future__ import annotations
+
+import threading
+import time
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher import runs
+from launcher.backends import _hub_log, _hub_stream
+from launcher.backends._hub_log import Seen
+from launcher.backends._hub_stream import Event
+from launcher.backends._text import LONGEST, Transcript
+from launcher.backends.hub import HubBackend
+from launcher.progress import Progress, watch
+from tests.emulator import Hub
+from tests.emulator.job import Job
+from tests.unit.sample import request
+
+LOGS = "GET /api/jobs/{namespace}/{id}/logs"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub that only records Jobs: the test plays the machine."""
+    with Hub(tmp_path / "hub", run=False) as hub:
+        for name, value in hub.env().items():
+            monkeypatch.setenv(name, value)
+        yield hub
+
+
+@pytest.fixture
+def backend(hub: Hub) -> HubBackend:
+    return HubBackend(pause_s=0.02)
+
+
+def start(hub: Hub, backend: HubBackend) -> Job:
+    return hub.jobs[backend.submit(request("pass", secrets=("HF_TOKEN",))).id]
+
+
+def streams(hub: Hub) -> int:
+    """How often the log was asked for."""
+    return sum(asked.path.endswith("/logs") for asked in hub.requests)
+
+
+def transcript(job: Job) -> str:
+    return runs.load(job.id).log.read_bytes().decode()
+
+
+@pytest.mark.parametrize(
+    ("kind", "events"),
+    [(503, 1), (500, 1), (502, 1), (429, 1), ("reset", 1), ("slow", 1), *[("cut", n) for n in (0, 1, 2, 7, 40, 59)]],
+)
+def test_no_line_is_lost_or_doubled_wherever_the_stream_breaks(
+    hub: Hub, backend: HubBackend, kind: int | str, events: int
+) -> None:
+    job = start(hub, backend)
+    sent = [f"line {number // 2}" for number in range(60)]  # each twice: a repeated line is not a repeated event
+    job.log(*sent[:30])
+    hub.fail_next(kind, LOGS, times=3, events=events, seconds=0.1)
+    lines = backend.logs(job.id, follow=True)
+    if kind != "cut":
+        assert next(lines) == sent[0]
+        hub.fail_next(kind, LOGS, times=2, seconds=0.1)
+        job.log(*sent[30:])
+        rest = sent[1:]
+    else:
+        threading.Timer(0.3, job.log, sent[30:]).start()
+        rest = sent
+    threading.Timer(0.6, job.finish, ["COMPLETED"]).start()
+    assert list(lines) == rest
+    assert transcript(job) == "".join(f"{line}\n" for line in sent)
+
+
+def test_a_silent_stream_is_opened_again(hub: Hub, backend: HubBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_hub_stream, "SILENCE_S", 0.3)
+    job = start(hub, backend)
+    job.log("one")
+    threading.Timer(1.0, job.log, ["two"]).start()
+    threading.Timer(1.2, job.finish, ["ERROR", "Job timeout"]).start()
+    assert list(backend.logs(job.id, follow=True)) == ["one", "two"]
+    assert streams(hub) >= 3
+    assert transcript(job) == "one\ntwo\n"
+
+
+def test_a_stream_that_never_ends_does_not_outlast_its_job(
+    hub: Hub, backend: HubBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endless(job: Job, _tail: int | None, _keep_alive_s: float, closing: threading.Event) -> Iterator[object]:
+        yield from job.events
+        while not closing.is_set():
+            time.sleep(0.05)
+            yield None
+
+    monkeypatch.setattr(Job, "follow", endless)
+    monkeypatch.setattr(_hub_log, "_LOOK_S", 0.2)
+    job = start(hub, backend)
+    job.log("one")
+    job.finish("ERROR", "Image build failed")
+    began = time.monotonic()
+    assert list(backend.logs(job.id, follow=True)) == ["one"]
+    assert time.monotonic() - began < 10
+
+
+def test_a_machine_that_slept_opens_the_stream_again(
+    hub: Hub, backend: HubBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept = [0.0]
+    monkeypatch.setattr(_hub_stream, "_wall", lambda: time.time() + slept[0])
+    monkeypatch.setattr(_hub_stream, "_TICK_S", 0.05)
+    job = start(hub, backend)
+    job.log("before")
+    lines = backend.logs(job.id, follow=True)
+    assert next(lines) == "before"
+    before = streams(hub)
+
+    def wake() -> None:
+        time.sleep(0.2)
+        slept[0] = 3600.0
+        deadline = time.monotonic() + 20
+        while streams(hub) == before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        job.log(f"after {streams(hub) - before}")
+        job.finish("COMPLETED")
+
+    waker = threading.Thread(target=wake)
+    waker.start()
+    assert list(lines) == ["after 1"]
+    waker.join()
+    assert transcript(job) == "before\nafter 1\n"
+
+
+HOSTILE = [
+    ("\x1b[2J\x1b[1;1Hgone", "gone"),
+    ("\x1b]0;title\x07\x1b]52;c;ZXZpbA==\x1b\\x", "x"),
+    ("\x1bPq#0;2\x1b\\sixel", "sixel"),
+    ("\x9b31mred \x9d0;t\x9cx \x90q\x9cy", "red x y"),
+    (" 10%|#| 1/10\r 20%|##| 2/10\r", " 20%|##| 2/10"),
+    ("\u202egnp.exe\u2066", "gnp.exe"),
+    ("a\u2028b\u2029c\u0085d\x0be\x0cf\x1cg", "abcdefg"),
+    ("nul \x00 byte", "nul  byte"),
+    ("broken \udcff", "broken ?"),
+    ("replaced \ufffd", "replaced \ufffd"),
+    ("data: {", "data: {"),
+    ("", ""),
+    ("x" * (1 << 20), "x" * (LONGEST - 30) + " … [cut: 1,048,576 characters]"),
+    ("two\nlines", "two\nlines"),
+]
+
+
+def test_what_a_terminal_would_act_on_reaches_neither_it_nor_the_transcript(hub: Hub, backend: HubBackend) -> None:
+    job = start(hub, backend)
+    token = "hf_" + "Ab1" * 11
+    job.log(*(sent for sent, _ in HOSTILE), f"mine {hub.token}", f"another's {token}", f"hf_\x1b[0m{token[3:]}")
+    job.finish("COMPLETED")
+    hub.fail_next("cut", LOGS, events=5)
+    shown = list(backend.logs(job.id, follow=True))
+    wanted = [kept for _, kept in HOSTILE] + ["mine ***", "another's ***", "***"]
+    assert "\n".join(shown) == "\n".join(wanted)
+    assert transcript(job) == "".join(f"{line}\n" for line in wanted)
+
+
+def test_the_value_of_a_secret_of_the_run_is_masked(
+    hub: Hub, backend: HubBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_PASS_PHRASE", "correct horse battery")
+    job = hub.jobs[backend.submit(request("pass", secrets=("MY_PASS_PHRASE",))).id]
+    job.log("I was told correct horse battery.")
+    job.finish("COMPLETED")
+    assert list(backend.logs(job.id, follow=False)) == ["I was told ***."]
+    assert "horse" not in transcript(job)
+
+
+def test_bytes_that_are_no_text_and_lines_without_end_do_no_harm() -> None:
+    stream = [
+        b': hello\r\ndata: {"data": "\xff\xfe\\u0000", "times',
+        b'tamp": "2026-01-01T00:00:00.1Z"}\n\ndata: {"da',
+        b'ta": "next"}\ndata: {broken\n',
+        b"data: {" + b"x" * (1 << 20),
+    ]
+    lines = list(_hub_stream._lines(iter(stream)))
+    assert lines[0] == b": hello"
+    events = [_hub_stream._event(line, "then") for line in lines if line.startswith(b"data: {")]
+    assert events == [Event("2026-01-01T00:00:00.1", "\ufffd\ufffd\0"), Event("then", "next"), Event("then", "{broken")]
+
+
+def test_a_local_transcript_is_as_harmless_and_no_line_fills_the_memory() -> None:
+    kept = Transcript()
+    written = kept.feed(b"\x1b[31mred\x1b[0m\n\xff half") + kept.feed(b" a line\n")
+    assert written.decode() == "red\n\ufffd half a line\n"
+    for number in range(3000):  # a progress bar that never ends its line
+        assert kept.feed(b"%1000d\r" % number) == b""
+    assert kept.feed(b"\n").decode() == f"{2999:1000d}\n"
+    for _ in range(300):
+        assert kept.feed(b"y" * (1 << 16)) == b""
+    assert len(kept._rest) <= 4 * LONGEST
+    last = (kept.feed(b"\nafter") + kept.flush()).decode()
+    assert last.startswith("y" * (LONGEST - 40)) and last.endswith("bytes left out]\nafter\n")
+
+
+MOMENTS = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["a", "b", "c"])), max_size=40)
+
+
+@given(MOMENTS, st.lists(st.integers(0, 45), max_size=8), st.integers(1, 50), st.integers(0, 40))
+def test_what_was_seen_is_told_from_what_is_new(
+    steps: list[tuple[int, str]], cuts: list[int], remembered: int, dropped: int
+) -> None:
+    """Whatever of equal times and texts there is, wherever the replays are cut, and however little is remembered."""
+    moment, log = 0, []
+    for step, text in steps:
+        moment += step
+        log.append(Event(f"{moment:04}", text))
+    seen, got = Seen(remembered), []
+    for end in [*cuts, len(log)]:
+        seen.start_over()
+        got += [event for event in log[:end] if seen.is_new(event)]
+    assert got == log
+    assert seen.count == len(log)
+    seen.start_over()
+    head = log[dropped:] if remembered >= len(log) else log  # a service that has dropped the start of a log
+    assert [event for event in [*head, Event("9999", "new")] if seen.is_new(event)] == [Event("9999", "new")]
+
+
+def test_entries_out_of_order_are_kept() -> None:
+    seen = Seen()
+    log = [Event("2", "a"), Event("1", "b"), Event("1", "c"), Event("3", "d")]
+    seen.start_over()
+    assert [event for event in log[:2] if seen.is_new(event)] == log[:2]
+    seen.start_over()
+    assert [event for event in log if seen.is_new(event)] == log[2:]
+
+
+@pytest.mark.parametrize("count", [100_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_a_long_log_does_not_grow_the_memory(
+    hub: Hub, backend: HubBackend, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    ended = threading.Event()
+
+    def log(*_: object, follow: bool) -> Iterator[Event]:
+        for number in range(count if not ended.is_set() else 0):
+            text = f"step {number}/{count} | loss 1.5" if number % 2 else f"some other line {number}"
+            yield Event(f"2026-01-01T00:00:00.{number:09}", text)
+        ended.set()
+
+    monkeypatch.setattr(_hub_stream, "read", log)
+    job = start(hub, backend)
+    job.finish("COMPLETED")
+    progress, sizes = Progress(), []
+    for number, _ in enumerate(watch(backend.logs(job.id, follow=True), progress)):
+        if number == count // 2:
+            tracemalloc.start()
+            sizes.append(tracemalloc.get_traced_memory()[0])
+    sizes.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert progress.step == count - 1
+    # What is remembered is replaced by as much, allocated while it is looked: 20,000 entries of some 200 bytes.
+    assert sizes[1] - sizes[0] < 8 << 20
+    assert transcript(job).count("\n") == count

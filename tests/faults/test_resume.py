@@ -1,0 +1,121 @@
+"""A training that is killed goes on from its newest whole checkpoint, as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.trainings import Ended, Trainings, distance, weights
+
+# The same sums in the same order on the same machine: what is left is the last bit.
+TOLERANCE = 1e-6
+
+
+def require_each_step_once(attempts: list[Ended], last: int) -> None:
+    """What an attempt learned after its last checkpoint is lost with it: what is kept of all is every step, once."""
+    learned: list[int] = []
+    for attempt, after in zip_longest(attempts, attempts[1:]):
+        kept = last if after is None else after.resumed_from
+        # It may have been killed before it could say that a checkpoint is whole.
+        assert kept in {max([attempt.resumed_from, *attempt.checkpoints]), *attempt.steps[-1:]}
+        learned += [step for step in attempt.steps if step <= kept]
+    assert learned == list(range(1, last + 1))
+
+
+def require_same_course(attempts: list[Ended], uninterrupted: Ended) -> None:
+    """Every step that was logged, by whichever attempt, has the loss and learning rate of the run without a fault."""
+    for attempt in attempts:
+        for step, logged in attempt.losses.items():
+            assert logged == uninterrupted.losses[step], step
+
+
+def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint(
+    trainings: Trainings, rows: Path, tmp_path: Path
+) -> None:
+    whole = trainings.run(tmp_path / "whole", dataset=rows, eval_rows=4)
+    killed = trainings.start(tmp_path / "killed", dataset=rows, eval_rows=4)
+    killed.wait_for("checkpoint step 3 |")
+    killed.send(signal.SIGKILL)
+    first = killed.end()
+    assert first.code == -signal.SIGKILL
+    folder = tmp_path / "killed" / "checkpoints"
+    newest = max(first.checkpoints)
+    # The newest is torn, and another was being written.
+    optimizer = folder / f"step-{newest}" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:-1000])
+    (folder / ".new" / "checkpoint-9").mkdir(parents=True)
+    second = trainings.run(tmp_path / "killed", dataset=rows, eval_rows=4)
+
+    assert f"the checkpoint of step {newest} is not whole" in second.log
+    assert f"resumed from step {newest - 1}\n" in second.log
+    assert second.steps == list(range(newest, 6))
+    require_same_course([first, second], whole)
+    assert distance(weights(tmp_path / "whole"), weights(tmp_path / "killed")) <= TOLERANCE
+    found = second.result
+    assert (found["status"], found["steps"], found["attempt"]) == ("done", 5, 2)
+    assert found["resumed_from"] == newest - 1
+    for name in ("tokens_seen", "tokens_trained", "eval_loss_before", "eval_loss", "train_loss"):
+        assert found[name] == whole.result[name], name
+    assert "eval step 0/" not in second.log
+    assert sorted(path.name for path in folder.iterdir()) == ["attempt", "done", "step-4", "step-5"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"max_steps": 24},
+        {"num_train_epochs": 2, "max_steps": None},
+        # Seven and a half steps a pass.
+        {"max_steps": 24, "batch_size": 4, "gradient_accumulation": 1, "streaming": True},
+    ],
+    ids=["steps", "epochs", "streamed"],
+)
+def test_ten_kills_change_nothing(trainings: Trainings, rows: Path, tmp_path: Path, how: dict[str, Any]) -> None:
+    asked = {name: value for name, value in how.items() if name != "streaming"} | {"dataset": rows}
+    flags = ["--streaming"] if "streaming" in how else []
+    whole = trainings.run(tmp_path / "whole", *flags, **asked)
+    moments, attempts = random.Random(5), list[Ended]()
+    for _ in range(10):
+        training = trainings.start(tmp_path / "killed", *flags, **asked)
+        training.wait_for("== train\n")
+        training.kill_after(moments.uniform(0.3, 2.5))
+        attempts.append(training.end())
+        assert attempts[-1].code == -signal.SIGKILL
+    last = trainings.run(tmp_path / "killed", *flags, **asked)
+    attempts.append(last)
+    require_each_step_once(attempts, last=whole.result["steps"])
+    require_same_course(attempts, whole)
+    assert last.result["attempt"] == 11
+    for name in ("status", "steps", "tokens_seen", "tokens_trained", "train_loss"):
+        assert last.result[name] == whole.result[name], name
+    assert distance(weights(tmp_path / "whole"), weights(tmp_path / "killed")) <= TOLERANCE
+
+
+@pytest.mark.slow
+def test_what_was_done_is_not_gone_on_with(trainings: Trainings, rows: Path, tmp_path: Path) -> None:
+    assert trainings.run(tmp_path, dataset=rows, max_steps=2).result["attempt"] == 1
+    again = trainings.run(tmp_path, dataset=rows, max_steps=3)
+    assert again.steps == [1, 2, 3]
+    assert (again.result["attempt"], again.result["resumed_from"]) == (1, None)
+
+
+@pytest.mark.slow
+def test_a_run_killed_after_its_last_step_only_saves(trainings: Trainings, rows: Path, tmp_path: Path) -> None:
+    training = trainings.start(tmp_path, dataset=rows, max_steps=3)
+    training.wait_for("checkpoint step 3 |")
+    training.send(signal.SIGKILL)
+    training.end()
+    (tmp_path / "checkpoints" / "done").unlink(missing_ok=True)
+    again = trainings.run(tmp_path, dataset=rows, max_steps=3)
+    assert again.steps == []
+    assert (again.result["status"], again.result["steps"]) == ("done", 3)
+    state = json.loads((tmp_path / "checkpoints" / "step-3" / "trainer_state.json").read_text(encoding="utf-8"))
+    assert state["global_step"] == 3
+    assert distance(weights(tmp_path), weights(tmp_path / "checkpoints" / "step-3")) == 0

@@ -1,0 +1,69 @@
+"""Trains with a rendered script many times, importing the training stack once: each training is a fork of this process.
+
+    python train_driver.py
+
+Reads one request a line, `{"script": PATH, "args": [...], "log": PATH, "env": {...}, "most_rows": N or null}`, and
+answers `pid N` when that training runs and `exit CODE` when it has ended, negative for a signal. Each runs the script
+as its users do, as `__main__`. With `most_rows` the GPU that is not here runs out of memory in every training step and
+every evaluation of more rows than that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import sys
+from typing import Any
+
+
+def import_stack() -> None:
+    """What the script imports when it trains, under the settings that it makes for a CPU."""
+    import unsloth  # type: ignore[import-not-found]  # noqa: F401, I001
+    import datasets  # type: ignore[import-not-found]  # noqa: F401
+    import trackio  # type: ignore[import-not-found]  # noqa: F401
+    import trl  # type: ignore[import-not-found]  # noqa: F401
+
+
+def limit_memory(most_rows: int) -> None:
+    import torch  # type: ignore[import-not-found]
+    from transformers import Trainer  # type: ignore[import-not-found]
+
+    prepare = Trainer._prepare_inputs
+
+    def limited(self: Any, inputs: Any) -> Any:
+        if inputs["input_ids"].shape[0] > most_rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        return prepare(self, inputs)
+
+    # Where a batch is moved to the device, in training and in evaluation.
+    Trainer._prepare_inputs = limited
+
+
+def train(request: dict[str, Any]) -> None:
+    with open(request["log"], "ab", buffering=0) as log:  # noqa: PTH123
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    os.environ.update(request["env"])
+    if request["most_rows"]:
+        limit_memory(request["most_rows"])
+    sys.argv = [request["script"], *request["args"]]
+    runpy.run_path(request["script"], run_name="__main__")
+
+
+def main() -> int:
+    os.environ.update(CUDA_VISIBLE_DEVICES="", UNSLOTH_FORCE_CPU="1", TQDM_DISABLE="1", HF_HUB_OFFLINE="1")
+    import_stack()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        pid = os.fork()
+        if not pid:
+            train(json.loads(line))
+            return 0
+        print("pid", pid, flush=True)
+        print("exit", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
