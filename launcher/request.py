@@ -33,7 +33,12 @@ def from_plan(plan: Plan, catalog: catalog.Catalog) -> JobRequest:
         plan=plan,
         script=render.render(plan, catalog.stack),
         script_name="sft_vlm.py" if plan.modality == "vision" else "sft_text.py",
-        script_args=(*_dataset_args(plan, local), *(() if plan.num_gpus else ("--device=cpu",))),
+        script_args=(
+            *_dataset_args(plan, local),
+            *(() if plan.num_gpus else ("--device=cpu",)),
+            # By itself the script counts with the timeout of a Job only.
+            *(("--timeout-s", str(plan.timeout_s)) if local else ()),
+        ),
         image=plan.image,
         flavor=plan.flavor,
         timeout_s=plan.timeout_s,

@@ -46,7 +46,7 @@ class LocalBackend:
 
     name = "local"
 
-    def __init__(self, grace_s: float = 15.0) -> None:
+    def __init__(self, grace_s: float = 30.0) -> None:
         self._grace_s = grace_s
 
     def user(self) -> None:

@@ -40,7 +40,7 @@ COMMITTED = {
 
 
 def canonical(name: str = "sft_text.py") -> Plan:
-    asked = RunSpec(flavor="a10g-large", push=False, **COMMITTED[name])  # type: ignore[arg-type]
+    asked = RunSpec(flavor="a10g-large", load_in="4bit", push=False, **COMMITTED[name])  # type: ignore[arg-type]
     return planner.make_plan(asked, catalog.load(), today=date(2026, 11, 24))
 
 
@@ -65,8 +65,10 @@ def test_the_committed_script_is_what_its_request_renders(name: str) -> None:
     committed = CHECKOUT / "job_scripts" / name
     assert committed.read_text(encoding="utf-8") == script(name)
     asked = COMMITTED[name]
-    command = f"launch render --model {asked['model']} --flavor a10g-large --no-push --run-name {asked['run_name']}"
-    assert f"{command} -o job_scripts/{name}" in (CHECKOUT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    command = f"launch render --model {asked['model']} --flavor a10g-large --load-in 4bit --no-push"
+    assert f"{command} --run-name {asked['run_name']} -o job_scripts/{name}" in (
+        CHECKOUT / "CONTRIBUTING.md"
+    ).read_text(encoding="utf-8")
 
 
 def test_header_is_toml_with_pins_and_the_job() -> None:

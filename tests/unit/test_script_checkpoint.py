@@ -175,6 +175,20 @@ def test_the_timeout_counts_from_the_beginning(script: ModuleType, monkeypatch: 
     assert time.monotonic() < script.deadline(year) <= script.STARTED + year
 
 
+def test_a_second_attempt_has_what_the_first_left_of_the_timeout(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert script.spent_before(tmp_path, 3600, 3600) == 0
+    monkeypatch.setenv("JOB_ID", "job")
+    assert script.spent_before(tmp_path, 3600, 3600) == 0
+    began = next(tmp_path.glob("began-*"))
+    began.write_text(str(float(began.read_text()) - 600))
+    assert script.spent_before(tmp_path, 3600, 3600) == pytest.approx(600, abs=5)
+    # A Job that resumes this one has a timeout of its own.
+    monkeypatch.setenv("JOB_ID", "another")
+    assert script.spent_before(tmp_path, 3600, 3600) == 0
+
+
 def test_only_a_job_has_the_timeout_that_was_planned(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     assert script.parse_args([]).timeout_s == 0
     assert script.parse_args(["--timeout-s", "70"]).timeout_s == 70
