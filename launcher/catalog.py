@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tomllib
 from collections.abc import Callable
@@ -128,6 +129,12 @@ class Stack(_Entry):
     def dependencies(self) -> tuple[str, ...]:
         """The pins as requirements, in the table's order."""
         return tuple(f"{name}=={version}" for name, version in self.pins.items())
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits that name the stack: what a script's header asks uv for decides them."""
+        asked = (self.requires_python, self.dependencies, self.exclude_newer, self.overrides)
+        return hashlib.sha256(repr(asked).encode()).hexdigest()[:12]
 
 
 class Catalog(_Entry):

@@ -300,7 +300,7 @@ def _needed(asked: RunSpec | None) -> RunSpec:
 
 
 def _plan(asked: RunSpec, user: str | None = None, online: bool = False) -> Plan:
-    from launcher import catalog, machine, planner
+    from launcher import catalog, machine, planner, settings
 
     tables = catalog.load()
     _say_notices(tables)
@@ -313,6 +313,7 @@ def _plan(asked: RunSpec, user: str | None = None, online: bool = False) -> Plan
         fetch_config=_read_config,
         fetch_weights=_read_weights,
         look_up=_dataset_size if online else None,
+        image=settings.load().image,
     )
 
 

@@ -11,6 +11,11 @@ def data() -> Path:
     return _home("XDG_DATA_HOME", ".local/share")
 
 
+def config() -> Path:
+    """The folder of what the user has set; it may not exist."""
+    return _home("XDG_CONFIG_HOME", ".config")
+
+
 def cache() -> Path:
     """The folder of what can be made again; it may not exist yet."""
     return _home("XDG_CACHE_HOME", ".cache")

@@ -49,6 +49,8 @@ def _decisions(plan: Plan, catalog: Catalog) -> Table:
     ]
     if plan.image_size:
         rows.insert(5, ("pictures", f"at most {plan.image_size} pixels a side", "image_size"))
+    if plan.image:
+        rows.append(("image", plan.image, "image"))
     if plan.cost.usd_per_hour:
         rows.append(("timeout", minutes(plan.timeout_s), "timeout"))
     rows.append(("result", plan.output_repo or "stays where it was trained", "output_repo"))

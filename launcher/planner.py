@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 
 from launcher import duration, memory
 from launcher.catalog import Catalog, FetchConfig, FetchWeights, Flavor, Model
 from launcher.plan import Plan, Vram
-from launcher.planning import budget, choices, demand, explain, offers, placement
+from launcher.planning import budget, choices, demand, explain, images, offers, placement
 from launcher.planning.demand import LookUp
 from launcher.planning.offers import Fit
 from launcher.planning.placement import Placed
@@ -24,13 +25,14 @@ def make_plan(
     fetch_config: FetchConfig | None = None,
     fetch_weights: FetchWeights | None = None,
     look_up: LookUp | None = None,
+    image: str | None = None,
 ) -> Plan:
     """Decide everything that was left open.
 
     `user` is the Hub account that output repos without a namespace belong to, where it is known; `here` is this
-    machine, for local runs; `look_up` answers how large a Hub dataset is, where the network may be used. Raises
-    `RequestError` for names that don't exist and `RefusedError` for a run that fits nowhere, not where it was asked
-    to run, or not into `--max-cost`.
+    machine, for local runs; `look_up` answers how large a Hub dataset is, where the network may be used; `image` is the
+    user's own default. Raises `RequestError` for names that don't exist and `RefusedError` for a run that fits nowhere,
+    not where it was asked to run, or not into `--max-cost`.
     """
     why: dict[str, str] = {}
     model = catalog.model(asked.model, asked.revision, fetch_config, fetch_weights)
@@ -42,13 +44,15 @@ def make_plan(
     modality = choices.modality(asked, model, why)
     given = choices.place(asked, here, catalog, modality)
     workload = demand.workload(asked, model, modality, choices.load_in(asked, model, given), look_up, why)
+    container = images.choose(asked, image, catalog.stack, why)
+    workload = replace(workload, warm_image=container.warm)
     placed = placement.place(asked, workload, catalog.flavors.values(), given, why)
     explain.reasons(asked, placed, why)
     timeout_s = budget.timeout(asked, placed.fit, why)
     if not asked.local:
         why["attempts"] = "a failed Job starts again from its last checkpoint, all within the one timeout"
     warnings = (*model.notes, *explain.warnings(asked, placed, timeout_s))
-    return _record(asked, catalog, placed, timeout_s, warnings, user=user, today=today, why=why)
+    return _record(asked, catalog, placed, timeout_s, warnings, image=container.name, user=user, today=today, why=why)
 
 
 def _with_upload(model: Model, asked: RunSpec, fetch_weights: FetchWeights) -> Model:
@@ -66,6 +70,7 @@ def _record(
     timeout_s: int,
     warnings: tuple[str, ...],
     *,
+    image: str | None,
     user: str | None,
     today: date,
     why: dict[str, str],
@@ -124,7 +129,7 @@ def _record(
         trackio_space=asked.trackio_space,
         flavor=fit.flavor.name,
         num_gpus=fit.flavor.num_gpus,
-        image=asked.image,
+        image=image,
         namespace=asked.namespace,
         labels=asked.label,
         env=asked.env,

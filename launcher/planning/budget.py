@@ -120,7 +120,8 @@ def _most_steps(asked: RunSpec, workload: Workload, fit: Fit) -> int:
 
 def _with_steps(workload: Workload, fit: Fit, steps: int) -> Fit:
     work = replace(workload, steps=steps, rows=None).work(fit.step)
-    return replace(fit, duration=duration.expected(workload.model, fit.gpu, fit.setup, work))
+    warm = workload.warm_image
+    return replace(fit, duration=duration.expected(workload.model, fit.gpu, fit.setup, work, warm_image=warm))
 
 
 def _shorter_timeout(asked: RunSpec, fit: Fit) -> str | None:

@@ -152,7 +152,9 @@ class _Card:
     def _duration(self, batch: int) -> Duration:
         if batch not in self._durations:
             setup, _, _ = self._at(batch)
-            self._durations[batch] = duration.expected(self.workload.model, self.gpu, setup, self.work)
+            self._durations[batch] = duration.expected(
+                self.workload.model, self.gpu, setup, self.work, warm_image=self.workload.warm_image
+            )
         return self._durations[batch]
 
     def _short(self, footprint: Footprint) -> str:

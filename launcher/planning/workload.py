@@ -49,7 +49,7 @@ class Workload:
     `setup` holds a batch of one until a machine is known. `rows_per_step` counts rows of the dataset, of `row_tokens`
     each on average, cut at the length limit. `steps` is how many optimizer steps, or `rows` how many rows in all.
     `batch_size`, `accumulation` and `packing` are None where they may be chosen. `dataset_gb` is what the data takes on
-    the disk (10^9 bytes), None where that is not known.
+    the disk (10^9 bytes), None where that is not known. `warm_image` where the training stack is in the image.
     """
 
     model: Model
@@ -65,6 +65,7 @@ class Workload:
     eval_rows: int = 0
     eval_steps: int | None = None
     dataset_gb: float | None = None
+    warm_image: bool = False
 
     def at_batch(self, batch_size: int) -> Setup:
         """The setup with that many rows per forward pass, and the evaluation that the script then does."""

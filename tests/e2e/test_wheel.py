@@ -27,7 +27,17 @@ def test_an_installed_wheel_plans_and_renders(tmp_path: Path) -> None:
     where = run(tmp_path / "venv" / "bin" / "python", "-c", "import launcher; print(launcher.__file__)")
     assert Path(where.strip()).is_relative_to(tmp_path)
     for name, model in (("sft_text.py", "qwen3-8b"), ("sft_vlm.py", "qwen3-vl-8b")):
-        asked = ("--model", model, "--flavor", "a10g-large", "--no-push", "--run-name", f"{model}-sft")
+        asked = (
+            "--model",
+            model,
+            "--flavor",
+            "a10g-large",
+            "--load-in",
+            "4bit",
+            "--no-push",
+            "--run-name",
+            f"{model}-sft",
+        )
         assert run(launch, "render", *asked) == (CHECKOUT / "job_scripts" / name).read_text(encoding="utf-8")
     assert json.loads(run(launch, "models", "--json"))
     shipped = {path.name for path in (Path(where.strip()).parent / "data").rglob("*") if path.is_file()}

@@ -14,7 +14,7 @@ PACKAGE = Path(launcher.__file__).parent
 ROWS = (
     ("masks", "errors", "folders", "consoles"),
     ("values", "architecture", "vision", "configs", "tensors"),
-    ("spec", "catalog", "hardware", "machine"),
+    ("spec", "settings", "catalog", "hardware", "machine"),
     ("plan",),
     ("memory", "activations", "measurements", "duration", "speed", "columnar", "dataset"),
     ("planning",),
