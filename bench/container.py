@@ -85,7 +85,7 @@ def main() -> None:
         seen["job, from disk"].append(start(ours, model, network=False))
         seen["job"].append(start(ours, model, network=False))
     gigabytes = size(ours.root) / 1e9
-    store.buildah("rm", "--all")
+    store.close()
     print(f"job image: {gigabytes:.2f} GB unpacked; {arguments.turns} turns")
     print("| container | " + " | ".join(f"{name}, median s | min | max" for name in MARKS) + " |")
     print("| --- |" + " ---: | ---: | ---: |" * len(MARKS))

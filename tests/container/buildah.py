@@ -31,6 +31,7 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._containers: list[str] = []
         (folder / "tmp").mkdir(parents=True, exist_ok=True)
         config = folder / "storage.conf"
         config.write_text(
@@ -62,7 +63,15 @@ class Store:
     def root(self, image: str) -> Path:
         """The root of a fresh container of that image."""
         container = self.buildah("from", "--pull-never", f"localhost/{image}")
+        self._containers.append(container)
         return Path(self.buildah("mount", container))
+
+    def close(self) -> None:
+        """Remove this object's own containers, and images that a newer one took the name of."""
+        for container in self._containers:
+            self.buildah("rm", container)
+        self.buildah("rmi", "--prune")
+        self._containers = []
 
     def base(self) -> str:
         """Debian with Python, as the launcher's base: what a slim Python image is elsewhere."""

@@ -27,7 +27,7 @@ def store() -> Iterator[Store]:
     folder = Path(kept or tempfile.mkdtemp(prefix="launch-container-", dir="/var/tmp"))
     made = Store(folder)
     yield made
-    made.buildah("rm", "--all")
+    made.close()
     if not kept:
         shutil.rmtree(folder)
 

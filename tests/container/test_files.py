@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,8 @@ pytestmark = pytest.mark.container
 WORKFLOW = CHECKOUT / ".github" / "workflows" / "ci.yml"
 
 
-def check(*command: str) -> None:
+def check(tool: str, *arguments: str) -> None:
+    command = [str(Path(sys.executable).with_name(tool)), *arguments]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

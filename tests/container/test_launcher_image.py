@@ -51,6 +51,8 @@ def test_it_writes_in_its_home_only(launcher: Container) -> None:
 
 def test_it_submits_a_job_with_the_token_from_its_environment(launcher: Container, tmp_path: Path) -> None:
     with Hub(tmp_path / "hub", run=False) as hub:
+        hub.add_repo("HuggingFaceTB/SmolLM2-135M-Instruct", files={"config.json": '{"model_type": "llama"}'})
+        hub.add_repo("trl-lib/Capybara", type="dataset")
         env = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token, "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1"}
         asked = ("--model", "smollm2-135m", "--max-steps", "5", "--detach", "--json")
         submitted = json.loads(answer(launcher.run(*asked, network=True, env=env)))
@@ -58,9 +60,11 @@ def test_it_submits_a_job_with_the_token_from_its_environment(launcher: Containe
 
 
 def test_it_holds_what_the_lock_pins_and_nothing_to_build_with(launcher: Container) -> None:
-    listing = "import importlib.metadata as m; print([(d.name, d.version) for d in m.distributions()])"
+    listing = (
+        "import importlib.metadata as m, json; print(json.dumps([(d.name, d.version) for d in m.distributions()]))"
+    )
     said = answer(launcher.run("-c", listing, entrypoint=["/opt/launch/bin/python"]))
-    installed = {name.lower().replace("_", "-"): version for name, version in eval(said)}
+    installed = {name.lower().replace("_", "-"): version for name, version in json.loads(said)}
     lock = tomllib.loads((CHECKOUT / "uv.lock").read_text(encoding="utf-8"))
     pinned = {package["name"]: package.get("version", __version__) for package in lock["package"]}
     assert installed.items() <= pinned.items()
