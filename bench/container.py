@@ -80,7 +80,9 @@ def main() -> None:
     bare = store.config("base-uv")["config"]
     seen: dict[str, list[dict[str, float]]] = {"bare, empty cache": [], "job, from disk": [], "job": []}
     for _ in range(arguments.turns):
-        seen["bare, empty cache"].append(start(Container(store.root("base-uv"), bare), model, network=True))
+        fresh = Store(arguments.store)
+        seen["bare, empty cache"].append(start(Container(fresh.root("base-uv"), bare), model, network=True))
+        fresh.close()  # 7 GB by now
         forget(ours.root)
         seen["job, from disk"].append(start(ours, model, network=False))
         seen["job"].append(start(ours, model, network=False))
