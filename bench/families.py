@@ -523,8 +523,9 @@ def predict(folder: Path, kind: str, load_in: Any) -> float | None:
 
         model = catalog.load().model(str(folder))
         setup = memory.Setup(
-            load_in=load_in, engine="unsloth", max_length=MAX_LENGTH[kind], batch_size=BATCH[kind], lora_r=LORA_R
-        )
+            load_in=load_in, engine="unsloth", max_length=MAX_LENGTH[kind], batch_size=BATCH[kind], lora_r=LORA_R,
+            modality="vision" if kind == "vision" else "text", image_size=IMAGE_SIDE if kind == "vision" else None,
+        )  # fmt: skip
         return round(memory.footprint(model, setup).peak, 3)
     except Exception as error:
         say(f"no prediction for {folder}: {type(error).__name__}: {error}")
