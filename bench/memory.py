@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import csv
 import gc
-import importlib.util
 import io
 import itertools
 import json
@@ -28,11 +27,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import family_models
+import job_script
 
 ROOT = Path(__file__).parent.parent
 # The models lie in memory where that is allowed: what is measured is the GPU, not a disk.
@@ -188,7 +188,7 @@ def _run(config: Config, folder: Path) -> dict[str, Any]:
     _forget()
     before = torch.cuda.memory_allocated() / 2**30
     modality = "vision" if config.image else "text"
-    script = _load(ROOT / "job_scripts" / ("sft_vlm.py" if config.image else "sft_text.py"))
+    script = job_script.load("sft_vlm" if config.image else "sft_text")
     data = _rows(config, folder.parent / f"rows-{config.name}", _end(folder))
     argv = {
         "--model": folder, "--dataset": data, "--load-in": config.load_in, "--batch-size": config.batch,
@@ -236,15 +236,6 @@ def _forget() -> None:
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-
-
-def _load(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class _Both(io.TextIOBase):
@@ -454,7 +445,7 @@ def main() -> int:
     wanted = [config for config in CONFIGS if set(args.sets) & set(config.sets)]
     if args.only:
         wanted = [config for model in args.only for config in wanted if config.model == model]
-    return measure(args.out, [replace(config) for config in wanted], jobs=args.jobs, deadline=args.deadline)
+    return measure(args.out, wanted, jobs=args.jobs, deadline=args.deadline)
 
 
 if __name__ == "__main__":

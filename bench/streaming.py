@@ -12,7 +12,6 @@ first step on. Linux only; runs in the training stack's environment, one process
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import family_models
+import job_script
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "job_scripts"
 BATCH = {"text": 50, "pictures": 8}
@@ -188,17 +188,9 @@ def script_flags(kind: str, rows: int, read: str, model: Path, data: Path, home:
     return [streams, *(f"--{name}={value}" for name, value in flags.items())]
 
 
-def load_script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
-
-
 def train_from_list(flags: list[str]) -> None:
     """The text script with another way to read: a stream that is collected first."""
-    script = load_script("sft_text")
+    script = job_script.load("sft_text")
 
     def read(args: argparse.Namespace, split: str) -> Any:
         from datasets import Dataset, load_dataset  # type: ignore[import-not-found]
@@ -217,7 +209,7 @@ def collate_pictures(read: str, flags: list[str]) -> None:
     from torch.utils.data import DataLoader  # type: ignore[import-not-found]
     from transformers import AutoModelForImageTextToText, AutoProcessor  # type: ignore[import-not-found]
 
-    script = load_script("sft_vlm")
+    script = job_script.load("sft_vlm")
     args = script.parse_args(flags)
     model = AutoModelForImageTextToText.from_pretrained(args.model)
     processor = AutoProcessor.from_pretrained(args.model)

@@ -22,7 +22,6 @@ and `throughput.log`. Runs in the training stack's environment.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import os
@@ -41,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import family_models
+import job_script
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "job_scripts" / "sft_text.py"
@@ -189,16 +189,6 @@ def answers_only(ids: list[int], begin: list[int], stop: int) -> list[int]:
 # ---- The variants that are not ours: each in a process of its own ----------------------------------------------------
 
 
-def load_script() -> Any:
-    """Our script as a module: its `Progress` prints the same lines for every variant."""
-    spec = importlib.util.spec_from_file_location("sft_text", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def train_usual(model_folder: Path, rows: Path, shape: Shape, args: argparse.Namespace) -> None:
     """What Unsloth's notebooks do: load, adapt, lay the chats out as text, SFTTrainer, train on responses only."""
     from unsloth import FastLanguageModel  # type: ignore[import-not-found]  # isort: skip
@@ -219,7 +209,8 @@ def train_usual(model_folder: Path, rows: Path, shape: Shape, args: argparse.Nam
         return {"text": [tokenizer.apply_chat_template(chat, tokenize=False) for chat in batch["messages"]]}
 
     data = load_dataset(str(rows)).map(lay_out, batched=True, remove_columns=["messages"])
-    script = load_script()
+    # Its `Progress` prints the same lines for every variant.
+    script = job_script.load("sft_text")
 
     class Trainer(script.Progress, SFTTrainer):  # type: ignore[misc, name-defined]
         pass
@@ -269,7 +260,8 @@ def train_plain(model_folder: Path, rows: Path, shape: Shape, args: argparse.Nam
         return {"input_ids": ids[cut], "labels": answers_only(ids, begin, stop)[cut]}
 
     data = load_dataset(str(rows)).map(encode, remove_columns=["messages"])
-    script = load_script()
+    # Its `Progress` prints the same lines for every variant.
+    script = job_script.load("sft_text")
 
     class Trainer(script.Progress, SFTTrainer):  # type: ignore[misc, name-defined]
         pass

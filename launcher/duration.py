@@ -23,7 +23,6 @@ _WARM_IMAGE_S = 30
 _IMPORT_S, _IMPORT_CPU_S = 40, 16
 # Assumed of the Hub's network to a cloud machine; many times that has been seen, and less.
 _DOWNLOAD_BYTES_PER_S = 200e6
-_FOUR_BITS = memory.Setup("4bit", "unsloth", 1, 1, 1)
 # From a warm file system to the GPU, quantised on the way: measured 4.5 to 5.4 s for Qwen3-4B (H100, bench/speed.py).
 _LOAD_S, _LOAD_BYTES_PER_S = 3, 3e9
 # Reading, chat template and tokenizer: 20,000 rows of 2 kB took 7 s longer than 200 (2 cores, bench/RESULTS.md), which
@@ -114,7 +113,7 @@ def cost(flavor: Flavor, total_s: int, timeout_s: int) -> Cost:
 def download_bytes(model: Model, load_in: str) -> float:
     """Bytes of the weights that a run downloads: of the repo that `Model.loads` names."""
     if model.quantized or model.loads(load_in) != model.repo:
-        return float(model.bytes_total or memory.weights(model, _FOUR_BITS))
+        return float(model.bytes_total or memory.weights(model, "4bit"))
     return float(model.bytes_total or 2 * model.params)
 
 

@@ -64,10 +64,9 @@ class Measurement(BaseModel):
     def error(self, model: Model) -> float:
         """The formula's error as a share of what was seen; below 0 where it said too little.
 
-        The runs quantised 16-bit weights while they loaded, so the size of a 4-bit upload has no place here.
+        The runs quantised 16-bit weights while they loaded, so `model` is none that is stored in 4 bits.
         """
-        loaded = model.model_copy(update={"repo_4bit": None, "bytes_4bit": None})
-        return memory.footprint(loaded, self.setup).peak / self.peak_gib - 1
+        return memory.footprint(model, self.setup).peak / self.peak_gib - 1
 
 
 def load() -> tuple[Measurement, ...]:

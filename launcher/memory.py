@@ -112,9 +112,9 @@ def fast(model: Model, setup: Setup) -> bool:
     return setup.modality == "text" and model.model_type in FAST_TYPES
 
 
-def weights(model: Model, setup: Setup) -> float:
+def weights(model: Model, load_in: str) -> float:
     """Bytes of the frozen model as it is loaded."""
-    if setup.load_in == "16bit":
+    if load_in == "16bit":
         return 2.0 * model.params
     if model.quantized and model.bytes_4bit:
         return float(model.bytes_4bit)
@@ -145,7 +145,7 @@ def _resident(model: Model, setup: Setup) -> dict[str, float]:
     """Bytes that stay through every step."""
     adapter = adapter_parameters(model, setup)
     return {
-        "weights": weights(model, setup),
+        "weights": weights(model, setup.load_in),
         "adapter": _ADAPTER_BYTES * adapter,
         "gradients": _GRADIENT_BYTES * adapter,
         "optimizer": _MOMENT_BYTES.get(setup.optim, 8.0) * adapter,

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from launcher import __version__, catalog, render
-from launcher.backends.base import JobRequest
+from launcher.backends.base import TIMEOUT_FLAG, JobRequest
 from launcher.errors import RequestError
 from launcher.machine import LOCAL
 from launcher.plan import Plan
@@ -37,7 +37,7 @@ def from_plan(plan: Plan, catalog: catalog.Catalog) -> JobRequest:
             *_dataset_args(plan, local),
             *(() if plan.num_gpus else ("--device=cpu",)),
             # By itself the script counts with the timeout of a Job only.
-            *(("--timeout-s", str(plan.timeout_s)) if local else ()),
+            *((TIMEOUT_FLAG, str(plan.timeout_s)) if local else ()),
         ),
         image=plan.image,
         flavor=plan.flavor,

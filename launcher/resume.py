@@ -8,13 +8,11 @@ from itertools import pairwise
 from typing import Any
 
 from launcher import duration, memory, spec
-from launcher.backends.base import Job, JobRequest
+from launcher.backends.base import TIMEOUT_FLAG, Job, JobRequest
 from launcher.catalog import Catalog, Flavor
 from launcher.errors import RefusedError, RequestError, unknown
 from launcher.machine import LOCAL
 from launcher.plan import Plan
-
-_TIMEOUT_FLAG = "--timeout-s"
 
 
 def require_unfinished(job: Job, result: Mapping[str, Any] | None) -> None:
@@ -43,7 +41,7 @@ def adapt(request: JobRequest, catalog: Catalog, timeout: str | None, flavor: st
     timeout_s = _timeout_s(args) or plan.timeout_s
     if timeout:
         timeout_s = _seconds(timeout)
-        args = (*_without_timeout(args), _TIMEOUT_FLAG, str(timeout_s))
+        args = (*_without_timeout(args), TIMEOUT_FLAG, str(timeout_s))
     machine = _machine(plan, catalog, flavor)
     changed = plan.model_copy(update={"flavor": flavor or request.flavor, "timeout_s": timeout_s})
     if machine and changed != plan:
@@ -94,10 +92,10 @@ def _seconds(timeout: str) -> int:
 
 def _timeout_s(args: tuple[str, ...]) -> int | None:
     """The timeout that an earlier resumption gave the script."""
-    values = [value for flag, value in pairwise(args) if flag == _TIMEOUT_FLAG]
+    values = [value for flag, value in pairwise(args) if flag == TIMEOUT_FLAG]
     return int(values[-1]) if values and values[-1].isdigit() else None
 
 
 def _without_timeout(args: tuple[str, ...]) -> tuple[str, ...]:
-    dropped = {place + step for place, item in enumerate(args) if item == _TIMEOUT_FLAG for step in (0, 1)}
+    dropped = {place + step for place, item in enumerate(args) if item == TIMEOUT_FLAG for step in (0, 1)}
     return tuple(item for place, item in enumerate(args) if place not in dropped)

@@ -10,7 +10,6 @@ from typing import Any
 
 from launcher import catalog, outcome, runs
 from launcher.backends.base import Backend, Job
-from launcher.backends.left import Left
 from launcher.catalog import Catalog, Flavor
 from launcher.errors import LauncherError, RequestError, ServiceError
 from launcher.outcome import Outcome
@@ -32,7 +31,9 @@ def explain(backend: Backend, job: Job, progress: Progress) -> Outcome:
         with suppress(ServiceError):  # the stream lost its end, perhaps
             progress = read(backend, job)
     plan = plan_of(job.id) or _recalled(backend, job)
-    left = _left(backend, job, plan) if progress.result is None else None
+    left = None
+    if progress.result is None:
+        left = backend.left(address(job), plan.output_repo if plan else None)
     filled = values(job, plan, progress, catalog.load())
     return outcome.outcome(job, progress, timeout_s=plan.timeout_s if plan else None, values=filled, left=left)
 
@@ -145,11 +146,3 @@ def _page(plan: Plan | None, progress: Progress) -> str | None:
         if found := _REPO_URL.search(line):
             return f"https://huggingface.co/{found[1]}"
     return f"https://huggingface.co/{plan.repo}" if plan else None
-
-
-def _left(backend: Backend, job: Job, plan: Plan | None) -> Left:
-    if backend.name != "hub":
-        return Left()
-    from launcher.backends import _hub_left
-
-    return _hub_left.look(address(job), plan.output_repo if plan else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from launcher.backends._hub_client import TIMEOUT_S, make_api, told
+from launcher.backends._hub_client import TIMEOUT_S, told
 from launcher.backends.base import ARTIFACTS_MOUNT
 from launcher.backends.left import Left
 from launcher.errors import LauncherError
@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 _CHECKPOINT = re.compile(r"(?:^|/)checkpoints/step-(\d{1,12})/.")
 
 
-def look(job: str, repo: str | None) -> Left:
+def look(api: HfApi, job: str, repo: str | None) -> Left:
     """What there is of the Job NAMESPACE/ID; what can't be looked up is said in `problem`, never raised."""
-    api = make_api()
     namespace, _, job_id = job.rpartition("/")
     try:
         with told("looking at the Job's files"):

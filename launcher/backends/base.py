@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from launcher import masks
+from launcher.backends.left import Left
 from launcher.errors import RefusedError, RequestError, ServiceError
 from launcher.plan import Plan
 
@@ -29,6 +30,8 @@ ARTIFACTS_MOUNT = "/data"
 ARTIFACTS_ENV = "LAUNCH_ARTIFACTS"
 """Tells a Job where its /data is to be found from outside, as `hf://buckets/NAMESPACE/BUCKET/FOLDER`."""
 PLAN_FILE = "plan.json"
+TIMEOUT_FLAG = "--timeout-s"
+"""Tells the script when it is stopped, in seconds from its start."""
 
 _BUCKETS = "hf://buckets/"
 _TIMES = ("created_at", "started_at", "finished_at")
@@ -194,6 +197,10 @@ class Backend(Protocol):
 
     def recall(self, job_id: str) -> JobRequest:
         """The request of a Job, to be submitted again on its artifacts; `RequestError` where that can't be had."""
+        ...
+
+    def left(self, job_id: str, repo: str | None) -> Left:
+        """What the Job left behind, in `repo` too; what can't be looked up is said in `problem`, never raised."""
         ...
 
     def list(self, all: bool = False) -> builtins.list[Job]:

@@ -13,13 +13,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from launcher import hardware, masks, runs
-from launcher.backends import _hub_access, _hub_datasets, _hub_log, _hub_repos, _hub_resume, _hub_weights
+from launcher.backends import _hub_access, _hub_datasets, _hub_left, _hub_log, _hub_repos, _hub_resume, _hub_weights
 from launcher.backends._hub_client import TIMEOUT_S, make_api, told
 from launcher.backends._hub_retry import Pace, persist
 from launcher.backends._hub_submit import Submission
 from launcher.backends._text import safe
 from launcher.backends._transcript import keep
 from launcher.backends.base import LIVE, Job, JobRequest, now, require_hidden, secret_values
+from launcher.backends.left import Left
 from launcher.dataset import DataSize
 from launcher.errors import RequestError, ServiceError
 from launcher.plan import Plan
@@ -117,6 +118,10 @@ class HubBackend:
         """The request of a Job, from the service, its bucket and what is kept here; its secrets by name only."""
         namespace, job_id = self._locate(job_id)
         return _hub_resume.recall(self._api, namespace, job_id, self.user(), self._brief)
+
+    def left(self, job_id: str, repo: str | None) -> Left:
+        """What the Job NAMESPACE/ID left in its /data and in the repo."""
+        return _hub_left.look(self._api, job_id, repo)
 
     def inspect(self, job_id: str) -> Job:
         """The Job as the service sees it, which is the truth about it."""

@@ -21,6 +21,7 @@ from launcher import folders, runs
 from launcher.backends import _process
 from launcher.backends._text import safe
 from launcher.backends.base import Job, JobRequest, now, require_hidden, secret_values
+from launcher.backends.left import Left
 from launcher.backends.supervise import COMMAND, record
 from launcher.errors import RefusedError, RequestError, ServiceError
 from launcher.runs import PLAN, REQUEST, STATUS, Run
@@ -97,6 +98,10 @@ class LocalBackend:
         run.write(STATUS, job.as_dict())
         _start_supervisor(run, values)
         return self.inspect(run.id)
+
+    def left(self, job_id: str, repo: str | None) -> Left:
+        """Nothing is known beside the log."""
+        return Left()
 
     def recall(self, job_id: str) -> JobRequest:
         """The request of a run of this machine: submitted, it goes on in the same folder, under the same id."""

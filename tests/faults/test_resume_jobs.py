@@ -5,19 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launcher import catalog, cli, resume, runs
+from launcher import catalog, resume, runs
 from launcher.backends.base import Job, JobRequest
 from launcher.backends.hub import HubBackend
 from launcher.backends.local import LocalBackend
 from launcher.errors import LauncherError, RefusedError, RequestError
 from launcher.plan import Plan, Vram
 from tests.emulator import Hub
+from tests.faults import command
 from tests.unit.sample import plan, request
+
+launch = partial(command.launch, pause_s=0.02)
 
 # As a training does it: what is done is kept in /data, and a run goes on from there. It fails until 3 steps are done.
 BODY = """
@@ -57,17 +61,6 @@ def recorded(hub: Hub) -> Hub:
 
 def start(backend: HubBackend, text: str | None = None, **changes: Any) -> Job:
     return backend.submit(request(text or body(), **({"labels": {"launcher": "test"}} | changes)))
-
-
-def launch(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
-    """The exit status of the command line, in this process, with short pauses."""
-    monkeypatch.setattr(HubBackend.__init__, "__defaults__", (0.02,))
-    monkeypatch.setattr(sys, "argv", ["launch", *args])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def again(backend: HubBackend, job: Job, **changes: str | None) -> JobRequest:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import re
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,12 +19,13 @@ from typing import Any
 import pytest
 from huggingface_hub.utils import _http, _xet
 
-from launcher import cli, folders, runs
+from launcher import folders, runs
 from launcher.backends import _hub_client, _hub_submit
 from launcher.backends._hub_retry import Pace, persist
 from launcher.backends.hub import HubBackend
 from launcher.errors import InterruptedSubmissionError, LauncherError, RefusedError, RequestError, ServiceError
 from tests.emulator import Hub
+from tests.faults.command import launch
 from tests.unit.sample import plan, request
 
 BUCKET = "/api/buckets/{namespace}/{name}"
@@ -282,17 +282,6 @@ def test_ctrl_c_after_the_job_was_made_names_it(hub: Hub) -> None:
     (made,) = hub.jobs
     assert f"the Job {made} was started" in error.message
     assert f"launch cancel {made}" in error.hint
-
-
-def launch(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
-    """The exit status of the command line, in this process, with short pauses."""
-    monkeypatch.setattr(HubBackend.__init__, "__defaults__", (0.001,))
-    monkeypatch.setattr(sys, "argv", ["launch", *args])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 COMMAND = ("--model", "smollm2-135m", "--flavor", "t4-small", "--timeout", "40m", "--detach", "-q")

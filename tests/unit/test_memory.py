@@ -74,7 +74,7 @@ def test_parts_sum_to_the_peak_and_none_is_negative() -> None:
         found = memory.footprint(model, QLORA)
         assert found.peak == pytest.approx(sum(found.parts.values()))
         assert min(found.parts.values()) > 0
-        assert found.weights == pytest.approx(memory.weights(model, QLORA) / memory.GIB)
+        assert found.weights == pytest.approx(memory.weights(model, "4bit") / memory.GIB)
 
 
 # Counted by Unsloth when it made the adapters: "Trainable parameters = ...".
@@ -135,11 +135,11 @@ def test_what_was_not_measured_is_said() -> None:
 
 
 def test_a_dynamic_upload_is_larger_and_exact_where_its_size_is_known() -> None:
-    plain = memory.weights(TABLES.models["qwen3-14b"], QLORA)
+    plain = memory.weights(TABLES.models["qwen3-14b"], "4bit")
     dynamic = TABLES.model("unsloth/Qwen3-14B-unsloth-bnb-4bit")
-    assert dynamic.bytes_4bit == memory.weights(dynamic, QLORA) > 1.1 * plain
+    assert dynamic.bytes_4bit == memory.weights(dynamic, "4bit") > 1.1 * plain
     unknown = TABLES.model("unsloth/Qwen3-8B-unsloth-bnb-4bit")
-    assert memory.weights(unknown, QLORA) > 1.1 * memory.weights(TABLES.models["qwen3-8b"], QLORA)
+    assert memory.weights(unknown, "4bit") > 1.1 * memory.weights(TABLES.models["qwen3-8b"], "4bit")
 
 
 def test_a_small_card_makes_the_loss_smaller() -> None:
