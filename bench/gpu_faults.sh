@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Killed and gone on with, and out of memory, on a GPU: text (4 bits, packed) and vision, through the rendered scripts.
-#   bash bench/gpu_faults.sh OUT         needs bench/gpu_setup.sh's archive unpacked in /tmp/site; about 5 minutes
-# Prints for each kind: the lines that decide, how far the adapter of the run that was killed is from the uninterrupted
-# one's, and what became of a run with too little memory for its batch.
+#   bash bench/gpu_faults.sh OUT         needs bench/gpu_setup.sh's archive unpacked in /tmp/site; about 4 minutes
+# Prints for each kind: the lines that decide, how far the adapter of the run that was killed is from an uninterrupted
+# one's beside how far two uninterrupted ones are from each other, and what became of a run with too little memory for
+# its batch.
 set -uo pipefail
 out=$(realpath -m "${1:?usage: gpu_faults.sh OUT}")
 export PYTHONPATH=/tmp/site PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
@@ -22,48 +23,89 @@ import sys
 from safetensors.torch import load_file
 one, other = (load_file(f"{folder}/adapter_model.safetensors") for folder in sys.argv[1:3])
 assert one.keys() == other.keys()
-far = max((one[name] - other[name]).abs().max().item() for name in one)
-print(f"largest weight {max(w.abs().max().item() for w in one.values()):.3e}, largest difference {far:.3e}")
+far = {name: (one[name] - other[name]).abs() for name in one}
+worst = max(far, key=lambda name: far[name].max())
+mean = sum(d.sum().item() for d in far.values()) / sum(d.numel() for d in far.values())
+size = sum(w.abs().sum().item() for w in one.values()) / sum(w.numel() for w in one.values())
+print(f"mean weight {size:.3e}, mean difference {mean:.3e}, largest {far[worst].max().item():.3e} in {worst}")
 PY
 # Between the memory after loading and the peak of training: enough for half of the batch, not for all of it.
 cat > "$root/cap.py" <<'PY'
 import json, sys
 peaks = json.loads(open(sys.argv[1]).read().rpartition("RESULT ")[2])["peaks_gib"]
-print(round(peaks["load"] + 0.7 * (peaks["train"] - peaks["load"]), 2))
+print(round(peaks["load"] + 0.75 * (peaks["train"] - peaks["load"]), 2))
+PY
+# Long rows, so that the batch decides the memory and not the weights.
+cat > "$root/rows.py" <<'PY'
+import pathlib, sys
+sys.path.insert(0, "bench")
+import memory
+kind, model, folder = sys.argv[1:]
+image = 448 if kind == "vision" else None
+shape = memory.Config(kind, kind, "4bit", 16, 2048, 16, image, accumulate=1, steps=3)
+memory._rows(shape, pathlib.Path(folder), memory._end(pathlib.Path(model)))
 PY
 
-both() { # KIND SCRIPT FLAGS...
+run() { # LOG SCRIPT FLAGS...
+  python3 "${@:2}" > "$out/$1.log" 2>&1
+}
+
+interrupted() { # KIND SCRIPT FLAGS...
   local kind=$1 script=$2 where=$root/$1
   shift 2
   local common=("$@" --model "$where/model" --dataset "$where/rows" --eval-rows 8 --sample-rows 0 --logging-steps 1
     --learning-rate 1e-3 --trackio-project "" --checkpoint-minutes 0.001 --max-steps 8)
-  python3 "$script" "${common[@]}" --output-dir "$where/whole" > "$out/$kind-whole.log" 2>&1
+  run "$kind-whole" "$script" "${common[@]}" --output-dir "$where/whole" &
+  local whole=$!
+  run "$kind-again" "$script" "${common[@]}" --output-dir "$where/again" &
+  local again=$!
   python3 "$script" "${common[@]}" --output-dir "$where/killed" > "$out/$kind-killed.log" 2>&1 &
   local pid=$!
   until grep -q '^checkpoint step 4 ' "$out/$kind-killed.log" || ! kill -0 $pid 2> /dev/null; do sleep 0.1; done
   kill -9 $pid 2> /dev/null
   wait $pid 2> /dev/null
-  python3 "$script" "${common[@]}" --output-dir "$where/killed" > "$out/$kind-resumed.log" 2>&1
-  local cap
-  cap=$(python3 "$root/cap.py" "$out/$kind-whole.log")
-  CAP_GIB=$cap python3 "$root/capped.py" "$script" "${common[@]}" --output-dir "$where/capped" > "$out/$kind-capped.log" 2>&1
+  run "$kind-resumed" "$script" "${common[@]}" --output-dir "$where/killed"
+  wait $whole $again
   {
-    for part in whole killed resumed capped; do
-      echo "---- $kind $part $([ $part = capped ] && echo "at $cap GiB")"
+    for part in whole killed resumed; do
+      echo "---- $kind $part"
       grep -E "$lines" "$out/$kind-$part.log"
     done
-    echo "---- $kind: the uninterrupted run's adapter and the killed one's"
+    echo "---- $kind: an uninterrupted run's adapter and the killed one's, then two uninterrupted ones"
     python3 "$root/compare.py" "$where/whole" "$where/killed"
+    python3 "$root/compare.py" "$where/whole" "$where/again"
   } > "$out/$kind.txt" 2>&1
 }
 
-[ -d $root/text/model ] || python3 bench/family_models.py qwen3 $root/text/model
-[ -d $root/vision/model ] || python3 bench/family_models.py qwen3-vl $root/vision/model
+small_card() { # KIND SCRIPT FLAGS...
+  local kind=$1 script=$2 where=$root/$1
+  shift 2
+  PYTHONPATH=$PWD/bench:/tmp/site python3 "$root/rows.py" "$kind" "$where/model" "$where/long"
+  local common=("$@" --model "$where/model" --dataset "$where/long" --eval-rows 0 --logging-steps 1 --train-on all
+    --trackio-project "" --checkpoint-minutes 0 --max-steps 3 --batch-size 16 --gradient-accumulation 1)
+  run "$kind-wide" "$script" "${common[@]}" --output-dir "$where/wide"
+  local cap
+  cap=$(python3 "$root/cap.py" "$out/$kind-wide.log")
+  CAP_GIB=$cap run "$kind-capped" "$root/capped.py" "$script" "${common[@]}" --output-dir "$where/capped"
+  {
+    for part in wide capped; do
+      echo "---- $kind $part $([ $part = capped ] && echo "at $cap GiB")"
+      grep -E "$lines" "$out/$kind-$part.log"
+      grep -oE '"peaks_gib": [^}]*}' "$out/$kind-$part.log"
+    done
+  } > "$out/$kind-memory.txt" 2>&1
+}
+
+[ -d $root/text/model ] || python3 bench/family_models.py qwen3 $root/text/model &
+[ -d $root/vision/model ] || python3 bench/family_models.py qwen3-vl $root/vision/model &
+wait
 for kind in text vision; do
   [ -d $root/$kind/rows ] || PYTHONPATH=$PWD/bench:/tmp/site python3 -c \
     "import family_models, pathlib; family_models.write_${kind}_rows(pathlib.Path('$root/$kind/rows'))"
 done
-both text job_scripts/sft_text.py --load-in 4bit --packing --max-length 1024 --batch-size 8 --gradient-accumulation 1 &
-both vision job_scripts/sft_vlm.py --load-in 4bit --max-length 1024 --batch-size 8 --gradient-accumulation 1 &
+interrupted text job_scripts/sft_text.py --load-in 4bit --packing --max-length 1024 --batch-size 8 --gradient-accumulation 1 &
+interrupted vision job_scripts/sft_vlm.py --load-in 4bit --max-length 1024 --batch-size 8 --gradient-accumulation 1 &
+small_card text job_scripts/sft_text.py --load-in 4bit --no-packing --max-length 2048 &
+small_card vision job_scripts/sft_vlm.py --load-in 4bit --max-length 2048 --image-size 448 --no-streaming &
 wait
-cat "$out/text.txt" "$out/vision.txt"
+cat "$out"/{text,vision}.txt "$out"/{text,vision}-memory.txt

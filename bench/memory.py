@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import gc
 import io
 import itertools
 import json
@@ -38,8 +37,6 @@ ROOT = Path(__file__).parent.parent
 # The models lie in memory where that is allowed: what is measured is the GPU, not a disk.
 MODELS = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path("/tmp")
 CARD_GIB = 76
-# Beside the weights of the largest step: building a model, the CUDA context, activations.
-ROOM_GIB = 9
 _MARK = "RESULT "
 
 
@@ -105,13 +102,13 @@ CONFIGS = [
     *_text("llama-3.2", "llama-3.2-1b", ("4bit", 8, 2048, 16, ""), ("16bit", 2, 8192, 64, "h")),
     *_text("qwen2.5", "qwen2.5-0.5b", ("16bit", 16, 512, 8, ""), ("4bit", 4, 2048, 32, "h"),
            ("4bit", 1, 16384, 16, "s")),
-    *_vision("pixtral", "pixtral-12b", ("4bit", 1, 4096, 16, 1024, 1, ""), ("4bit", 2, 2048, 16, 512, 1, "h")),
+    *_vision("pixtral", "pixtral-12b", ("4bit", 1, 4096, 16, 1024, 1, "h"), ("4bit", 2, 2048, 16, 512, 1, "h")),
     *_vision("llama-3.2-vision", "llama-3.2-11b-vision", ("4bit", 1, 2048, 16, 560, 1, "s"),
              ("4bit", 2, 1024, 16, 1120, 1, "h")),
-    *_vision("qwen3-vl", "qwen3-vl-8b", ("4bit", 2, 2048, 16, 768, 1, "s"), ("4bit", 1, 4096, 16, 1792, 1, ""),
+    *_vision("qwen3-vl", "qwen3-vl-8b", ("4bit", 2, 2048, 16, 768, 1, "s"), ("4bit", 1, 4096, 16, 1792, 1, "s"),
              ("4bit", 4, 2048, 16, 448, 1, "h")),
-    *_vision("gemma-3-vision", "gemma-3-4b", ("4bit", 2, 2048, 16, 896, 1, "s"), ("4bit", 4, 1024, 32, 896, 1, "h")),
-    *_vision("qwen3-vl", "qwen3-vl-2b", ("16bit", 8, 1024, 16, 448, 1, ""), ("4bit", 2, 4096, 16, 1024, 2, "h"),
+    *_vision("gemma-3-vision", "gemma-3-4b", ("4bit", 2, 2048, 16, 896, 1, "sh"), ("4bit", 4, 1024, 32, 896, 1, "h")),
+    *_vision("qwen3-vl", "qwen3-vl-2b", ("16bit", 8, 1024, 16, 448, 1, ""), ("4bit", 2, 4096, 16, 1024, 2, ""),
              ("4bit", 2, 2048, 16, 768, 1, "f")),
 ]  # fmt: skip
 
@@ -119,8 +116,11 @@ CONFIGS = [
 # ---- The parent: which model runs when -------------------------------------------------------------------------------
 
 
-def measure(out: Path, configs: list[Config], *, jobs: int, deadline: float) -> int:
-    """Run every model's configurations in a process of its own, as many at once as the card holds; 0 where all ran."""
+def measure(out: Path, configs: list[Config], *, jobs: int, deadline: float, room: float) -> int:
+    """Run several models' configurations beside each other, as many as the card holds; 0 where all ran.
+
+    `room` GiB are counted for each beside its weights in 16 bits: building it, the CUDA context, activations.
+    """
     waiting = [(model, list(group)) for model, group in itertools.groupby(configs, lambda config: config.model)]
     running: list[tuple[str, float, subprocess.Popen[bytes]]] = []
     began, failed = time.monotonic(), 0
@@ -136,7 +136,7 @@ def measure(out: Path, configs: list[Config], *, jobs: int, deadline: float) -> 
             running.remove((model, need, process))
             shutil.rmtree(MODELS / f"launch-{model}", ignore_errors=True)
         for model, group in list(waiting):
-            need = _need(model)
+            need = _need(model) + room
             if len(running) < jobs and sum(taken for _, taken, _ in running) + need <= CARD_GIB:
                 waiting.remove((model, group))
                 running.append((model, need, _start(out, model, group)))
@@ -149,7 +149,7 @@ def measure(out: Path, configs: list[Config], *, jobs: int, deadline: float) -> 
 
 def _need(model: str) -> float:
     """GiB on the card: the model is built there in 16 bits."""
-    return float(family_models.catalog()["models"][model]["params"]) * 2 / 2**30 + ROOM_GIB
+    return float(family_models.catalog()["models"][model]["params"]) * 2 / 2**30
 
 
 def _start(out: Path, model: str, group: list[Config]) -> subprocess.Popen[bytes]:
@@ -163,30 +163,39 @@ def _start(out: Path, model: str, group: list[Config]) -> subprocess.Popen[bytes
 # ---- The worker: one model's configurations --------------------------------------------------------------------------
 
 
-def work(out: Path, configs: list[Config]) -> None:
-    """Build the model, then run each configuration through the rendered script."""
-    folder = MODELS / f"launch-{configs[0].model}"
-    # In a process of its own: Unsloth has to be imported before what builds the model.
+def work(out: Path, configs: list[Config]) -> int:
+    """Build the model, then run each configuration in a process of its own; 0 where all ran."""
+    folder = _folder(configs[0])
     build = [sys.executable, family_models.__file__, "--model", configs[0].model, configs[0].family, str(folder)]
     subprocess.run(build, check=True)
-    import unsloth  # type: ignore[import-not-found]  # noqa: F401
+    # In one process the second configuration would be measured on what the first has left on the GPU.
+    one = [sys.executable, __file__, str(out), "--one"]
+    codes = [subprocess.run([*one, str(CONFIGS.index(config))], check=False).returncode for config in configs]
+    return max(codes)
 
-    for config in configs:
-        began = time.monotonic()
-        try:
-            measured = _run(config, folder)
-        except Exception as error:
-            measured = {"error": f"{type(error).__name__}: {str(error)[:400]}"}
-        row = {"name": config.name, **asdict(config), **measured, "wall_s": round(time.monotonic() - began, 1)}
-        with (out / "memory.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+
+def measure_one(out: Path, config: Config) -> int:
+    """Run one configuration through the rendered script and keep what it measured; 1 where it failed."""
+    began = time.monotonic()
+    try:
+        measured = _run(config, _folder(config))
+    except Exception as error:
+        measured = {"error": f"{type(error).__name__}: {str(error)[:400]}"}
+    row = {"name": config.name, **asdict(config), **measured, "wall_s": round(time.monotonic() - began, 1)}
+    with (out / "memory.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    return int("error" in measured)
+
+
+def _folder(config: Config) -> Path:
+    return MODELS / f"launch-{config.model}"
 
 
 def _run(config: Config, folder: Path) -> dict[str, Any]:
+    # Before everything that it patches.
+    import unsloth  # type: ignore[import-not-found]  # noqa: F401  # isort: skip
     import torch  # type: ignore[import-not-found]
 
-    _forget()
-    before = torch.cuda.memory_allocated() / 2**30
     modality = "vision" if config.image else "text"
     script = job_script.load("sft_vlm" if config.image else "sft_text")
     data = _rows(config, folder.parent / f"rows-{config.name}", _end(folder))
@@ -213,29 +222,7 @@ def _run(config: Config, folder: Path) -> dict[str, Any]:
     kept = ("peak_gib", "peaks_gib", "step_s", "first_step_s", "startup_s", "largest_batch_tokens", "tokens_seen",
             "tokens_trained", "tokens_per_second", "device", "versions")  # fmt: skip
     card = torch.cuda.get_device_properties(0).total_memory / 2**30
-    return {name: result[name] for name in kept} | {"before_gib": before, "card_gib": card, "snapshot": peak}
-
-
-def _forget() -> None:
-    """Give back what the last configuration left: a run of its own would not have had it."""
-    import torch
-
-    if "unsloth" in sys.modules and torch.cuda.is_available():
-        from unsloth.kernels import utils  # type: ignore[import-not-found]
-        from unsloth_zoo.gradient_checkpointing import (  # type: ignore[import-not-found]
-            initialize_unsloth_gradient_checkpointing,
-        )
-
-        utils._SCRATCH.clear()
-        initialize_unsloth_gradient_checkpointing()
-    gc.collect()
-    # Unsloth keeps a large weight of the model before alive.
-    for thing in gc.get_objects():
-        if type(thing) in (torch.Tensor, torch.nn.Parameter) and thing.is_cuda:
-            thing.untyped_storage().resize_(0)
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    return {name: result[name] for name in kept} | {"card_gib": card, "snapshot": peak}
 
 
 class _Both(io.TextIOBase):
@@ -353,14 +340,11 @@ def _where(frames: Iterable[dict[str, Any]]) -> str:
 
 def rows(out: Path) -> Iterator[dict[str, Any]]:
     """The measurements in the columns of measurements.csv."""
-    # cuBLAS keeps its two workspaces; anything else was there before the run.
-    workspaces_gib = 66 / 1024
     for line in (out / "memory.jsonl").read_text(encoding="utf-8").splitlines():
         found = json.loads(line)
         if "error" in found:
             print(f"{found['name']}: {found['error']}", file=sys.stderr)
             continue
-        kept = max(found["before_gib"] - workspaces_gib, 0)
         versions = " ".join(f"{name}={version}" for name, version in found["versions"].items())
         evaluated = found["peaks_gib"].get("evaluate")
         yield {
@@ -378,15 +362,15 @@ def rows(out: Path) -> Iterator[dict[str, Any]]:
             "eval_batch_size": 0 if found["image"] else min(found["batch"], 2),
             "card": found["device"],
             "card_gib": round(found["card_gib"], 2),
-            "peak_gib": round(found["peaks_gib"]["train"] - kept, 3),
-            "eval_peak_gib": evaluated and round(evaluated - kept, 3),
+            "peak_gib": round(found["peaks_gib"]["train"], 3),
+            "eval_peak_gib": evaluated and round(evaluated, 3),
             # Several models shared the card, so its time says nothing.
             "step_s": None,
             "tokens_per_step": None,
             "versions": versions,
             "date": time.strftime("%Y-%m-%d"),
             "held_out": found["held_out"],
-            "source": "bench/memory.py" + (f": {1024 * kept:.0f} MiB less, kept from the run before" if kept else ""),
+            "source": "bench/memory.py",
         }
 
 
@@ -430,22 +414,25 @@ def main() -> int:
     parser.add_argument("--rows", action="store_true", help="print what OUT holds as rows of measurements.csv")
     parser.add_argument("--errors", action="store_true", help="compare the formula with measurements.csv")
     parser.add_argument("--sets", nargs="+", default=["text", "vision"])
-    parser.add_argument("--only", nargs="+", help="models, in the order in which they start")
+    parser.add_argument("--only", nargs="+", help="models or single configurations, in the order in which they start")
     parser.add_argument("--jobs", type=int, default=5)
     parser.add_argument("--deadline", type=float, default=3000, help="seconds until what still runs is stopped")
+    parser.add_argument("--room", type=float, default=9, help="GiB for each model beside its weights in 16 bits")
     parser.add_argument("--worker", type=int, nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.errors or args.rows:
         print_errors() if args.errors else print_rows(args.out)
         return 0
     args.out.mkdir(parents=True, exist_ok=True)
     if args.worker:
-        work(args.out, [CONFIGS[number] for number in args.worker])
-        return 0
+        return work(args.out, [CONFIGS[number] for number in args.worker])
+    if args.one is not None:
+        return measure_one(args.out, CONFIGS[args.one])
     wanted = [config for config in CONFIGS if set(args.sets) & set(config.sets)]
     if args.only:
-        wanted = [config for model in args.only for config in wanted if config.model == model]
-    return measure(args.out, wanted, jobs=args.jobs, deadline=args.deadline)
+        wanted = [config for name in args.only for config in wanted if name in (config.model, config.name)]
+    return measure(args.out, wanted, jobs=args.jobs, deadline=args.deadline, room=args.room)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@
 #   "datasets==4.8.5",
 #   "peft==0.21.2",
 #   "trackio==0.43.0",
+#   "matplotlib==3.11.2",
 # ]
 #
 # [tool.uv]
@@ -45,9 +46,14 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
+import tarfile
 import tempfile
 import time
+import urllib.request
+from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -86,6 +92,9 @@ CHOSEN = {
     "lora_dropout": 0.0,
     "output_repo": None,
     "private": False,
+    "merge": None,
+    "merged_repo": None,
+    "gguf": (),
     "run_name": "qwen3-vl-8b-sft",
     "sample_rows": 0,
     "trackio_project": "qwen3-vl-8b",
@@ -98,9 +107,20 @@ CHOSEN = {
     "finetune_attention_modules": True,
     "finetune_mlp_modules": True,
 }
+# How the chosen model is best sampled, by what its makers say there.
+GENERATION = {
+    "temperature": 0.7,
+    "top_p": 0.8,
+    "top_k": 20.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 1.5,
+}
+GENERATION_SOURCE = "https://huggingface.co/Qwen/Qwen3-VL-8B-Instruct#generation-hyperparameters"
+LICENCE = "apache-2.0"
 PREDICTED_PEAK_GIB = 8.33
 # The prediction holds while these are as planned.
 DECIDES_MEMORY = ("model", "load_in", "max_length", "batch_size", "lora_r", "optim", "image_size")
+GGUF_TYPES = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
 FILE_LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -164,6 +184,9 @@ def parse_args(argv):
     add("--output-dir", help="default: output/ on the Job's volume, else outputs/RUN_NAME")
     add("--output-repo", help="NAME or NAMESPACE/NAME on the Hub; nothing is pushed without it")
     add("--private", action=argparse.BooleanOptionalAction, help="create the output repo as private")
+    add("--merge", choices=["16bit", "4bit"], help="merge the adapter into a copy of the model, in merged/")
+    add("--merged-repo", help="where the merged model is pushed, instead of merged/ in the output repo")
+    add("--gguf", action="append", choices=GGUF_TYPES, help="export as a GGUF file of that type; may be repeated")
     add("--run-name", help="name of the run")
     add("--sample-rows", type=int, help="evaluation rows to answer before and after training")
     add("--trackio-project", help="Trackio project (empty: no tracking)")
@@ -174,7 +197,7 @@ def parse_args(argv):
     add("--device", choices=["auto", "cpu"], default="auto", help="cpu: train without a GPU")
 
     # Whichever of the two stop criteria is given replaces the chosen one.
-    parser.set_defaults(**CHOSEN | {"max_steps": None, "num_train_epochs": None})
+    parser.set_defaults(**CHOSEN | {"max_steps": None, "num_train_epochs": None, "gguf": None})
     if not os.environ.get("JOB_ID"):
         # Nobody ends the script here at that time.
         parser.set_defaults(timeout_s=0)
@@ -186,6 +209,7 @@ def parse_args(argv):
         parser.error("--max-steps and --num-train-epochs both say when to stop: give one of them")
     if args.max_steps is None and args.num_train_epochs is None:
         args.max_steps, args.num_train_epochs = CHOSEN["max_steps"], CHOSEN["num_train_epochs"]
+    args.gguf = CHOSEN["gguf"] if args.gguf is None else tuple(args.gguf)
     return args
 
 
@@ -227,14 +251,22 @@ def check_args(args):
         refuse("dataset", "there is no such file or folder")
     if dataset.is_file() and dataset.suffix not in FILE_LOADERS:
         refuse("dataset", f"a file should end in {', '.join(FILE_LOADERS)}")
-    if args.output_repo:
-        if not re.fullmatch(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", args.output_repo, re.ASCII):
-            refuse("output-repo", "should be NAME or NAMESPACE/NAME")
+    if args.merge == "4bit" and (args.load_in != "4bit" or args.device == "cpu"):
+        where = "there are none on a CPU" if args.device == "cpu" else "they come with --load-in 4bit"
+        refuse("merge", f"it is made of the 4-bit weights that are trained, and {where}")
+    if args.merged_repo and not args.merge:
+        refuse("merged-repo", "it says where a merged model goes; add --merge 16bit")
+    for flag in ("output-repo", "merged-repo"):
+        name = getattr(args, flag.replace("-", "_"))
+        if not name:
+            continue
+        if not re.fullmatch(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", name, re.ASCII):
+            refuse(flag, "should be NAME or NAMESPACE/NAME")
         home = os.environ.get("HF_HOME", Path.home() / ".cache/huggingface")
         token_file = Path(os.environ.get("HF_TOKEN_PATH", Path(home) / "token"))
         if not os.environ.get("HF_TOKEN") and not token_file.is_file():
-            hint = "Run `hf auth login` or set HF_TOKEN, or leave --output-repo away."
-            raise UserError("--output-repo needs a Hugging Face token, and there is none.", hint, status=2)
+            hint = f"Run `hf auth login` or set HF_TOKEN, or leave --{flag} away."
+            raise UserError(f"--{flag} needs a Hugging Face token, and there is none.", hint, status=2)
 
 
 def phase(name):
@@ -318,8 +350,9 @@ def finite(value):
 KEPT = 2
 # Free to change between two attempts: nothing that is learned depends on them.
 NOT_LEARNED_FROM = {
-    "attempt", "checkpoint_minutes", "eval_steps", "logging_steps", "output_dir", "output_repo", "private", "resume",
-    "run_name", "sample_rows", "timeout_s", "trackio_project", "trackio_space", "batch_size", "gradient_accumulation",
+    "attempt", "checkpoint_minutes", "eval_steps", "gguf", "logging_steps", "merge", "merged_repo", "output_dir",
+    "output_repo", "private", "resume", "run_name", "sample_rows", "timeout_s", "trackio_project", "trackio_space",
+    "batch_size", "gradient_accumulation",
 }  # fmt: skip
 
 
@@ -695,8 +728,10 @@ class Guard:
         return super().prediction_step(*rest, **more)
 
 
-def check_disk(folder, model, optim):
-    """Refuse where the disk can't take what a run writes: the adapter, two checkpoints and the next one beside them.
+def check_disk(folder, model, optim, exports=(), place=None):
+    """Refuse where the disk can't take what a run writes: the adapter, two checkpoints and the next one, the exports.
+
+    `exports` are what these write at most, bytes by what they are, and `place` is where, if not in the folder.
 
     A checkpoint is the adapter and the optimizer's two moments, of 1 byte a parameter in 8 bits, else of 4.
     """
@@ -705,13 +740,28 @@ def check_disk(folder, model, optim):
     checkpoint = adapter + sum(parameter.numel() for parameter in trained) * (2 if "8bit" in optim else 8)
     # The tokenizer, the records of the trainer.
     needed = adapter + 3 * checkpoint + 2**26
+    told = [f"an adapter of {adapter / 1e9:.2f} GB, three checkpoints of {checkpoint / 1e9:.2f} GB"]
+    exports = dict(exports)
+    copies = sum(exports.values())
+    copied = [f"{name} {size / 1e9:.1f} GB" for name, size in exports.items()]
+    hint = "Free some, or give --output-dir on another disk."
+    if exports:
+        hint = f"{hint[:-1]}, or leave the exports away: `launch export` makes them later, elsewhere."
+    if place:
+        require_disk(place, copies, copied, hint)
+        require_disk(folder, needed, told, hint)
+    else:
+        require_disk(folder, needed + copies, told + copied, hint)
+
+
+def require_disk(folder, needed, told, hint):
+    """Refuse where the folder's disk has less room than that many bytes; `told` is what they are."""
     place = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     usage = shutil.disk_usage(place)
     # A mounted bucket has no size.
     if usage.total and usage.free < needed:
-        parts = f"an adapter of {adapter / 1e9:.2f} GB, three checkpoints of {checkpoint / 1e9:.2f} GB"
         message = f"the disk of {place} has {usage.free / 1e9:.2f} GB free, and this run writes {needed / 1e9:.2f} GB"
-        raise UserError(f"{message} ({parts}).", "Free some, or give --output-dir on another disk.", status=3)
+        raise UserError(f"{message} ({', '.join(told)}).", hint, status=3)
 
 
 def save(folder, *parts):
@@ -807,15 +857,16 @@ def check_token(me, repo):
     raise UserError(f"{repo} can't be written to: {problem}.", hint, status=3)
 
 
-def push(folder, repo):
+def push(folder, repo, paths=None):
     """Upload the folder in one commit, and again until the Hub holds every file as it is here; the repo's address.
 
+    `paths` are the files to upload, instead of all that belong to the adapter.
     Raises `UserError` with the command that brings the model to the repo later: it stays in the folder.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api, folder = HfApi(), Path(folder)
-    files = {path: fingerprint(folder / path) for path in pushed_files(folder)}
+    files = {path: fingerprint(folder / path) for path in paths or pushed_files(folder)}
 
     def attempt():
         # What the Hub holds already is left out of the commit, so that a lost answer makes no second one.
@@ -864,9 +915,9 @@ def pause(headers, attempt):
 
 
 def pushed_files(folder):
-    """What of the folder belongs to the model, as paths with `/`: neither checkpoints nor hidden files."""
+    """What of the folder belongs to the adapter, as paths with `/`: no checkpoints, exports or hidden files."""
     paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    mine = [path for path in paths if path.parts[0] != "checkpoints"]
+    mine = [path for path in paths if path.parts[0] != "checkpoints" and not is_export(path.as_posix())]
     return [path.as_posix() for path in mine if not any(part.startswith(".") for part in path.parts)]
 
 
@@ -924,6 +975,1215 @@ def find_artifacts(me):
         if volume.type == "bucket":
             return "/".join(("hf://buckets", volume.source, *filter(None, [volume.path])))
     return ""
+
+
+# ---- llama.cpp -------------------------------------------------------------------------------------------------------
+
+# What is fetched where there is no llama.cpp: the source distribution of llama-cpp-python 0.3.36 holds one whole, with
+# its converter. PyPI's address is made of the content's own hash, and the content is checked besides.
+LLAMA_CPP = (
+    "https://files.pythonhosted.org/packages/ec/e9/e7de2b0463ea3ffbf0ede6cb21b58c1258a8f6521aae45ca773a59fe7cf3/"
+    "llama_cpp_python-0.3.36.tar.gz"
+)
+LLAMA_CPP_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+CONVERTER = "convert_hf_to_gguf.py"
+QUANTIZER, ANSWERER = "llama-quantize", "llama-completion"
+# The types that the converter writes by itself.
+CONVERTED = ("f16", "bf16", "q8_0")
+
+
+def get_llama_cpp(types):
+    """The folder of a llama.cpp that can make GGUF files of these types; fetched, and built, where there is none.
+
+    `UNSLOTH_LLAMA_CPP_PATH` names it, and names it for Unsloth afterwards. Raises `UserError` of status 3 with what
+    is lacking: this is called before anything is trained.
+    """
+    named = os.environ.get("UNSLOTH_LLAMA_CPP_PATH")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "launch", "llama.cpp-0.3.36")
+    if named:
+        folder = Path(named).expanduser().absolute()
+        problem = llama_cpp_flaw(folder, types)
+        if problem:
+            hint = "Name a folder of llama.cpp that is built (bench/llama_cpp.sh makes one), or unset the variable."
+            raise UserError(f"UNSLOTH_LLAMA_CPP_PATH={named}: {problem}.", hint, status=3)
+    else:
+        found = (Path.home() / ".unsloth" / "llama.cpp", cache)
+        folder = next((folder for folder in found if llama_cpp_flaw(folder, types) is None), None)
+    if folder is None:
+        folder = cache
+        phase("get llama.cpp")
+        make_llama_cpp(folder, build=can_build(types))
+        problem = llama_cpp_flaw(folder, types)
+        if problem:
+            raise UserError(f"the llama.cpp in {folder} can't be used: {problem}.", "Remove it, and try again.", 3)
+    # Unsloth would else go to GitHub for what is newest there, and install what that needs as root.
+    os.environ.update(UNSLOTH_LLAMA_CPP_PATH=str(folder), UNSLOTH_AUTO_INSTALL="0", UNSLOTH_LLAMA_CPP_OFFLINE="1")
+    note(f"GGUF files are made by {folder}")
+    return folder
+
+
+def tool(folder, name):
+    """A program of llama.cpp, where it was built or installed; none where there is none that starts."""
+    for path in (folder / name, folder / "build" / "bin" / name):
+        if os.access(path, os.X_OK):
+            try:
+                done = subprocess.run([path, "--help"], capture_output=True, timeout=60, check=False)
+            except (OSError, subprocess.TimeoutExpired):
+                continue
+            # The tools are not of one mind about the status of their help.
+            if b"usage" in (done.stdout + done.stderr).lower():
+                return path
+    return None
+
+
+def llama_cpp_flaw(folder, types):
+    """What keeps that folder from making these types, or none."""
+    if not folder.is_dir():
+        return "there is no such folder"
+    for name in (CONVERTER, "gguf-py/gguf/gguf_reader.py"):
+        if not (folder / name).is_file():
+            return f"it has no {name}"
+    if not set(types) <= set(CONVERTED) and tool(folder, QUANTIZER) is None:
+        return f"it has no {QUANTIZER} that runs"
+    return None
+
+
+def can_build(types):
+    """Whether llama.cpp's programs can be built here; `UserError` of status 3 where they can't and one is needed."""
+    # `uv` is what runs this script, and fetches cmake too.
+    needed = {"cmake": ("cmake", "uv"), "g++": ("c++", "g++", "clang++"), "make": ("make", "ninja")}
+    lacking = [name for name, any_of in needed.items() if not any(map(shutil.which, any_of))]
+    quantized = [name for name in types if name not in CONVERTED]
+    if lacking and quantized:
+        message = f"--gguf {quantized[0]} needs llama.cpp, and to build it {' and '.join(lacking)} is missing here"
+        hint = (
+            f"apt-get update && apt-get install -y {' '.join(lacking)}; or name a build with UNSLOTH_LLAMA_CPP_PATH; "
+            f"or ask for {', '.join(CONVERTED[:-1])} or {CONVERTED[-1]}, which need none."
+        )
+        raise UserError(f"{message}.", hint, status=3)
+    return not lacking
+
+
+def make_llama_cpp(folder, build=True):
+    """Fetch llama.cpp into the folder, whole or not at all, with its programs built if asked for; minutes."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".llama.cpp-", dir=folder.parent) as staging:
+        archive, source = Path(staging) / "archive", Path(staging) / "llama.cpp"
+        try:
+            fetch(LLAMA_CPP, LLAMA_CPP_SHA256, archive)
+        except (OSError, ValueError) as error:
+            hint = "Name a build of llama.cpp with UNSLOTH_LLAMA_CPP_PATH, or leave --gguf away."
+            raise UserError(f"llama.cpp can't be fetched from {LLAMA_CPP} ({reason(error)}).", hint, 3) from error
+        unpack(archive, "vendor/llama.cpp/", source)
+        if build:
+            build_llama_cpp(source)
+        shutil.rmtree(folder, ignore_errors=True)
+        source.rename(folder)
+
+
+def fetch(address, digest, path):
+    """Download what has that SHA-256; `ValueError` for anything else."""
+    with urllib.request.urlopen(address, timeout=60) as answer, path.open("wb") as file:
+        shutil.copyfileobj(answer, file)
+    if sha256(path) != digest:
+        raise ValueError(f"its SHA-256 is {sha256(path)} and should be {digest}")
+
+
+def unpack(archive, inside, folder):
+    """Unpack what lies under the folder `inside` of the archive's only folder."""
+    with tarfile.open(archive) as tar:
+        members = []
+        for member in tar:
+            _, found, rest = member.name.partition(f"/{inside}")
+            # Of the web page nothing is built.
+            if found and member.isfile() and not rest.startswith("tools/ui/"):
+                members.append(member.replace(name=rest, deep=False))
+        tar.extractall(folder, members, filter="data")
+
+
+def build_llama_cpp(source):
+    """Build the programs that quantise and that answer, for the processor, without what they could do on the net."""
+    cores, build = os.cpu_count() or 1, source / "build"
+    cmake = [shutil.which("cmake")] if shutil.which("cmake") else ["uv", "tool", "run", "--quiet", "cmake"]
+    off = ("LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_APP", "LLAMA_BUILD_UI",
+           "LLAMA_USE_PREBUILT_UI", "LLAMA_OPENSSL", "BUILD_SHARED_LIBS")  # fmt: skip
+    options = ["-DCMAKE_BUILD_TYPE=Release", *(f"-D{name}=OFF" for name in off)]
+    commands = (
+        [*cmake, "-S", source, "-B", build, *options],
+        [*cmake, "--build", build, "--parallel", str(cores), "--target", QUANTIZER, ANSWERER],
+    )
+    note(f"building llama.cpp on {cores} cores: a minute on twelve, five on two")
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode:
+            tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-20:])
+            note(tail)
+            hint = "The lines above say why. Name a build of llama.cpp with UNSLOTH_LLAMA_CPP_PATH instead."
+            raise UserError(f"llama.cpp could not be built (status {done.returncode}).", hint, status=3)
+    for name in (QUANTIZER, ANSWERER):
+        shutil.copy(build / "bin" / name, source / name)
+    shutil.rmtree(build)
+
+
+# ---- Exports ---------------------------------------------------------------------------------------------------------
+
+MERGED = "merged"
+# Beside GGUF files, for Ollama.
+FOR_OLLAMA = ("Modelfile", "params", "template")
+# Bits that a weight takes in a file of that type, rounded up for the parts that are kept more exact.
+GGUF_BITS = {
+    "f16": 16, "bf16": 16, "q8_0": 8.6, "q6_k": 6.7, "q5_k_m": 5.9, "q4_k_m": 5.1, "q3_k_m": 4.3, "q2_k": 3.7,
+}  # fmt: skip
+# Bytes a second that a disk and an upload may well take. The adapter is safe by then: an export that comes to nothing
+# for want of time costs only its time.
+EXPORT_DISK_SPEED, EXPORT_UPLOAD_SPEED = 200e6, 40e6
+# Left for the RESULT line and the card.
+CLOSING_S = 20
+
+
+class TimeUp(BaseException):
+    """The exports are left as they are. No `Exception`: nothing that tries again may catch it."""
+
+
+@contextmanager
+def until(left_s):
+    """Raise `TimeUp` inside after so many seconds, or when a signal asks to stop."""
+
+    def stop(number, frame):
+        raise TimeUp("the time is up" if number == signal.SIGALRM else "asked to stop")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGINT)}
+    try:
+        if left_s < math.inf:
+            signal.setitimer(signal.ITIMER_REAL, max(left_s, 0.01))
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def asked_exports(args):
+    """What was asked for, as the list that becomes RESULT's `exports`; `error` is null once one is made and checked."""
+    wanted = [("merged", args.merge)] * bool(args.merge) + [("gguf", kind) for kind in dict.fromkeys(args.gguf)]
+    unknown = {"path": None, "repo": None, "gib": None, "checked": None, "error": "not made"}
+    return [{"kind": kind, "name": name, **unknown} for kind, name in wanted]
+
+
+def whole_bytes(model):
+    """What the model takes in 16 bits, without what is trained; packed weights count as what they stand for."""
+    states = ((parameter, getattr(parameter, "quant_state", None)) for parameter in model.parameters())
+    frozen = [(parameter, state) for parameter, state in states if not parameter.requires_grad]
+    return 2 * sum(math.prod(state.shape) if state else parameter.numel() for parameter, state in frozen)
+
+
+def export_bytes(args, whole, name=None):
+    """What the exports take on the disk at most, by what it is, for a model of that size in 16 bits.
+
+    `name` is that of the 16-bit model, which is downloaded where it is not the one that is trained.
+    """
+    parts = {f"{name} in 16 bits": whole} if name and name != args.model else {}
+    if args.merge:
+        parts[f"{MERGED}/"] = whole if args.merge == "16bit" else 0.4 * whole
+    if args.gguf and args.merge != "16bit":
+        parts["a 16-bit copy to convert"] = whole
+    if any(kind not in CONVERTED for kind in args.gguf):
+        parts["a 16-bit GGUF file to quantise"] = whole
+    for kind in dict.fromkeys(args.gguf):
+        parts[f"{kind}.gguf"] = whole * GGUF_BITS[kind] / 16
+    return parts
+
+
+def export_place(args, folder, pushes):
+    """Where exports are put, and where they are made: new folders, or for the first the adapter's.
+
+    A Job's volume is a bucket behind a file system, on which no file is mapped or changed in place, and to which what
+    is pushed anyway would travel a second time.
+    """
+    in_bucket = volume() and not args.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / ".exporting", ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix="exporting-")) if in_bucket else folder / ".exporting"
+    work.mkdir(exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix="exports-")) if in_bucket and pushes else folder, work
+
+
+def find_whole(args):
+    """Name and revision of the model in 16 bits: the one that is trained, or what its 4-bit upload was made of.
+
+    Raises `UserError` of status 2 where that is not known, for exports that need it.
+    """
+    from huggingface_hub import hf_hub_download
+    from unsloth.models.loader_utils import get_model_name
+
+    if not args.gguf and args.merge != "16bit":
+        return args.model, args.revision
+    own = Path(args.model, "config.json")
+    own = own if own.is_file() else Path(hf_hub_download(args.model, "config.json", revision=args.revision))
+    settings = json.loads(own.read_text(encoding="utf-8")).get("quantization_config") or {}
+    if settings.get("quant_method") != "bitsandbytes":
+        return args.model, args.revision
+    try:
+        name = None if Path(args.model).is_dir() else get_model_name(args.model, load_in_4bit=False)
+    except Exception:
+        name = None
+    if not name or name.lower() == args.model.lower():
+        message = f"--model {args.model} is in 4 bits itself, and its 16-bit original, which exports need, is not known"
+        raise UserError(f"{message}.", "Name that one, and add --load-in 4bit.", status=2)
+    return name, None
+
+
+def fetch_whole(name, revision):
+    """The folder of that model's files; what was loaded already lies in the Hub's cache."""
+    from huggingface_hub import snapshot_download
+
+    if Path(name).is_dir():
+        return Path(name).absolute()
+    wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
+    skipped = ["*/*", "consolidated*"]
+    fetch = partial(snapshot_download, name, revision=revision, allow_patterns=wanted, ignore_patterns=skipped)
+    folder = Path(persist(f"fetching {name}", fetch))
+    note(f"merged into {name} of commit {folder.name}")
+    return folder
+
+
+def export(args, folder, model, reader, stop, llama_cpp, whole, repo, merged_repo, left_s):
+    """Make what was asked for of the trained model, compare each with it, and push it; what became of each.
+
+    Nothing is raised, and the model is gone from memory afterwards. `whole` is the name and revision of the 16-bit
+    model; `repo` and `merged_repo` are where to push, or none.
+    """
+    exports = asked_exports(args)
+    place, work = export_place(args, folder, repo or merged_repo)
+    size, ends = whole_bytes(model), time.monotonic() + left_s
+
+    def require_time(written, pushed):
+        needed = written / EXPORT_DISK_SPEED + (pushed / EXPORT_UPLOAD_SPEED if repo or merged_repo else 0)
+        if ends - time.monotonic() < needed:
+            raise TimeUp(f"{ends - time.monotonic():.0f} s are left, and about {needed:.0f} s are needed")
+
+    try:
+        with until(left_s):
+            require_time(2 * size, 0)
+            copies = make_copies(args, work, model, reader, stop, whole, exports)
+            empty(model)
+            checked = check_copies(args, copies, work / "known.json", exports)
+            for entry in exports:
+                if entry["error"] != "not made":
+                    continue
+                phase(f"export {entry['kind']} {entry['name']}")
+                bits = GGUF_BITS[entry["name"]] if entry["kind"] == "gguf" else 16 if entry["name"] == "16bit" else 5
+                require_time(2 * size, size * bits / 16)
+                try:
+                    if entry["kind"] == "merged":
+                        entry["checked"] = checked[entry["name"]]
+                        keep_merged(entry, copies, place, repo, merged_repo)
+                    else:
+                        keep_gguf(entry, args, copies["16bit"], work, place, llama_cpp)
+                        first = not any(other["kind"] == "gguf" and not other["error"] for other in exports)
+                        if first:
+                            write_modelfile(place, args, reader, entry["path"])
+                        push_gguf(entry, place, repo)
+                    entry["error"] = None
+                    where = f"pushed to {entry['repo']}" if entry["repo"] else f"in {place}"
+                    note(f"{entry['path']}: {entry['gib']:.2f} GiB, {where}; {entry['checked']}")
+                except Exception as error:
+                    entry["error"] = error.args[0] if isinstance(error, UserError) else reason(error)
+                    note(f"{entry['kind']} {entry['name']} failed: {entry['error']}")
+    except TimeUp as end:
+        fail(exports, f"left out: {end}")
+    except Exception as error:
+        fail(exports, reason(error))
+    shutil.rmtree(work, ignore_errors=True)
+    if place != folder and not any(entry["error"] for entry in exports):
+        # All of it was pushed.
+        shutil.rmtree(place, ignore_errors=True)
+    return exports
+
+
+def fail(exports, problem, kind=None):
+    """Note the problem for those that nothing has become of yet, of that merged copy's if it is named."""
+    for entry in exports:
+        if entry["error"] == "not made" and (kind is None or is_of(entry, kind)):
+            entry["error"] = problem
+            note(f"{entry['kind']} {entry['name']}: {problem}")
+
+
+def is_of(entry, kind):
+    """Whether that export is the merged copy of that kind, or made of it."""
+    return kind == "16bit" if entry["kind"] == "gguf" else entry["name"] == kind
+
+
+def make_copies(args, work, model, reader, stop, whole, exports):
+    """The merged copies that are needed, by kind, with what the trained model makes of the prompt beside them.
+
+    The 4-bit one comes last: merging changes the weights that are loaded.
+    """
+    import torch
+
+    phase("merge")
+    known, copies = probe(model, reader, stop), {}
+    (work / "known.json").write_text(json.dumps(known | {"merged_words": known["words"]}), encoding="utf-8")
+    for kind in [kind for kind in ("16bit", "4bit") if kind == args.merge or (kind == "16bit" and args.gguf)]:
+        try:
+            base = fetch_whole(*whole) if kind == "16bit" and torch.cuda.is_available() else None
+            merge(model, reader, kind, work / kind, base)
+            copies[kind] = work / kind
+        except Exception as error:
+            fail(exports, reason(error), kind)
+    return copies
+
+
+def merge(model, reader, kind, folder, base):
+    """Merge the adapter into a copy of the model, with all that it takes to use it, through Unsloth."""
+    named = model.config._name_or_path
+    try:
+        if base:
+            # Unsloth reads the 16-bit weights anew, and would take the newest of the repo that it thinks the best.
+            model.config._name_or_path = str(base)
+        method = {"16bit": "merged_16bit", "4bit": "merged_4bit_forced"}[kind]
+        model.save_pretrained_merged(str(folder), reader, save_method=method)
+    finally:
+        model.config._name_or_path = named
+    reader.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    if not any(folder.glob("*.safetensors")):
+        raise RuntimeError("Unsloth wrote no weights")
+
+
+def empty(model):
+    """Let go of the model's memory, whoever still holds on to it."""
+    import torch
+
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.new_empty(0)
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def check_copies(args, copies, record, exports):
+    """What the comparison with the trained model says of each merged copy, by kind."""
+    told = {}
+    for kind, copy in copies.items():
+        try:
+            told[kind], problem, words = in_own_process("check_merged", copy, record, args.trust_remote_code or "")
+            if problem:
+                fail(exports, problem, kind)
+            elif kind == "16bit":
+                # A GGUF file is made of it, and nearer to it than to what was trained in 4 bits.
+                known = json.loads(record.read_text(encoding="utf-8"))
+                record.write_text(json.dumps(known | {"merged_words": words}), encoding="utf-8")
+        except Exception as error:
+            if re.search("out of memory|killed by signal 9", str(error)):
+                # What was trained in 4 bits may not fit in 16.
+                told[kind] = f"not loaded again, for want of memory ({reason(error)})"
+            else:
+                fail(exports, f"it can't be loaded again ({reason(error)})", kind)
+    return told
+
+
+def keep_merged(entry, copies, place, repo, merged_repo):
+    """Put the merged copy in its place, and push it."""
+    copy = land(copies[entry["name"]], place / MERGED)
+    # GGUF files are made of it too.
+    copies[entry["name"]] = copy
+    files = every_file(copy)
+    entry |= {"path": MERGED, "gib": sum((copy / path).stat().st_size for path in files) / 2**30}
+    if merged_repo:
+        push(copy, merged_repo, files)
+    elif repo:
+        push(place, repo, [f"{MERGED}/{path}" for path in files])
+    entry["repo"] = merged_repo or repo
+
+
+def keep_gguf(entry, args, copy, work, place, llama_cpp):
+    """Convert the 16-bit copy, quantise it, check the file, and put it in its place."""
+    from unsloth_zoo.llama_cpp import convert_to_gguf, quantize_gguf
+
+    kind, name = entry["name"], re.sub(r"[^\w.-]+", "-", args.run_name, flags=re.ASCII).strip(".-") or "model"
+
+    def file_of(kind):
+        return work / f"{name}.{kind.upper()}.gguf"
+
+    def convert(kind):
+        # What sees is a file of its own, and made once.
+        sees = not any(work.glob("*mmproj*.gguf"))
+        converter = str(llama_cpp / CONVERTER)
+        _, seen = convert_to_gguf(str(work / name), str(copy), "f16", kind, converter_location=converter, is_vlm=sees)
+        if sees and not seen:
+            raise RuntimeError("the part of the model that sees could not be converted")
+
+    if kind in CONVERTED:
+        convert(kind)
+    else:
+        whole = next((other for other in ("bf16", "f16") if file_of(other).exists()), "bf16")
+        if not file_of(whole).exists():
+            convert(whole)
+        quantizer = str(tool(llama_cpp, QUANTIZER))
+        quantize_gguf(str(file_of(whole)), str(file_of(kind)), kind, quantizer, print_output=False)
+    told, problem = in_own_process("check_gguf", file_of(kind), work / "known.json", llama_cpp)
+    if problem:
+        raise RuntimeError(problem)
+    # Other types are quantised from a 16-bit file, and what sees is not made again.
+    landed = land(file_of(kind), place / file_of(kind).name, keep=kind in ("bf16", "f16"))
+    for file in work.glob("*mmproj*.gguf"):
+        land(file, place / file.name, keep=True)
+    entry |= {"path": landed.name, "gib": landed.stat().st_size / 2**30, "checked": told}
+
+
+def push_gguf(entry, place, repo):
+    """Push the file, with what sees and what Ollama needs."""
+    if repo:
+        beside = [name for name in FOR_OLLAMA if (place / name).is_file()]
+        stem = entry["path"].rpartition(f".{entry['name'].upper()}.gguf")[0]
+        seeing = [path.name for path in place.glob(f"{stem}.*mmproj*.gguf")]
+        push(place, repo, [entry["path"], *seeing, *beside])
+        entry["repo"] = repo
+
+
+def land(source, target, keep=False):
+    """The new path of a whole file or folder, which appears there at once; with `keep` a file stays here too."""
+    draft = target.with_name(f".{target.name}.new")
+    for old in (draft, target):
+        if old.is_dir():
+            shutil.rmtree(old)
+    if keep:
+        try:
+            os.link(source, draft)
+        except OSError:
+            shutil.copy(source, draft)
+    else:
+        shutil.move(source, draft)
+    draft.replace(target)
+    return target
+
+
+def every_file(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def is_export(path):
+    """Whether that path of an output folder is of an export, which is pushed by itself."""
+    return path.startswith(f"{MERGED}/") or path.endswith(".gguf") or path in FOR_OLLAMA
+
+
+def failed_exports(args, exports, where, url):
+    """The error of a run whose exports are not all there, or none; its last words say how to try again."""
+    failed = [entry for entry in exports if entry["error"]]
+    if not failed:
+        return None
+    told = "; ".join(f"{entry['kind']} {entry['name']}: {entry['error']}" for entry in failed)
+    words = [f"--merge {entry['name']}" if entry["kind"] == "merged" else f"--gguf {entry['name']}" for entry in failed]
+    if args.merged_repo and failed[0]["kind"] == "merged":
+        words.append(f"--merged-repo {args.merged_repo}")
+    address = f", {url}" if url else ""
+    message = f"the adapter is whole{address}; {len(failed)} of {len(exports)} exports failed ({told})"
+    return UserError(f"{message}.", f"Try again with: launch export {shlex.quote(str(where))} {' '.join(words)}")
+
+
+# ---- Comparing an export with the trained model ----------------------------------------------------------------------
+
+QUESTION, BEGINNING = "What is the capital of France?", "The capital of France is"
+ANSWERED = 24
+
+
+def ask(reader):
+    """The prompt that both are given, through the chat template where there is one, with a picture."""
+    content = [{"type": "image"}, {"type": "text", "text": "What is shown here?"}]
+    # Llama's template would else hold the day.
+    shown = {"add_generation_prompt": True, "date_string": "26 Jul 2024"}
+    return reader.apply_chat_template([{"role": "user", "content": content}], tokenize=False, **shown)
+
+
+def probe(model, reader, stop):
+    """What the model makes of the prompt, as JSON: the likeliest token at each place, and its likeliest answer."""
+    import torch
+
+    text, tokenizer = ask(reader), getattr(reader, "tokenizer", reader)
+    from PIL import Image
+
+    picture = Image.radial_gradient("L").convert("RGB")
+    inputs = reader(text=[text], images=[[picture]], add_special_tokens=False, return_tensors="pt")
+    inputs = inputs.to(model.device, model.dtype)
+    with torch.inference_mode():
+        logits = model(**inputs).logits[0].float().cpu()
+        # Greedy, and without what the recommended settings would change of it.
+        ids = model.generate(
+            **inputs,
+            max_new_tokens=ANSWERED,
+            do_sample=False,
+            repetition_penalty=1.0,
+            eos_token_id=[stop],
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    answer = ids[0, inputs["input_ids"].shape[1] :].tolist()
+    return {
+        "prompt": text,
+        "ids": inputs["input_ids"][0].tolist(),
+        "likeliest": logits.argmax(-1).tolist(),
+        "last": logits[-1].tolist(),
+        "answer": answer,
+        "words": tokenizer.decode(answer, skip_special_tokens=True),
+        "stop": stop,
+        "eos": tokenizer.eos_token_id,
+        "template": reader.chat_template,
+    }
+
+
+def compare(known, found):
+    """How much the exported model is the trained one, in a sentence, and what is wrong with it, or none."""
+    if found["ids"] != known["ids"]:
+        return None, "its tokenizer or chat template makes another prompt than the trained model's"
+    pairs = list(zip(known["likeliest"][::-1], found["likeliest"][::-1], strict=False))
+    same = sum(one == other for one, other in pairs)
+    far = max(abs(one - other) for one, other in zip(known["last"], found["last"], strict=False))
+    told = f"the likeliest next token is the same at {same} of {len(pairs)} places of a prompt"
+    told += f", and the logits at its end differ by {far:.3g} at most"
+    # Of a model that knows little, 4 bits change the likeliest token easily, and the logits as a whole much less.
+    if same * 2 <= len(pairs) and correlation(known["last"], found["last"]) < 0.5:
+        return None, f"it does not answer as the trained model: {told}"
+    return f"{tell_answers(known['answer'], found['answer'])}; {told}", None
+
+
+def correlation(one, other):
+    """Of two lists of numbers, from -1 to 1; 0 where either is of one number only."""
+    count = min(len(one), len(other))
+    means = sum(one[:count]) / count, sum(other[:count]) / count
+    pairs = [(a - means[0], b - means[1]) for a, b in zip(one, other, strict=False)]
+    size = math.sqrt(sum(a * a for a, _ in pairs) * sum(b * b for _, b in pairs))
+    return sum(a * b for a, b in pairs) / size if size else 0.0
+
+
+def tell_answers(known, found):
+    if known == found:
+        return f"the same answer of {len(known)} tokens"
+    place = next((n for n, (one, other) in enumerate(zip(known, found, strict=False)) if one != other), None)
+    place = min(len(known), len(found)) if place is None else place
+    return f"the answers are the same for {place} tokens, then differ"
+
+
+def check_merged(folder, record, trusted):
+    """Load the merged model with plain transformers, without Unsloth: what `compare` finds, and what it answers."""
+    import torch
+    from transformers import AutoModelForImageTextToText as AutoModel
+    from transformers import AutoProcessor as AutoReader
+
+    known = json.loads(Path(record).read_text(encoding="utf-8"))
+    trust = {"trust_remote_code": bool(trusted)}
+    reader = AutoReader.from_pretrained(folder, **trust)
+    where = {"device_map": "auto"} if torch.cuda.is_available() else {}
+    model = AutoModel.from_pretrained(folder, dtype="auto", **where, **trust)
+    found = probe(model, reader, known["stop"])
+    return (*compare(known, found), found["words"])
+
+
+def check_gguf(path, record, llama_cpp):
+    """Read what the file says of its tokens and template, and let llama.cpp answer from it where it is built."""
+    sys.path.insert(0, str(Path(llama_cpp, "gguf-py")))
+    from gguf import GGUFReader
+
+    known = json.loads(Path(record).read_text(encoding="utf-8"))
+    fields = GGUFReader(path).fields
+    eos, template = (
+        fields[name].contents() if name in fields else None
+        for name in ("tokenizer.ggml.eos_token_id", "tokenizer.chat_template")
+    )
+    if eos not in (known["eos"], known["stop"]):
+        return None, f"its end token is {eos}, and the trained model's {known['eos']}"
+    if (template or "").strip() != (known["template"] or "").strip():
+        return None, "its chat template is not the trained model's"
+    told = f"the end token and {'the chat template' if template else 'the lack of a chat template'} are the model's"
+    answerer = tool(Path(llama_cpp), ANSWERER)
+    if answerer is None:
+        return f"{told}; not run, since {llama_cpp} has no {ANSWERER}", None
+    # The picture needs another of llama.cpp's programs.
+    said = complete(answerer, path, QUESTION)
+    return f"llama.cpp loads it and goes on from a text ({len(said)} letters; no picture was shown); {told}", None
+
+
+def complete(answerer, path, prompt):
+    """The likeliest words after the prompt; `RuntimeError` where llama.cpp fails."""
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt") as file:
+        file.write(prompt)
+        file.flush()
+        plain = ("--no-conversation", "--no-display-prompt", "--no-escape", "--simple-io", "--no-warmup")
+        amount = ("-n", str(ANSWERED), "-c", "1024", "--temp", "0", "--poll", "0")
+        command = [answerer, "-m", path, "-f", file.name, *amount, *plain]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=900, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{answerer.name} ended with status {done.returncode}: {last_line(done.stderr)}")
+    return done.stdout.removesuffix("\n").replace("[end of text]", "").strip()
+
+
+def last_line(text):
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def in_own_process(function, *words):
+    """What that function of this script returns in a process of its own, where nothing is patched."""
+    run = "import json, runpy, sys; found = runpy.run_path(sys.argv[1], run_name='check')[sys.argv[2]](*sys.argv[3:]); "
+    command = [sys.executable, "-c", run + "print(json.dumps(found))", __file__, function, *map(str, words)]
+    env = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode < 0:
+        raise RuntimeError(f"it was killed by signal {-done.returncode}, as where memory does not suffice")
+    if done.returncode:
+        raise RuntimeError(last_line(done.stderr))
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+# ---- How it is sampled -----------------------------------------------------------------------------------------------
+
+# The settings by transformers' names; Ollama's, where they differ. transformers knows no presence penalty.
+OLLAMA_NAMES = {"repetition_penalty": "repeat_penalty"}
+ONLY_OLLAMA = {"presence_penalty"}
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+
+# A prompt in Ollama's language, Go's text/template; what stands between ⟨ and ⟩ is read off the chat template.
+GO_TEMPLATE = (
+    "{{ if .System }}⟨head⟩{{ .System }}⟨after_system⟩{{ else }}⟨start⟩{{ end }}"
+    "{{ range $i, $m := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
+    '{{ if eq $m.Role "user" }}{{ $m.Content }}{{ if $last }}⟨tail⟩{{ else }}⟨after_user⟩{{ end }}'
+    '{{ else if eq $m.Role "assistant" }}{{ $m.Content }}{{ if not $last }}⟨after_answer⟩{{ end }}'
+    "{{ end }}{{ end }}"
+)
+
+
+def recommended(args):
+    """How the makers of the model say that it is best sampled; empty for another model than the chosen one."""
+    found = GENERATION if args.model == CHOSEN["model"] else {}
+    return {name: int(value) if name == "top_k" else value for name, value in found.items()}
+
+
+def set_generation(model, args, stop):
+    """Give the model the recommended settings, and the token that ends an answer: generation_config.json in the end."""
+    from transformers import GenerationConfig
+
+    found = {name: value for name, value in recommended(args).items() if name not in ONLY_OLLAMA}
+    # A temperature of 0 is how others say that nothing is drawn.
+    greedy = found.get("temperature") == 0
+    if found:
+        found |= {"do_sample": not greedy} | (dict.fromkeys(SAMPLING) if greedy else {})
+    known = getattr(model, "generation_config", None) or GenerationConfig()
+    ends = known.eos_token_id if isinstance(known.eos_token_id, list) else [known.eos_token_id]
+    found["eos_token_id"] = [stop, *(token for token in ends if token not in (stop, None))]
+    try:
+        known.update(**found)
+        known.validate(strict=True)
+    except ValueError:
+        # What the model brought contradicts itself, and would not be saved.
+        kept = {name: getattr(known, name) for name in ("bos_token_id", "pad_token_id")}
+        known = GenerationConfig(**kept | found)
+    model.get_base_model().generation_config = known
+
+
+def write_modelfile(folder, args, processor, gguf_name):
+    """Write what Ollama needs beside the GGUF file: the Modelfile for `ollama create`.
+
+    `ollama run hf.co/USER/MODEL` reads the files `template` and `params` of the repo instead.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    settings = {OLLAMA_NAMES.get(name, name): value for name, value in recommended(args).items()}
+    stops = [tokenizer.eos_token]
+    template = None
+    if processor.chat_template:
+        stops.insert(0, tokenizer.decode([end_of_turn(processor, tokenizer)]))
+        template = go_template(processor, tokenizer)
+    stops = [stop for stop in dict.fromkeys(stops) if stop and not re.search(r'["\\\n]', stop)]
+    # The part of a vision model that sees is a file of its own.
+    files = [gguf_name, *sorted(path.name for path in Path(folder).glob("*mmproj*.gguf") if path.name != gguf_name)]
+    lines = [f"FROM ./{name}" for name in files]
+    lines += [f"PARAMETER {name} {value}" for name, value in settings.items()]
+    lines += [f'PARAMETER stop "{stop}"' for stop in stops]
+    if template is not None:
+        lines.append(f'TEMPLATE """{template}"""')
+        (Path(folder) / "template").write_text(template, encoding="utf-8")
+    else:
+        (Path(folder) / "template").unlink(missing_ok=True)
+        if processor.chat_template:
+            lines.append("# No template: none makes the prompts of this chat template. Ollama looks for one like it.")
+    (Path(folder) / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (Path(folder) / "params").write_text(json.dumps(settings | {"stop": stops}, indent=2) + "\n", encoding="utf-8")
+
+
+def go_template(processor, tokenizer):
+    """The chat template as Ollama writes one, or none where no such template makes the same prompts.
+
+    It is read off a prompt: what stands before, between and after the messages. Then other prompts must come out equal.
+    """
+    from jinja2 import TemplateError
+
+    asked = ("SYSTEM0", "USER1", "ANSWER1", "USER2")
+    try:
+        whole, bare = prompt(processor, *asked), prompt(processor, None, *asked[1:])
+        parts, others = re.split("|".join(asked), whole), re.split("|".join(asked[1:]), bare)
+        if len(parts) != 5 or len(others) != 4 or parts[2:] != others[1:]:
+            return None
+        head, after_system, after_user, after_answer, tail = parts
+        start = others[0]
+
+        def put_together(system, *turns):
+            text = start if system is None else head + system + after_system
+            for number, turn in enumerate(turns):
+                last = number == len(turns) - 1
+                text += turn + (tail if last else after_answer if number % 2 else after_user)
+            return text
+
+        for chat in ((None, "a"), ("s", "a"), ("s", *"abc"), (None, *"abcde"), ("s", *"abcdefg")):
+            if put_together(*chat) != prompt(processor, *chat):
+                return None
+    except TemplateError:
+        return None
+    bos = tokenizer.bos_token
+    if bos and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]:
+        # Ollama puts it there too.
+        head, start = head.removeprefix(bos), start.removeprefix(bos)
+    pieces = {"head": head, "after_system": after_system, "start": start,
+              "after_user": after_user, "after_answer": after_answer, "tail": tail}  # fmt: skip
+    if any('"""' in piece or "{{" in piece + "{" for piece in pieces.values()):
+        return None
+    return re.sub("⟨([a-z_]+)⟩", lambda found: pieces[found[1]], GO_TEMPLATE)
+
+
+def prompt(processor, system, *turns):
+    """The prompt for an answer to these turns, the user's and the assistant's, with a system message or none."""
+    roles = itertools.cycle(("user", "assistant"))
+    messages = [{"role": role, "content": said(text)} for role, text in zip(roles, turns, strict=False)]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": said(system)})
+        messages = messages if takes_system(processor) else fold_system(messages)
+    # Llama's would hold the day on which this runs.
+    shown = {"add_generation_prompt": True, "date_string": "26 Jul 2024"}
+    return processor.apply_chat_template(messages, tokenize=False, **shown)
+
+
+# ---- Record ----------------------------------------------------------------------------------------------------------
+
+RECORD, PLAN = "run.json", "plan.json"
+# Written after the record, and made of it.
+CARD, PICTURE = "README.md", "loss.png"
+# A path of this machine, and rows of a dataset that may be private.
+NOT_RECORDED = ("output_dir", "samples")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+
+
+def write_record(folder, args, result, model):
+    """Write run.json and the script itself into the folder: all that it takes to run this again. Raises nothing."""
+    try:
+        script = Path(__file__).resolve()
+        (folder / script.name).write_bytes(script.read_bytes())
+        record = describe_run(folder, script, args, result, model)
+        draft = folder / f".{RECORD}"
+        draft.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        draft.replace(folder / RECORD)
+    except Exception as error:
+        # One that was there is of other weights.
+        (folder / RECORD).unlink(missing_ok=True)
+        note(f"{RECORD} could not be written, the run goes on without it ({reason(error)})")
+
+
+def describe_run(folder, script, args, result, model):
+    """What run.json says; of environment variables the names only, in the plan too."""
+    import platform
+    from importlib.metadata import distributions
+
+    plan, dataset, given = read_plan(script), Path(args.dataset).expanduser(), sys.argv[1:]
+    named, variables = args.dataset, []
+    if plan:
+        variables, plan["env"] = sorted(plan["env"]), {}
+        # A file that was sent along lies elsewhere here, under its own name.
+        if dataset.exists() and Path(plan["dataset"]).name.replace(" ", "_") == dataset.name.replace(" ", "_"):
+            named = plan["dataset"]
+    commit = getattr(model.config, "_commit_hash", None) or commit_of(args.model, args.revision, "model")
+    words = {args.dataset: named, f"--dataset={args.dataset}": f"--dataset={named}"}
+    files = [path for path in pushed_files(folder) if path not in (RECORD, CARD, PICTURE)]
+    packages = {found.name: found.version for found in distributions()}
+    return {
+        "version": 1,
+        "launcher": (plan or {}).get("launcher"),
+        "plan": plan,
+        "script": {"name": script.name, "sha256": sha256(script)},
+        "args": [words.get(word, word) for word in given],
+        "inputs": {named: sha256(dataset)} if dataset.is_file() else {},
+        "env": variables,
+        "flavor": plan["flavor"] if plan else os.environ.get("ACCELERATOR"),
+        "revisions": {"model": commit, "dataset": commit_of(args.dataset, args.dataset_revision, "dataset")},
+        "packages": dict(sorted(packages.items())),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": result["device"],
+        "files": {path: sha256(folder / path) for path in files},
+        "result": finite({name: value for name, value in result.items() if name not in NOT_RECORDED}),
+    }
+
+
+def read_plan(script):
+    """The launcher's plan beside the script, or none where it was run by hand."""
+    try:
+        text = script.with_name(PLAN).read_text(encoding="utf-8")
+        plan = json.loads(text, parse_constant=lambda _: None)
+        return plan if isinstance(plan, dict) and {"repo", "dataset", "flavor", "env", "cost"} <= plan.keys() else None
+    except (OSError, ValueError):
+        return None
+
+
+def is_hub_id(name):
+    """Whether that names a repo on the Hub: what is there on this machine wins, as it does when it is loaded."""
+    return bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
+
+
+def commit_of(name, revision, kind):
+    """The commit of a Hub repo that was loaded; none for a local one, and where the Hub's client kept none.
+
+    Whoever loads by the name of a branch or tag asks for a file first, and the client notes what commit that was.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    if not is_hub_id(name):
+        return None
+    if re.fullmatch("[0-9a-f]{40}", revision or ""):
+        return revision
+    cache = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=kind))
+    try:
+        commit = (cache / "refs" / (revision or "main")).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return commit if re.fullmatch("[0-9a-f]{40}", commit) else None
+
+
+# ---- Model card ------------------------------------------------------------------------------------------------------
+
+
+# A template of Jinja's; what a user or the Hub named only ever comes as a value of it.
+CARD_TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ title }}
+
+{{ about }}
+{% if picture %}
+
+![The loss by step](loss.png)
+{% endif %}
+{% for heading, rows in tables %}
+
+## {{ heading }}
+
+| | |
+| --- | --- |
+{% for name, value in rows %}
+| {{ name }} | {{ value }} |
+{% endfor %}
+{% endfor %}
+
+## How to use it
+{% for name, language, snippet in snippets %}
+
+### {{ name }}
+
+```{{ language }}
+{{ snippet }}
+```
+{% endfor %}
+{% if settings %}
+
+## Sampling
+
+{{ settings }}
+{% endif %}
+
+## To run it again
+
+{{ again }}
+"""
+TASK = "image-text-to-text"
+
+
+def write_card(folder, args, result, history, exports):
+    """Write the model card, README.md, with its picture of the losses; `exports` are the copies that were made.
+
+    A card that was there is replaced: it told of other weights. Nothing is raised.
+    """
+    picture = True
+    try:
+        draw_losses(folder / PICTURE, result, history)
+    except Exception as error:
+        picture = False
+        (folder / PICTURE).unlink(missing_ok=True)
+        note(f"{PICTURE} could not be drawn, the run goes on without it ({reason(error)})")
+    try:
+        (folder / CARD).write_text(make_card(folder, args, result, exports, picture), encoding="utf-8")
+    except Exception as error:
+        # PEFT's own names the base model as it was loaded, and a path in its place is refused by the Hub.
+        (folder / CARD).unlink(missing_ok=True)
+        note(f"{CARD} could not be written, the run goes on without it ({reason(error)})")
+
+
+def make_card(folder, args, result, exports, picture):
+    """The text of the card; what is not known is left out."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if (folder / RECORD).is_file() else {}
+    repo, base_on_hub, known = result.get("output_repo"), is_hub_id(args.model), args.model == CHOSEN["model"]
+    data = ModelCardData(
+        library_name="peft",
+        base_model=args.model if base_on_hub else None,
+        base_model_relation="adapter" if base_on_hub else None,
+        datasets=[args.dataset] if is_hub_id(args.dataset) else None,
+        license=LICENCE if known else None,
+        pipeline_tag=TASK,
+        tags=["lora", "sft", "trl", "unsloth", "launch"],
+    )
+    commits = record.get("revisions", {})
+    base, dataset = place(args.model, commits.get("model")), place(args.dataset, commits.get("dataset"), "datasets/")
+    about = [f"A LoRA adapter for {base}, fine-tuned on {dataset}."]
+    if result["stopped"]:
+        about.append(f"The training was stopped after step {result['steps']}, before its end.")
+    if known and LICENCE:
+        about.append(f"The base model's licence holds for it too{'' if LICENCE == 'other' else f': {code(LICENCE)}'}.")
+    tables = {
+        "Training": training_rows(args, result),
+        "Machine": machine_rows(record, result),
+        "Copies": export_rows(exports),
+    }
+    sampling = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in recommended(args).items())
+    return str(
+        ModelCard.from_template(
+            data,
+            # A statement of the template leaves no line of its own.
+            template_str=CARD_TEMPLATE.replace("%}\n", "%}"),
+            title=plain(repo.split("/")[-1] if repo else args.run_name),
+            about=" ".join(about),
+            picture=picture,
+            tables=[(name, rows) for name, rows in tables.items() if rows],
+            snippets=usage(folder, args, result, exports, commits.get("model")),
+            settings=sampling and f"{sampling}, as the makers of the base model recommend (<{GENERATION_SOURCE}>). "
+                                  f"`generation_config.json` holds what transformers knows of it.",
+            again=(f"`{RECORD}` holds the plan, the commits, every package's version and the hashes; "
+                   f"{code(Path(__file__).name)} is the script that ran, and runs by itself: `uv run`."),
+        )
+    )  # fmt: skip
+
+
+def code(text):
+    """The text as code, on one line, that ends neither a table's cell nor the code."""
+    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(text)).replace("|", "¦").replace("`", "ˋ")
+    return f"`{text}`"
+
+
+def plain(text):
+    """The text as text on one line, whatever it holds."""
+    return re.sub(r"([\\`*_~|<>\[\]#$])", r"\\\1", " ".join(str(text).split()))
+
+
+def place(name, commit, kind=""):
+    """A Hub repo with its address and commit, or the name of what lay on the machine."""
+    if not is_hub_id(name):
+        return f"{code(Path(name).name)} (not on the Hub)"
+    return f"[{code(name)}](https://huggingface.co/{kind}{name})" + (f" at {code(commit[:12])}" if commit else "")
+
+
+def training_rows(args, result):
+    """What was learned from, how, and how well."""
+    on_gpu, batch, accumulation = result["device"] != "cpu", result["batch_size"], result["gradient_accumulation"]
+    packed = on_gpu and getattr(args, "packing", False)
+    subset = ", ".join(code(name) for name in (args.dataset_config, args.dataset_split) if name)
+    rows, held_out = result.get("rows"), result.get("eval_rows")
+    lines = [
+        ("Data", f"{subset}" + (f", {rows:,} rows" if rows else ", streamed" if args.streaming else "")),
+        ("Tokens", f"{result['tokens_seen']:,} seen, {result['tokens_trained']:,} of them learned from"),
+        ("Learned from", "the assistant's answers" if args.train_on == "assistant" else "the whole text"),
+        ("Steps", f"{result['steps']:,} of {batch * accumulation} {'packed ' * packed}rows "
+                  f"({batch} at a time), {args.max_length:,} tokens at most"),
+        ("Learning rate", f"{args.learning_rate:g}, {args.lr_scheduler_type}, "
+                          f"{args.warmup_ratio:.0%} of the steps to warm up"),
+        ("Optimizer", f"{args.optim if on_gpu else 'adamw_torch'}, weight decay {args.weight_decay:g}"),
+        ("LoRA", f"rank {args.lora_r}, alpha {args.lora_alpha}, dropout {args.lora_dropout:g}, on {adapted(args)}"),
+        ("Frozen weights", {"4bit": "4 bits", "16bit": "16 bits"}[args.load_in] if on_gpu else None),
+        ("Seed", args.seed),
+        ("Training loss", loss(result["train_loss"]) and f"{loss(result['train_loss'])}, mean of the last logged steps"),
+    ]  # fmt: skip
+    before, after = loss(result["eval_loss_before"]), loss(result["eval_loss"])
+    of = f"rows of {code(args.eval_split)}" if args.eval_split else "rows held out"
+    found = ", ".join([f"{before} before training"] * bool(before) + [f"{after} after it"] * bool(after))
+    lines.append(("Evaluation loss", found and f"{found}, on {f'{held_out:,} ' if held_out else ''}{of}"))
+    return [(name, value) for name, value in lines if value or value == 0]
+
+
+def adapted(args):
+    """Which layers are."""
+    parts = ("vision_layers", "language_layers", "attention_modules", "mlp_modules")
+    return ", ".join(part.replace("_", " ") for part in parts if getattr(args, f"finetune_{part}"))
+
+
+def loss(value):
+    return f"{value:.4f}" if value is not None and math.isfinite(value) else None
+
+
+def machine_rows(record, result):
+    """Where it was trained, how long that took and what it cost, as far as this attempt knows."""
+    plan, in_job = record.get("plan") or {}, bool(os.environ.get("JOB_ID"))
+    flavor, rate = record.get("flavor"), plan.get("cost", {}).get("usd_per_hour")
+    total_s = time.monotonic() - STARTED
+    again = f", in attempt {result['attempt']}" if result["attempt"] > 1 else ""
+    peak, predicted = result["peak_gib"], result["predicted_peak_gib"]
+    memory = []
+    if peak is not None:
+        memory = [f"{peak:.2f} GiB at most", f"{predicted:.2f} GiB predicted" if predicted is not None else None]
+    lines = [
+        ("Hardware", code(result["device"]) + (f", flavor {code(flavor)}" if in_job and flavor else "")),
+        ("Time", f"{span(total_s)}{again}; {span(result['train_s'])} of training"),
+        ("Speed", f"{result['tokens_per_second']:,.0f} tokens a second"),
+        ("Cost", f"about ${rate * total_s / 3600:.2f}{again}, at ${rate:.2f} an hour" if in_job and rate else None),
+        ("GPU memory", ", ".join(filter(None, memory))),
+        ("Versions", ", ".join(f"{name} {number}" for name, number in result["versions"].items())),
+    ]
+    return [(name, value) for name, value in lines if value]
+
+
+def export_rows(exports):
+    """The copies beside the adapter, and those that could not be made."""
+    lines = []
+    for export in exports:
+        size = [f"{export['gib']:.2f} GiB"] if export.get("gib") else []
+        found = f"not made: {plain(export['error'])}" if export.get("error") else plain(export.get("checked") or "")
+        lines.append((code(export["path"] or export["name"]), ", ".join([*size, *filter(None, [found])])))
+    return lines
+
+
+def span(seconds):
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def draw_losses(path, result, history):
+    """Draw the losses by step: what was logged, and what the evaluations found."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    trained = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+    # Of the first evaluation the history does not tell.
+    evaluated = {0: result["eval_loss_before"], result["steps"]: result["eval_loss"]}
+    evaluated |= {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
+    figure = Figure(figsize=(7, 3.5), dpi=110, layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss")
+    for name, found, style in (("training", trained, "-"), ("evaluation", evaluated, "o--")):
+        points = sorted((step, value) for step, value in found.items() if value is not None and math.isfinite(value))
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=name, linewidth=1.2, markersize=5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, format="png")
+
+
+# ---- How to use it: the card's snippets ------------------------------------------------------------------------------
+
+ASK = """\
+messages = [{"role": "user", "content": "What can you do?"}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+"""
+ASK_OF_PICTURE = """\
+content = [{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]
+messages = [{"role": "user", "content": content}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
+"""
+GO_ON = """\
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+"""
+ANSWER = """\
+settings = GenerationConfig.from_pretrained({place})
+output = model.generate(**inputs.to(model.device), generation_config=settings, max_new_tokens=200)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+PEFT_SNIPPET = """\
+# pip install peft transformers accelerate{quantizer}
+from peft import PeftModel
+from transformers import {auto_model}, {auto_tokenizer}, GenerationConfig
+
+tokenizer = {auto_tokenizer}.from_pretrained({place})
+model = {auto_model}.from_pretrained(
+    {base}, dtype="auto", device_map="auto"{code}
+)
+model = PeftModel.from_pretrained(model, {place})
+"""
+UNSLOTH_SNIPPET = """\
+# pip install unsloth
+from unsloth import {fast_model}  # before transformers
+from transformers import GenerationConfig
+
+model, tokenizer = {fast_model}.from_pretrained({place}, max_seq_length={max_length}, load_in_4bit={four_bits})
+{fast_model}.for_inference(model)
+"""
+MERGED_SNIPPET = """\
+# pip install transformers accelerate{quantizer}
+from transformers import {auto_model}, {auto_tokenizer}, GenerationConfig
+
+tokenizer = {auto_tokenizer}.from_pretrained({place})
+model = {auto_model}.from_pretrained({place}, dtype="auto", device_map="auto"{code})
+"""
+
+
+def usage(folder, args, result, exports, commit):
+    """How to use what was made, as (heading, language, text): each runs as it stands, in the folder if not pushed."""
+    repo = result.get("output_repo")
+    names = {
+        "place": literal(repo or "."),
+        "base": literal(args.model) + (f", revision={literal(commit)}" if commit else ""),
+        "quantizer": " bitsandbytes" if "bnb-4bit" in args.model else "",
+        "code": ", trust_remote_code=True" if args.trust_remote_code else "",
+        "max_length": args.max_length,
+        "four_bits": args.load_in == "4bit" and result["device"] != "cpu",
+        "auto_model": "AutoModelForImageTextToText",
+        "auto_tokenizer": "AutoProcessor",
+        "fast_model": "FastVisionModel",
+    }
+    ask = ASK_OF_PICTURE
+
+    def snippet(text, **more):
+        return text.format(**names | more) + ask + ANSWER.format(**names | more)
+
+    shown = [
+        ("transformers and PEFT", "python", snippet(PEFT_SNIPPET)),
+        ("Unsloth", "python", snippet(UNSLOTH_SNIPPET)),
+    ]
+    made = [export for export in exports if not export.get("error")]
+    for export in made:
+        if export["kind"] == "merged":
+            where = literal(export["repo"] or ".")
+            if export["repo"] in (None, repo):
+                where += f", subfolder={literal(export['path'])}"
+            more = " bitsandbytes" if export["name"] == "4bit" else ""
+            merged = snippet(MERGED_SNIPPET, place=where, quantizer=more)
+            shown.append((f"Merged, {export['name']}", "python", merged))
+    files = [export for export in made if export["kind"] == "gguf"]
+    if files:
+        called = [f"-hf {hub_file(file)}" if file["repo"] else f"-m {shlex.quote(file['path'])}" for file in files]
+        shown.append(("llama.cpp", "sh", "\n".join(f'llama-cli {file} -p "What can you do?"' for file in called)))
+        pulled = [f"ollama run hf.co/{hub_file(file)}" for file in files if file["repo"]]
+        name = re.sub("[^a-z0-9._-]+", "-", args.run_name.lower()).strip("-._") or "mine"
+        local = [f"ollama create {name} -f Modelfile", f"ollama run {name}"]
+        shown.append(("Ollama", "sh", "\n".join(pulled or local)))
+    return shown
+
+
+def literal(text):
+    """The text as Python writes it."""
+    return json.dumps(text) if text.isascii() else repr(text)
+
+
+def hub_file(export):
+    """A GGUF file of a repo by its type, as llama.cpp and Ollama name it."""
+    return f"{export['repo']}:{export['name'].upper()}"
 
 
 def volume():
@@ -1363,6 +2623,8 @@ def main(args):
     checkpoints, found = open_checkpoints(args)
     check_model(args.model, args.revision, args.trust_remote_code)
     output_repo = open_repo(args.output_repo, args.private) if args.output_repo else None
+    merged_repo = open_repo(args.merged_repo, args.private) if args.merged_repo else None
+    llama_cpp = get_llama_cpp(args.gguf) if args.gguf else None
     # Unsloth goes first: it patches the libraries that are imported after it.
     from unsloth import FastVisionModel, is_bfloat16_supported
     from unsloth.chat_templates import get_chat_template, train_on_responses_only  # isort: skip
@@ -1370,6 +2632,7 @@ def main(args):
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
+    whole = find_whole(args)
     model, processor = FastVisionModel.from_pretrained(
         args.model,
         revision=args.revision,
@@ -1402,7 +2665,9 @@ def main(args):
         use_gradient_checkpointing="unsloth",
         random_state=args.seed,
     )
-    check_disk(output_dir, model, args.optim if on_gpu else "adamw_torch")
+    exports_elsewhere = Path(tempfile.gettempdir()) if volume() and not args.output_dir else None
+    exports_size = export_bytes(args, whole_bytes(model), whole[0])
+    check_disk(output_dir, model, args.optim if on_gpu else "adamw_torch", exports_size, exports_elsewhere)
 
     # ---- Data --------------------------------------------------------------------------------------------------------
 
@@ -1479,6 +2744,9 @@ def main(args):
     # ---- Train and evaluate ------------------------------------------------------------------------------------------
 
     if args.trackio_project:
+        # Only --trackio-space sends metrics away: Trackio would follow the environment too.
+        for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
+            os.environ.pop(name, None)
         # A dashboard that can't be reached must not cost the training.
         try:
             trainer.tracker = trackio.init(
@@ -1528,22 +2796,15 @@ def main(args):
     ]
     take_peak(peaks, "answer")
 
-    # ---- Save and push -----------------------------------------------------------------------------------------------
+    # ---- Save --------------------------------------------------------------------------------------------------------
 
     if steps:
         phase("save")
-        save(output_dir, model, processor)
+        # What loads the adapter by its record gets the very model that it was trained on.
+        model.peft_config["default"].revision = args.revision
+        set_generation(model, args, stop)
+        save(output_dir, model, processor, model.generation_config)
         note(f"saved in {output_dir}")
-    url = push_error = None
-    if output_repo and steps and trainer.can_push():
-        phase("push")
-        try:
-            url = push(output_dir, output_repo)
-        except UserError as problem:
-            push_error = problem
-    if stopped:
-        again = f"`launch resume {os.environ['JOB_ID']}`" if os.environ.get("JOB_ID") else "the same command"
-        note(f"stopped after step {steps}: {again} goes on from there")
 
     # ---- Result ------------------------------------------------------------------------------------------------------
 
@@ -1557,6 +2818,8 @@ def main(args):
         "attempt": args.attempt,
         "resumed_from": trainer.resumed_from,
         "steps": steps,
+        "rows": None if args.streaming else len(train_data),
+        "eval_rows": None if eval_data is None or args.streaming else len(eval_data),
         "batch_size": args.batch_size,
         "gradient_accumulation": args.gradient_accumulation,
         "tokens_seen": int(trainer.tokens_seen),
@@ -1577,17 +2840,55 @@ def main(args):
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "output_dir": str(output_dir.resolve()),
         "output_repo": output_repo,
-        "url": url,
-        "pushed": url is not None,
-        "push_error": push_error.args[0] if push_error else None,
         "versions": {name: version(name) for name in ("unsloth", "trl", "transformers", "datasets", "peft", "torch")},
     }
+
+    # ---- Push and export ---------------------------------------------------------------------------------------------
+
+    url, push_error, exports = None, None, []
+    if steps:
+        write_record(output_dir, args, result, model)
+        write_card(output_dir, args, result, trainer.state.log_history, exports)
+    if output_repo and steps and trainer.can_push():
+        phase("push")
+        try:
+            url = push(output_dir, output_repo)
+        except UserError as problem:
+            push_error = problem
+    if stopped:
+        again = f"`launch resume {os.environ['JOB_ID']}`" if os.environ.get("JOB_ID") else "the same command"
+        note(f"stopped after step {steps}: {again} goes on from there")
+    result |= {"url": url, "pushed": url is not None, "push_error": push_error.args[0] if push_error else None}
+    if args.merge or args.gguf:
+        exports, left_out = asked_exports(args), "its push failed" if push_error else trainer.stopped or not steps
+        if left_out:
+            why = {"deadline": "no time is left", "signal": "asked to stop", True: "nothing was trained"}
+            fail(exports, f"left out: {why.get(left_out, left_out)}")
+        else:
+            FastVisionModel.for_inference(model)
+            trainer.optimizer.state.clear()
+            exports = export(
+                args, output_dir, model, processor, stop, llama_cpp, whole,
+                output_repo, merged_repo, trainer.left_s() - CLOSING_S,
+            )  # fmt: skip
+            result["exports"] = exports
+            write_record(output_dir, args, result, model)
+            write_card(output_dir, args, result, trainer.state.log_history, exports)
+            try:
+                if output_repo:
+                    push(output_dir, output_repo)
+            except UserError as problem:
+                note(f"the card does not tell of the exports ({problem.paragraph})")
+        result["exports"] = exports
     if trainer.tracker:
         trackio.finish()
     print("RESULT " + json.dumps(finite(result), allow_nan=False), flush=True)
     # Not done, and not lost: the last line is the command that pushes it.
     if push_error:
         raise push_error
+    export_error = failed_exports(args, exports, output_repo or output_dir, url)
+    if export_error and not stopped:
+        raise export_error
     if not stopped:
         (checkpoints / "done").touch()
 

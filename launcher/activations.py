@@ -74,6 +74,9 @@ def _layer(model: Model, setup: Setup) -> float:
         return 3 * size.mlp + matrix + _HIDDEN * size.hidden + size.queries + norm + kept
     # Compiled: Gemma's GELU needs its input and two gradients where SwiGLU's are made in one place; a product of
     # 16-bit weights is kept, where one of 4-bit weights takes the place of the matrix.
+    if arch.attention_layers is not None and model.model_type.startswith("lfm2"):
+        # The last layer is a short convolution: its three inputs, and what the hidden states need.
+        return 4 * size.mlp + matrix + 10 * size.hidden
     mlp = 6 * size.mlp if model.model_type.startswith("gemma3") else (4 if matrix else 5) * size.mlp + matrix
     other = 2.0 * arch.hidden_size * arch.num_heads * arch.head_dim if setup.load_in == "4bit" else 0
     tables = 2 * 4 * tokens * arch.head_dim
@@ -128,15 +131,22 @@ def _patches(tower: VisionTower, setup: Setup) -> int:
 
 
 def _tower(model: Model, setup: Setup) -> float:
-    """The backward pass of a vision layer, where those are trained."""
+    """The forward pass of a tower that keeps every layer's output, or the backward pass of a layer that is trained."""
     tower = model.vision
-    if tower is None or setup.modality != "vision" or setup.image_size is None or not setup.finetune_vision_layers:
+    if tower is None or setup.modality != "vision" or setup.image_size is None:
         return 0.0
     patches = _patches(tower, setup)
     hidden, mlp = 2.0 * patches * tower.hidden_size, 2.0 * patches * tower.intermediate_size
+    forward = 0.0
+    if tower.processor == "mllama":
+        # Its mask is a byte for each pair of patches of a picture.
+        mask = float(patches * tower.patches(setup.image_size))
+        forward = (tower.num_layers - 1 + 7) * hidden + 3 * mlp + mask
+    if not setup.finetune_vision_layers:
+        return forward
     text = 2.0 * setup.batch_size * setup.max_length * model.arch.hidden_size
     # The gradient of all the pictures' tokens is there, and what their projections need.
-    return 5 * mlp + 16 * hidden + 2 * text
+    return max(forward, 5 * mlp + 21 * hidden + 2 * text)
 
 
 def _evaluation(model: Model, setup: Setup, gpu: Gpu | None) -> float:

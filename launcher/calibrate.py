@@ -54,6 +54,8 @@ def measure(name: str, catalog: Catalog) -> Measured:
         )
     result = _result(name, log)
     plan = run.plan()
+    if plan.task == "export":
+        raise RequestError(f"{name} is an export, which trains nothing.", "Choose a run that trained a model.")
     _check(name, plan, result)
     length, notes = _length(name, plan, result)
     return Measured(_row(plan, result, length, _date(log), catalog, f"launch calibrate {run.id}"), notes)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from launcher.backends.base import JobRequest
     from launcher.catalog import Catalog
     from launcher.dataset import DataSize
+    from launcher.export_spec import ExportSpec
     from launcher.plan import Plan
     from launcher.tensors import Weights
 
@@ -116,7 +117,9 @@ def run(
 @takes_spec
 def plan(
     asked: RunSpec | None,
-    online: Annotated[bool, typer.Option("--online", help="Ask the Hub how large the dataset is.")] = False,
+    online: Annotated[
+        bool, typer.Option("--online", help="Ask the Hub for the dataset's size and for commits.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Say what a run needs, how long it takes and what it costs, on every flavor.
@@ -164,10 +167,18 @@ def demo(as_json: Json = False) -> None:
 
 
 @app.command()
-def models(as_json: Json = False) -> None:
+def models(
+    shown: Annotated[
+        str | None, typer.Option("--show", help="All that is known of one: an alias, or its repo.", metavar="NAME")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """List the models that are known by an alias."""
     from launcher import catalog, show
 
+    if shown is not None:
+        _show_model(shown, as_json)
+        return
     known = catalog.load().models.values()
     if as_json:
         session.print_json([model.model_dump() for model in known])
@@ -276,9 +287,154 @@ def resume(
 
     backend = backends.find(job)
     before = backend.inspect(job)
+    if known := why.plan_of(before.id):
+        resumption.require_training(known, before.id)
     resumption.require_unfinished(before, why.read(backend, before).result if before.succeeded else None)
-    request = resumption.adapt(backend.recall(job), catalog.load(), timeout, flavor)
+    recalled = backend.recall(job)
+    resumption.require_training(recalled.plan, before.id)
+    request = resumption.adapt(recalled, catalog.load(), timeout, flavor)
     session.submit(backend, request, detach=detach, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def rerun(
+    name: Annotated[
+        str, typer.Argument(help="A run's id, a run.json, or USER/REPO.", metavar="RUN", show_default=False)
+    ],
+    timeout: Annotated[str | None, typer.Option(help="Another timeout, such as 4h.", metavar="TEXT")] = None,
+    flavor: Annotated[str | None, typer.Option(help="Another flavor with as many GPUs.", metavar="NAME")] = None,
+    output_repo: Annotated[
+        str | None, typer.Option(help="Another repo for the result, told to the same script.", metavar="NAME")
+    ] = None,
+    local: Annotated[bool, typer.Option("--local", help="Run here, not on Jobs.")] = False,
+    trust_script: Annotated[
+        str | None, typer.Option(help="SHA-256 of a script that you have read, to run it all the same.", metavar="HASH")
+    ] = None,
+    detach: Detach = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Start a run anew, with the script that it had, byte for byte."""
+    from launcher import backends, catalog, machine
+    from launcher import rerun as reruns
+
+    tables = catalog.load()
+    again = reruns.find(name, tables, trusted=trust_script, output_repo=output_repo)
+    request = reruns.adapt(again.request, tables, timeout, flavor)
+    if not again.own:
+        reruns.require_own_places(request.plan)
+    if local:
+        request = reruns.bring_here(request, machine.here())
+    if not quiet:
+        _show_plan(request.plan)
+    for note in again.notes:
+        err().print(note, style="yellow", markup=False)
+    backend = backends.get("local" if request.flavor == machine.LOCAL else "hub")
+    session.submit(backend, request, detach=detach, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def diff(
+    one: Annotated[str, typer.Argument(help="A run's id, a run.json, a plan.json, or USER/REPO.", metavar="A")],
+    other: Annotated[str, typer.Argument(help="Another.", metavar="B")],
+    every: Annotated[bool, typer.Option("--all", "-a", help="What follows from the decisions too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say in which decisions two runs differ, and how each of them ended."""
+    from launcher import diff as differences
+
+    found = differences.compare(differences.load(one), differences.load(other), everything=every)
+    if as_json:
+        session.print_json(found.as_dict())
+        return
+    from launcher import diff_view
+
+    out().print(diff_view.diff_view(found))
+
+
+@app.command()
+def dashboard(
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            help="A Job's id, or a local run's; all of this machine's without it.", metavar="RUN", show_default=False
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="Port of this machine; the first free one from 7860 on without it.",
+            metavar="N",
+            show_default=False,
+        ),
+    ] = None,
+    opens: Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")] = True,
+) -> None:
+    """Show a run's metrics in Trackio's dashboard, on this machine, until Ctrl-C."""
+    import webbrowser
+
+    from launcher import dashboard as boards
+
+    def show(url: str) -> None:
+        print(url, flush=True)
+        if opens:
+            webbrowser.open(url)
+
+    board = boards.find(run)
+    if board.space_url:
+        show(board.space_url)
+        return
+    if board.live:
+        err().print("[dim]it opens with the run's first metrics[/]")
+    boards.serve(board, port, show)
+
+
+@app.command()
+def export(
+    source: Annotated[
+        str, typer.Argument(help="A run's id, the repo of an adapter, or its folder.", metavar="RUN|REPO|FOLDER")
+    ],
+    merge: Annotated[
+        str | None, typer.Option(help="A merged copy of the model: 16bit or 4bit.", metavar="PRECISION")
+    ] = None,
+    gguf: Annotated[
+        list[str] | None, typer.Option(help="A GGUF file of that type, such as q4_k_m; repeatable.", metavar="TYPE")
+    ] = None,
+    merged_repo: Annotated[
+        str | None, typer.Option(help="Where the merged model is pushed (else merged/ in the repo).", metavar="REPO")
+    ] = None,
+    output_repo: Annotated[
+        str | None, typer.Option(help="Where the copies are pushed (else the adapter's repo).", metavar="REPO")
+    ] = None,
+    private: Annotated[
+        bool | None, typer.Option("--private/--no-private", help="Create a new repo as private.", show_default=False)
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Of the adapter's repo.", metavar="TEXT")] = None,
+    flavor: Annotated[str | None, typer.Option(help="Jobs flavor; the cheapest that fits.", metavar="NAME")] = None,
+    timeout: Annotated[str | None, typer.Option(help="When the Job is killed, such as 2h.", metavar="TEXT")] = None,
+    local: Annotated[bool, typer.Option("--local", help="Run here, not on Jobs.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Everything but the submission.")] = False,
+    detach: Detach = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a merged copy or GGUF files of an adapter that was trained before, on the cheapest machine that fits."""
+    from launcher import backends, export_spec
+
+    asked = export_spec.build(
+        source=source, merge=merge, gguf=gguf, merged_repo=merged_repo, output_repo=output_repo, private=private,
+        revision=revision, flavor=flavor, timeout=timeout, local=local,
+    )  # fmt: skip
+    backend = backends.get("local" if local else "hub")
+    made = _export_plan(asked, None if local or dry_run else backend.user())
+    if dry_run:
+        _dry_run(made, as_json)
+        return
+    if not quiet:
+        _show_plan(made)
+    session.submit(backend, _request(made), detach=detach, as_json=as_json, quiet=quiet)
 
 
 @app.command()
@@ -291,6 +447,16 @@ def cancel(job: JobId, as_json: Json = False) -> None:
         session.print_json(ended.as_dict())
     else:
         err().print(f"{ended.id}: {ended.stage}", markup=False)
+
+
+def _show_model(name: str, as_json: bool) -> None:
+    from launcher import catalog, model_view
+
+    model = model_view.find(name, catalog.load())
+    if as_json:
+        session.print_json(model.model_dump(mode="json"))
+    else:
+        out().print(model_view.model_view(model))
 
 
 def _needed(asked: RunSpec | None) -> RunSpec:
@@ -313,6 +479,28 @@ def _plan(asked: RunSpec, user: str | None = None, online: bool = False) -> Plan
         fetch_config=_read_config,
         fetch_weights=_read_weights,
         look_up=_dataset_size if online else None,
+        resolve=_commit if online else None,
+        image=settings.load().image,
+    )
+
+
+def _export_plan(asked: ExportSpec, user: str | None) -> Plan:
+    from launcher import catalog, machine, settings, trained
+    from launcher import export as exports
+
+    tables = catalog.load()
+    _say_notices(tables)
+    adapter, plan = trained.find(asked.source, asked.revision, asked.local)
+    return exports.make_plan(
+        asked,
+        adapter,
+        tables,
+        today=datetime.now(UTC).date(),
+        user=user,
+        here=machine.here() if asked.local else None,
+        of=plan,
+        fetch_config=_read_config,
+        fetch_weights=_read_weights,
         image=settings.load().image,
     )
 
@@ -333,6 +521,12 @@ def _dataset_size(dataset: str, config: str | None, split: str, revision: str | 
     from launcher.backends.hub import HubBackend
 
     return HubBackend().dataset_size(dataset, config, split, revision)
+
+
+def _commit(kind: str, repo: str, revision: str | None) -> str | None:
+    from launcher.backends.hub import HubBackend
+
+    return HubBackend().commit(kind, repo, revision)
 
 
 def _refresh() -> None:

@@ -22,7 +22,7 @@ _WARM_IMAGE_S = 30
 # Measured: 30 to 45 s on a fresh H100 machine, 16 s on 2 cores without a GPU.
 _IMPORT_S, _IMPORT_CPU_S = 40, 16
 # Assumed of the Hub's network to a cloud machine; many times that has been seen, and less.
-_DOWNLOAD_BYTES_PER_S = 200e6
+DOWNLOAD_BYTES_PER_S = 200e6
 # From a warm file system to the GPU, quantised on the way: measured 4.5 to 5.4 s for Qwen3-4B (H100, bench/speed.py).
 _LOAD_S, _LOAD_BYTES_PER_S = 3, 3e9
 # Reading, chat template and tokenizer: 20,000 rows of 2 kB took 7 s longer than 200 (2 cores, bench/RESULTS.md), which
@@ -37,7 +37,10 @@ _COMPILE_VISION_S = {"qwen3-vl": 130, "gemma-3": 240, "llama-3.2-vision": 145, "
 # Qwen and Llama text took 5 to 15 s; a vision model that is not known is taken for a slow one.
 _COMPILE_OTHERS_S = {"text": 15, "vision": 130}
 # Assumed: the adapter, in float32, with the tokenizer; then a commit to the Hub.
-_SAVE_S, _PUSH_BYTES_PER_S = 15, 50e6
+_SAVE_S, PUSH_BYTES_PER_S = 15, 50e6
+
+AFTER = ("evaluate", "save")
+"""The parts that come after the training."""
 
 TIMEOUT_MARGIN = 1.5
 TIMEOUT_SLACK_S = 600
@@ -78,7 +81,7 @@ def expected(model: Model, gpu: Gpu, setup: Setup, work: Work, *, warm_image: bo
             work.evaluations
             * speed.evaluation(model, gpu, setup, work.eval_rows, work.tokens_per_row / work.packed)
         ),
-        "save": round(_SAVE_S + 4 * memory.adapter_parameters(model, setup) / _PUSH_BYTES_PER_S),
+        "save": round(_SAVE_S + 4 * memory.adapter_parameters(model, setup) / PUSH_BYTES_PER_S),
     }  # fmt: skip
     startup, train = sum(before.values()), round(work.steps * step_s)
     return Duration(
@@ -117,16 +120,23 @@ def download_bytes(model: Model, load_in: str) -> float:
     return float(model.bytes_total or 2 * model.params)
 
 
-def _startup(model: Model, gpu: Gpu, setup: Setup, work: Work, warm_image: bool) -> dict[str, float]:
-    on_cpu, weights = speed.is_cpu(gpu), download_bytes(model, "16bit" if speed.is_cpu(gpu) else setup.load_in)
-    # Pictures are decoded when they are used.
-    prepared = work.tokens if setup.modality == "text" else 0
+def loading(model: Model, load_in: str, *, on_cpu: bool, warm_image: bool) -> dict[str, float]:
+    """Seconds of each part until the model is loaded."""
+    weights = download_bytes(model, load_in)
     return {
         "machine": _MACHINE_S + (_WARM_IMAGE_S if warm_image else 0),
         "install": 0 if warm_image else _INSTALL_S,
         "import": _IMPORT_CPU_S if on_cpu else _IMPORT_S,
-        "download": weights / _DOWNLOAD_BYTES_PER_S,
+        "download": weights / DOWNLOAD_BYTES_PER_S,
         "load": _LOAD_S + weights / _LOAD_BYTES_PER_S,
+    }
+
+
+def _startup(model: Model, gpu: Gpu, setup: Setup, work: Work, warm_image: bool) -> dict[str, float]:
+    on_cpu = speed.is_cpu(gpu)
+    # Pictures are decoded when they are used.
+    prepared = work.tokens if setup.modality == "text" else 0
+    return loading(model, "16bit" if on_cpu else setup.load_in, on_cpu=on_cpu, warm_image=warm_image) | {
         "data": _DATA_S + prepared / _DATA_TOKENS_PER_S,
         "check": _CHECK_S,
         "compile": 0 if on_cpu else _compile(model, setup),

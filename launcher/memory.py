@@ -19,6 +19,9 @@ GIB = 2**30
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 # Its "dynamic" uploads keep some layers in 16 bits: the eight whose size is known are 5 to 36 % larger, mostly 13 %.
 _DYNAMIC_UPLOAD = 1.13
+# Towers that Unsloth quantises with the language model: what it leaves in 16 bits it knows by a module's name
+# (`unsloth_zoo.peft_utils.SKIP_QUANTIZATION_MODULES`), and these are a `vision_model`.
+_QUANTISED_TOWERS = ("mllama", "idefics3")
 # An adapter's weights and their gradients are float32 in Unsloth, whatever the model's own type.
 _ADAPTER_BYTES = _GRADIENT_BYTES = 4
 # Two moments a weight: one byte each and a float32 per 256 of them (bitsandbytes' blockwise Adam), or float32. Paged
@@ -35,8 +38,8 @@ _RESERVE_SHARE = 0.04
 FAST_TYPES = ("llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3")
 # Those with rows in `data/measurements.csv`; a test holds the two together.
 MEASURED_TYPES = {
-    "text": ("llama", "mistral", "gemma2", "qwen2", "qwen3", "gemma3_text"),
-    "vision": ("qwen3_vl",),
+    "text": ("llama", "mistral", "gemma2", "qwen2", "qwen3", "gemma3_text", "lfm2"),
+    "vision": ("gemma3", "llava", "mllama", "qwen3_vl"),
 }
 
 
@@ -119,7 +122,9 @@ def weights(model: Model, load_in: str) -> float:
     if model.quantized and model.bytes_4bit:
         return float(model.bytes_4bit)
     linear = model.arch.linear_parameters()
-    # The embedding, the output head, norms and whatever sees stay in 16 bits.
+    if model.vision and model.vision.processor in _QUANTISED_TOWERS:
+        linear += model.vision.linear_parameters()
+    # The embedding, the output head, norms and most towers stay in 16 bits.
     plain = linear * NF4_BYTES + max(model.params - linear, 0) * 2.0
     return plain * (_DYNAMIC_UPLOAD if is_dynamic(model) else 1)
 
@@ -156,10 +161,12 @@ def _resident(model: Model, setup: Setup) -> dict[str, float]:
 def _buffers(model: Model, setup: Setup) -> float:
     """Where a layer's input comes back to, a dequantised matrix and its scales, the rotary tables, cuBLAS."""
     arch = model.arch
-    total = float(_WORKSPACE)
+    # One workspace and one buffer were seen with LFM2, two of each with all others.
+    copies = 1 if model.model_type.startswith("lfm2") else 2
+    total = copies / 2 * _WORKSPACE
     if setup.engine == "unsloth":
         layer_input = 2.0 * setup.batch_size * setup.max_length * arch.hidden_size
-        total += 2 * layer_input if layer_input > _OFFLOADED_FROM else 0
+        total += copies * layer_input if layer_input > _OFFLOADED_FROM else 0
         if fast(model, setup):
             total += 4.0 * arch.max_position * arch.head_dim
             if setup.load_in == "4bit":

@@ -49,7 +49,8 @@ def outcome(
     if job.succeeded:
         return _succeeded(job, progress, left or Left())
     if job.ended:
-        return _failed(job, progress, timeout_s, {"id": job.id, **(values or {})}, left or Left())
+        filled = {"id": job.id, "again": f"launch resume {job.id}", **(values or {})}
+        return _failed(job, progress, timeout_s, filled, left or Left())
     if job.stage in ("SCHEDULING", "RUNNING"):
         hint = f"`launch logs -f {job.id}` follows it, `launch cancel {job.id}` stops it."
         return Outcome("running", 4, f"{name} still runs (stage {job.stage}).", hint, progress.result)

@@ -74,6 +74,14 @@ class Offer(_Value):
 class Plan(_Value):
     """Every decision of one run. It is the record: nothing else is needed to run it again."""
 
+    # what is done: fine-tune a model, or export an adapter that was trained before
+    task: Literal["sft", "export"] = "sft"
+    adapter: str | None = None
+    adapter_revision: str | None = None
+
+    launcher: str | None = None
+    """The version of the launcher that made it."""
+
     # what is trained
     model: str
     repo: str
@@ -82,6 +90,9 @@ class Plan(_Value):
     engine: Literal["unsloth", "trl"]
     load_in: Literal["4bit", "16bit"]
     chat_template: str | None
+    generation: dict[str, float] = {}
+    generation_source: str | None = None
+    licence: str | None = None
 
     # on what
     dataset: str
@@ -109,7 +120,7 @@ class Plan(_Value):
     seed: int
     logging_steps: int
     eval_steps: int | None
-    checkpoint_minutes: float = 10
+    checkpoint_minutes: float = 10.0
     lora_r: int
     lora_alpha: int
     lora_dropout: float
@@ -123,6 +134,9 @@ class Plan(_Value):
     # to where
     output_repo: str | None
     private: bool
+    merge: Literal["16bit", "4bit"] | None = None
+    merged_repo: str | None = None
+    gguf: tuple[str, ...] = ()
     run_name: str
     sample_rows: int
     trackio_project: str

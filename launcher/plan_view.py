@@ -11,8 +11,10 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from launcher import copies
 from launcher.catalog import Catalog, Flavor
-from launcher.plan import Duration, Offer, Plan
+from launcher.duration import AFTER
+from launcher.plan import Offer, Plan
 from launcher.show import gpus, grid, minutes, table
 
 CELLS = 60
@@ -36,6 +38,31 @@ def plan_view(plan: Plan, catalog: Catalog) -> RenderableType:
 
 
 def _decisions(plan: Plan, catalog: Catalog) -> Table:
+    rows = _export(plan, catalog) if plan.task == "export" else _training(plan, catalog)
+    if plan.image:
+        rows.append(("image", plan.image, "image"))
+    if plan.cost.usd_per_hour:
+        rows.append(("timeout", minutes(plan.timeout_s), "timeout"))
+    rows += _copies(plan)
+    rows.append(("result", plan.output_repo or "stays where it was made", "output_repo"))
+    view = grid("bold", "")
+    for name, value, reason in rows:
+        why = _after(plan.reasons.get(reason, ""), value)
+        # A long name pushes its reason aside instead of narrowing the column of all the others.
+        view.add_row(name, Text.assemble(value.ljust(_VALUES), "  ", (why, "dim")))
+    return view
+
+
+def _export(plan: Plan, catalog: Catalog) -> list[tuple[str, str, str]]:
+    return [
+        ("adapter", str(plan.adapter), "adapter"),
+        ("model", plan.repo, "model"),
+        ("weights", plan.load_in, "load_in"),
+        ("machine", _machine(plan, catalog), "flavor"),
+    ]
+
+
+def _training(plan: Plan, catalog: Catalog) -> list[tuple[str, str, str]]:
     packed = "packed rows" if plan.packing else "rows"
     rows = [
         ("model", plan.repo, "modality"),
@@ -49,17 +76,12 @@ def _decisions(plan: Plan, catalog: Catalog) -> Table:
     ]
     if plan.image_size:
         rows.insert(5, ("pictures", f"at most {plan.image_size} pixels a side", "image_size"))
-    if plan.image:
-        rows.append(("image", plan.image, "image"))
-    if plan.cost.usd_per_hour:
-        rows.append(("timeout", minutes(plan.timeout_s), "timeout"))
-    rows.append(("result", plan.output_repo or "stays where it was trained", "output_repo"))
-    view = grid("bold", "")
-    for name, value, reason in rows:
-        why = _after(plan.reasons.get(reason, ""), value)
-        # A long name pushes its reason aside instead of narrowing the column of all the others.
-        view.add_row(name, Text.assemble(value.ljust(_VALUES), "  ", (why, "dim")))
-    return view
+    return rows
+
+
+def _copies(plan: Plan) -> list[tuple[str, str, str]]:
+    rows = [("merged", f"{plan.merge}, in {plan.merged_repo or 'merged/'}", "merge")] if plan.merge else []
+    return rows + ([("gguf", ", ".join(plan.gguf), "gguf")] if plan.gguf else [])
 
 
 def _after(reason: str, value: str) -> str:
@@ -92,8 +114,8 @@ def _resources(plan: Plan, catalog: Catalog) -> Table:
     if plan.host.ram_gb or plan.host.disk_gb:
         view.add_row("host", Text(_host(plan, catalog.flavors.get(plan.flavor))))
     if plan.cost.usd_per_hour:
-        for name, text in zip(("time", "", ""), _time(plan.duration, plan.reasons.get("duration", "")), strict=True):
-            view.add_row(name, Text(text))
+        for number, text in enumerate(_time(plan)):
+            view.add_row("" if number else "time", Text(text))
         cost = f"about ${plan.cost.expected_usd:.2f}; ${plan.cost.max_usd:.2f} if it runs into its timeout"
         view.add_row("cost", Text(cost))
     return view
@@ -106,15 +128,24 @@ def _host(plan: Plan, flavor: Flavor | None) -> str:
     return f"{ram} GB of RAM, {disk} GB of disk"
 
 
-def _time(duration: Duration, work: str) -> tuple[str, str, str]:
-    parts = ", ".join(f"{name} {minutes(seconds)}" for name, seconds in duration.parts.items() if seconds)
-    source = "measured on an H100" if duration.measured else "derived from the card's published figures"
-    speed = f" at {duration.tokens_per_second:,.0f} tokens/s, {source}" if duration.tokens_per_second else f", {source}"
-    return (
-        f"about {minutes(duration.total_s)}: {work}" if work else f"about {minutes(duration.total_s)}",
-        f"start-up {minutes(duration.startup_s)}" + (f": {parts}" if parts else ""),
-        f"training {minutes(duration.train_s)}{speed}",
-    )
+def _time(plan: Plan) -> list[str]:
+    took, work = plan.duration, plan.reasons.get("duration", "")
+    after = {name: seconds for name, seconds in took.parts.items() if name in (*AFTER, *copies.PARTS)}
+    before = {name: seconds for name, seconds in took.parts.items() if name not in after}
+    lines = [f"about {minutes(took.total_s)}" + (f": {work}" if work else "")]
+    lines.append(f"start-up {minutes(took.startup_s)}" + _parts(before))
+    if plan.task == "sft":
+        source = "measured on an H100" if took.measured else "derived from the card's published figures"
+        speed = f" at {took.tokens_per_second:,.0f} tokens/s" if took.tokens_per_second else ""
+        lines.append(f"training {minutes(took.train_s)}{speed}, {source}")
+    if any(after.values()):
+        lines.append(f"then {minutes(sum(after.values()))}" + _parts(after))
+    return lines
+
+
+def _parts(parts: Mapping[str, int]) -> str:
+    shown = ", ".join(f"{name} {minutes(seconds)}" for name, seconds in parts.items() if seconds)
+    return f": {shown}" if shown else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +200,13 @@ def _offers(plan: Plan, catalog: Catalog) -> RenderableType:
     shown = fitting[:_MOST_FITTING]
     if chosen and chosen[0] not in shown:
         shown = [*shown[:-1], *chosen]
-    view = table("flavor", "GPU", "fits", ">headroom", ">batch", ">time", ">cost", "")
+    batch = [">batch"] if plan.task == "sft" else []
+    view = table("flavor", "GPU", "fits", ">headroom", *batch, ">time", ">cost", "")
     for offer in shown:
         here = offer.flavor == plan.flavor
-        view.add_row(
-            *_columns(offer, catalog), f"{offer.batch_size}", minutes(offer.total_s or 0), f"${offer.expected_usd:.2f}",
-            "chosen" if here else "", style="bold" if here else "",
-        )  # fmt: skip
+        row = [*_columns(offer, catalog), *([f"{offer.batch_size}"] if batch else [])]
+        row += [minutes(offer.total_s or 0), f"${offer.expected_usd:.2f}", "chosen" if here else ""]
+        view.add_row(*row, style="bold" if here else "")
     for offer in others[:_MOST_OTHERS]:
         view.add_row(*_columns(offer, catalog), style="dim")
     parts: list[RenderableType] = [view]

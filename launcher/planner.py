@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import date
 
-from launcher import duration, memory
+from launcher import __version__, duration, memory
 from launcher.catalog import Catalog, FetchConfig, FetchWeights, Flavor, Model
 from launcher.plan import Plan, Vram
-from launcher.planning import budget, choices, demand, explain, images, offers, placement
+from launcher.planning import budget, choices, demand, explain, images, offers, placement, revisions
 from launcher.planning.demand import LookUp
 from launcher.planning.offers import Fit
 from launcher.planning.placement import Placed
+from launcher.planning.revisions import Resolve
 from launcher.spec import RunSpec
 
 
@@ -25,14 +26,15 @@ def make_plan(
     fetch_config: FetchConfig | None = None,
     fetch_weights: FetchWeights | None = None,
     look_up: LookUp | None = None,
+    resolve: Resolve | None = None,
     image: str | None = None,
 ) -> Plan:
     """Decide everything that was left open.
 
     `user` is the Hub account that output repos without a namespace belong to, where it is known; `here` is this
-    machine, for local runs; `look_up` answers how large a Hub dataset is, where the network may be used; `image` is the
-    user's own default. Raises `RequestError` for names that don't exist and `RefusedError` for a run that fits nowhere,
-    not where it was asked to run, or not into `--max-cost`.
+    machine, for local runs. Where the network may be used, `look_up` answers how large a Hub dataset is and `resolve`
+    at which commit a revision is. `image` is the user's own default. Raises `RequestError` for names that don't exist
+    and `RefusedError` for a run that fits nowhere, not where it was asked to run, or not into `--max-cost`.
     """
     why: dict[str, str] = {}
     model = catalog.model(asked.model, asked.revision, fetch_config, fetch_weights)
@@ -52,7 +54,8 @@ def make_plan(
     if not asked.local:
         why["attempts"] = "a failed Job starts again from its last checkpoint, all within the one timeout"
     warnings = (*model.notes, *explain.warnings(asked, placed, timeout_s))
-    return _record(asked, catalog, placed, timeout_s, warnings, image=container.name, user=user, today=today, why=why)
+    made = _record(asked, catalog, placed, timeout_s, warnings, image=container.name, user=user, today=today, why=why)
+    return revisions.pin(made, resolve, today) if resolve else made
 
 
 def _with_upload(model: Model, asked: RunSpec, fetch_weights: FetchWeights) -> Model:
@@ -81,6 +84,7 @@ def _record(
     setup = fit.setup
     run_name = asked.run_name or f"{choices.slug(model)}-sft-{today:%Y%m%d}"
     return Plan(
+        launcher=__version__,
         model=asked.model,
         repo=model.loads(setup.load_in),
         revision=asked.revision,
@@ -89,6 +93,9 @@ def _record(
         load_in=setup.load_in,
         trust_remote_code=asked.trust_remote_code,
         chat_template=choices.chat_template(asked, model, catalog, why),
+        generation=model.generation,
+        generation_source=model.generation_source,
+        licence=model.licence,
         dataset=choices.dataset(asked, setup.modality, why),
         dataset_config=asked.dataset_config,
         dataset_split=asked.dataset_split,
@@ -123,6 +130,9 @@ def _record(
         finetune_mlp_modules=asked.finetune_mlp_modules,
         output_repo=choices.output_repo(asked, run_name, user, why),
         private=asked.private,
+        merge=asked.merge,
+        merged_repo=choices.merged_repo(asked, user, why),
+        gguf=asked.gguf,
         run_name=run_name,
         sample_rows=asked.sample_rows,
         trackio_project=asked.trackio_project or choices.slug(model),

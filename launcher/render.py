@@ -13,14 +13,15 @@ from launcher.catalog import Stack
 from launcher.plan import Plan
 
 TEMPLATES = {"text": "sft_text.py.j2", "vision": "sft_vlm.py.j2"}
+EXPORT_TEMPLATE = "export.py.j2"
 # The plan's fields that are a flag of the script, in the order in which they stand at its top.
 _SHARED = (
     "revision", "trust_remote_code", "load_in", "chat_template", "dataset", "dataset_config", "dataset_split",
     "dataset_revision", "eval_split", "eval_rows", "streaming", "train_on", "max_steps", "num_train_epochs",
     "max_length", "batch_size", "gradient_accumulation", "learning_rate", "lr_scheduler_type", "warmup_ratio",
     "weight_decay", "optim", "seed", "logging_steps", "eval_steps", "lora_r", "lora_alpha", "lora_dropout",
-    "output_repo", "private", "run_name", "sample_rows", "trackio_project", "trackio_space",
-    "checkpoint_minutes", "timeout_s",
+    "output_repo", "private", "merge", "merged_repo", "gguf", "run_name", "sample_rows",
+    "trackio_project", "trackio_space", "checkpoint_minutes", "timeout_s",
 )  # fmt: skip
 FLAGS = {
     "text": (*_SHARED, "packing", "lora_targets"),
@@ -29,6 +30,10 @@ FLAGS = {
         "finetune_mlp_modules",
     ),
 }  # fmt: skip
+EXPORT_FLAGS = (
+    "adapter", "adapter_revision", "revision", "trust_remote_code", "load_in", "output_repo", "private", "merge",
+    "merged_repo", "gguf", "run_name", "timeout_s",
+)  # fmt: skip
 
 # The prediction holds while these are as planned.
 _DECIDES_MEMORY = ("model", "load_in", "max_length", "batch_size", "lora_r", "optim", "image_size")
@@ -36,10 +41,12 @@ _DECIDES_MEMORY = ("model", "load_in", "max_length", "batch_size", "lora_r", "op
 
 def render(plan: Plan, stack: Stack) -> str:
     """The script of a plan: text that runs by itself with `uv run`."""
-    chosen = {"model": plan.repo} | {name: getattr(plan, name) for name in FLAGS[plan.modality]}
+    exports = plan.task == "export"
+    flags = EXPORT_FLAGS if exports else FLAGS[plan.modality]
+    chosen = {"model": plan.repo} | {name: getattr(plan, name) for name in flags}
     if "lora_targets" in chosen:
         chosen["lora_targets"] = ",".join(plan.lora_targets)
-    template = _environment().get_template(TEMPLATES[plan.modality])
+    template = _environment().get_template(EXPORT_TEMPLATE if exports else TEMPLATES[plan.modality])
     decides = tuple(name for name in _DECIDES_MEMORY if name in chosen)
     return template.render(plan=plan, stack=stack, chosen=chosen, decides_memory=decides)
 

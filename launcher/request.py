@@ -29,12 +29,13 @@ def from_plan(plan: Plan, catalog: catalog.Catalog) -> JobRequest:
         )
     local = plan.flavor == LOCAL
     _check_model(plan, local)
+    trains = plan.task == "sft"
     return JobRequest(
         plan=plan,
         script=render.render(plan, catalog.stack),
-        script_name="sft_vlm.py" if plan.modality == "vision" else "sft_text.py",
+        script_name=script_name(plan),
         script_args=(
-            *_dataset_args(plan, local),
+            *(_dataset_args(plan, local) if trains else ()),
             *(() if plan.num_gpus else ("--device=cpu",)),
             # By itself the script counts with the timeout of a Job only.
             *((TIMEOUT_FLAG, str(plan.timeout_s)) if local else ()),
@@ -50,6 +51,17 @@ def from_plan(plan: Plan, catalog: catalog.Catalog) -> JobRequest:
     )
 
 
+def script_name(plan: Plan) -> str:
+    """What the script of a plan is called."""
+    names = {
+        ("sft", "text"): "sft_text.py",
+        ("sft", "vision"): "sft_vlm.py",
+        ("export", "text"): "export.py",
+        ("export", "vision"): "export_vlm.py",
+    }
+    return names[plan.task, plan.modality]
+
+
 def plan_hash(plan: Plan) -> str:
     """Twelve hexadecimal digits that name a plan: two equal plans have the same."""
     return hashlib.sha256(plan.model_dump_json().encode()).hexdigest()[:12]
@@ -58,9 +70,14 @@ def plan_hash(plan: Plan) -> str:
 def _labels(plan: Plan) -> dict[str, str]:
     """The launcher's own labels, in the letters that the service takes; a local path is only its last name."""
     dataset = Path(plan.dataset).name if Path(plan.dataset).exists() else plan.dataset
-    model = Path(plan.model).name if Path(plan.model).is_absolute() else plan.model
-    own = {"model": model, "dataset": dataset, "plan": plan_hash(plan), "launcher": __version__, "name": plan.run_name}
+    model = _last(plan.model)
+    source = {"dataset": dataset} if plan.task == "sft" else {"adapter": _last(str(plan.adapter))}
+    own = {"model": model} | source | {"plan": plan_hash(plan), "launcher": __version__, "name": plan.run_name}
     return {key: _label(value) for key, value in own.items()} | plan.labels
+
+
+def _last(name: str) -> str:
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _label(text: str) -> str:

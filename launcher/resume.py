@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from launcher import duration, memory, spec
+from launcher import duration, export, memory, spec
 from launcher.backends.base import TIMEOUT_FLAG, Job, JobRequest
 from launcher.catalog import Catalog, Flavor
 from launcher.errors import RefusedError, RequestError, unknown
@@ -29,6 +29,15 @@ def require_unfinished(job: Job, result: Mapping[str, Any] | None) -> None:
         raise RequestError(
             f"{job.id} has ended well: there is nothing left to do for it.",
             "To train for longer, start a run with more --max-steps or --num-train-epochs.",
+        )
+
+
+def require_training(plan: Plan, job_id: str) -> None:
+    """Raise `RequestError` for an export, which keeps nothing that another Job could go on with."""
+    if plan.task == "export":
+        raise RequestError(
+            f"{job_id} is an export, which has no checkpoints to go on from.",
+            f"Start it again: `{export.command(plan)}`.",
         )
 
 

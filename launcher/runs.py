@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -106,10 +107,17 @@ def create(request: JobRequest, backend: str) -> Run:
             "script_name": request.script_name,
             "script_args": list(request.script_args),
             "namespace": request.namespace,
+            "files": {name: digest(Path(name)) for name in request.files},
             **request.describe(),
         },
     )
     return run
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find(run_id: str) -> Run | None:

@@ -101,20 +101,34 @@ def result_view(
     before, after = result.get("eval_loss_before"), result.get("eval_loss")
     if before is not None and after is not None:
         view.add_row("loss on held-out rows", f"{before:.3f} before, {after:.3f} after")
-    rate = f"{result['tokens_per_second']:,.0f} tokens/s"
-    view.add_row("trained", f"{result['steps']} steps in {minutes(result['train_s'])}, {rate}")
+    trained = "train_s" in result
+    if trained:
+        rate = f"{result['tokens_per_second']:,.0f} tokens/s"
+        view.add_row("trained", f"{result['steps']} steps in {minutes(result['train_s'])}, {rate}")
     if result.get("peak_gib"):
         view.add_row("peak VRAM", _peak(result))
     if plan and plan.duration.total_s:
-        view.add_row("training time", _against(minutes, result["train_s"], plan.duration.train_s))
+        if trained:
+            view.add_row("training time", _against(minutes, result["train_s"], plan.duration.train_s))
         if took_s:
             view.add_row("whole run", _against(minutes, took_s, plan.duration.total_s))
             if usd_per_hour:
                 spent = usd_per_hour * took_s / 3600
                 view.add_row("cost", f"${spent:.2f}, ${plan.cost.expected_usd:.2f} predicted")
+    for export in result.get("exports") or ():
+        view.add_row(f"{export.get('kind')} {export.get('name')}", Text(_export(export)))
     view.add_row("model", Text(str(result.get("url") or result["output_dir"])))
     samples = result.get("samples") or []
     return Group(view, *([_samples_table(samples)] if samples else []))
+
+
+def _export(export: Mapping[str, Any]) -> str:
+    """Where a copy of the model is and what was seen of it, or why there is none."""
+    if export.get("error"):
+        return f"failed: {export['error']}"
+    size = f"{export['gib']:.2f} GiB, " if export.get("gib") else ""
+    place = f"https://huggingface.co/{export['repo']}" if export.get("repo") else export.get("path")
+    return f"{size}{place}" + (f"; {export['checked']}" if export.get("checked") else "")
 
 
 def _peak(result: Mapping[str, Any]) -> str:

@@ -61,6 +61,7 @@ def _check_output_repo(name: str) -> str:
     return name
 
 
+Gguf = Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"]
 Duration = Annotated[str, AfterValidator(_check_duration)]
 RepoName = Annotated[str, AfterValidator(_check_output_repo)]
 
@@ -127,6 +128,10 @@ class RunSpec(BaseModel):
     output_repo: RepoName | None = _option("Where the result is pushed, NAME or NAMESPACE/NAME.", OUTPUT)
     push: bool = _option("Push the result to the Hub.", OUTPUT, default=True)
     private: bool = _option("Create the output repo as private.", OUTPUT, default=False)
+    merge: Literal["16bit", "4bit"] | None = _option("Merge the adapter into the model, as a copy of its own.", OUTPUT)
+    merged_repo: RepoName | None = _option("Where the merged model is pushed (else merged/ in the repo).", OUTPUT)
+    gguf: tuple[Gguf, ...] = _option("Export as a GGUF file of that type, such as q4_k_m; may be repeated.", OUTPUT,
+                                     default=())  # fmt: skip
     run_name: Name | None = _option("Name of the run.", OUTPUT, max_length=96)
     sample_rows: int = _option("Evaluation rows answered before and after training.", OUTPUT, default=0, ge=0, le=20)
     trackio_project: Part | None = _option("Trackio project.", OUTPUT, max_length=96)
@@ -212,6 +217,10 @@ class RunSpec(BaseModel):
             raise ValueError("--trust-remote-code: a folder has no commit to pin; name a Hub repo")
         if self.output_repo and not self.push:
             raise ValueError("--output-repo and --no-push contradict each other")
+        if self.merged_repo and not self.push:
+            raise ValueError("--merged-repo and --no-push contradict each other")
+        if self.merged_repo and not self.merge:
+            raise ValueError("--merged-repo says where a merged model goes: add --merge 16bit")
         return self
 
 

@@ -74,7 +74,7 @@ def _check_image(name: str) -> str:
     return name
 
 
-def _check_place(name: str) -> str:
+def check_place(name: str) -> str:
     """A model or a dataset may be a path: one that the system can look at."""
     if any(len(part.encode()) > _LONGEST_NAME for part in name.split("/")):
         raise ValueError(f"a name between two slashes should be at most {_LONGEST_NAME} bytes long")
@@ -89,4 +89,4 @@ Revision = Annotated[str, AfterValidator(_check_revision)]
 Part = Annotated[str, AfterValidator(_check_part)]
 Name = Annotated[str, AfterValidator(_check_name)]
 Image = Annotated[str, AfterValidator(_check_image)]
-Place = Annotated[str, AfterValidator(_check_place)]
+Place = Annotated[str, AfterValidator(check_place)]

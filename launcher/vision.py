@@ -39,6 +39,10 @@ class VisionTower(BaseModel):
     """The side that a picture is scaled to before it is cut into tiles (idefics3)."""
     class_token: bool = False
 
+    def linear_parameters(self) -> int:
+        """Weights of the layers' matrices: four of the attention, two of the MLP."""
+        return self.num_layers * (4 * self.hidden_size**2 + 2 * self.hidden_size * self.intermediate_size)
+
     def patches(self, side: int) -> int:
         """Positions that the tower runs on for one square picture of `side` pixels, class tokens and padding too."""
         return _RULES[self.processor](self, side).patches

@@ -8,7 +8,7 @@ import shlex
 from contextlib import suppress
 from typing import Any
 
-from launcher import catalog, outcome, runs
+from launcher import catalog, export, outcome, runs
 from launcher.backends.base import Backend, Job
 from launcher.catalog import Catalog, Flavor
 from launcher.errors import LauncherError, RequestError, ServiceError
@@ -18,6 +18,8 @@ from launcher.progress import Progress
 
 # How the script ends the message of a push that failed.
 _RESCUE = re.compile(r"this (?:fetches and )?pushes it: (.+)$")
+# And that of exports that failed.
+_EXPORT = re.compile(r"Try again with: (launch export .+)$")
 _REPO_URL = re.compile(
     r"https?://[^/\s]+/(?:api/)?(?:models/)?((?:datasets/)?[\w.-]+/[\w.-]+)/(?:resolve|tree|revision)/"
 )
@@ -33,7 +35,9 @@ def explain(backend: Backend, job: Job, progress: Progress) -> Outcome:
     plan = plan_of(job.id) or _recalled(backend, job)
     left = None
     if progress.result is None:
-        left = backend.left(address(job), plan.output_repo if plan else None)
+        # An export's repo may hold the adapter, which says nothing of it.
+        repo = plan.output_repo if plan and plan.task == "sft" else None
+        left = backend.left(address(job), repo)
     filled = values(job, plan, progress, catalog.load())
     return outcome.outcome(job, progress, timeout_s=plan.timeout_s if plan else None, values=filled, left=left)
 
@@ -101,11 +105,15 @@ def values(job: Job, plan: Plan | None, progress: Progress, tables: Catalog) -> 
     filled["page"] = _page(plan, progress)
     if found := _RESCUE.search(progress.error or ""):
         filled["rescue"] = found[1]
+    if found := _EXPORT.search(progress.error or ""):
+        filled["export"] = found[1]
     began, ended = job.started_at, job.finished_at
     ran_s = plan.timeout_s if plan else (ended - began).total_seconds() if began and ended else 0
     if ran_s:
         filled["longer"] = f"{max(math.ceil(2 * ran_s / 60), 10)}m"
-    if plan:
+    if plan and plan.task == "export":
+        filled["again"] = export.command(plan)
+    elif plan:
         batch = progress.batch_size or plan.batch_size
         filled |= {"model": shlex.quote(plan.model), "dataset": shlex.quote(plan.dataset)}
         filled |= {"smaller_batch": batch // 2, "longer_rows": plan.max_length * 2}

@@ -30,10 +30,10 @@ def require_jobs(me: dict[str, Any], namespace: str | None) -> None:
         )
 
 
-def require_push(me: dict[str, Any], repo: str) -> None:
+def require_push(me: dict[str, Any], repo: str, option: str = "--output-repo") -> None:
     """Raise `RefusedError` where it is certain that the token can't write to that model repo."""
     owner = repo.split("/")[0] if "/" in repo else str(me.get("name"))
-    _require_member(me, owner, "--output-repo")
+    _require_member(me, owner, option)
     permissions = _permissions(me, owner, repo)
     if permissions is not None and "repo.write" not in permissions:
         raise RefusedError(

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.backends._hub_client import TIMEOUT_S
+from launcher.backends import _hub_commits
 from launcher.backends._hub_retry import Pace, persist
 from launcher.backends.base import ARTIFACTS_MOUNT, JobRequest
 from launcher.errors import RequestError
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 def check(api: HfApi, request: JobRequest, pace: Pace) -> None:
     """Raise where a Job could not read them; a file that was sent along before is not looked for here."""
     _check_model(api, request.plan, pace)
-    if not any(item.startswith(f"{ARTIFACTS_MOUNT}/") for item in request.script_args):
+    if request.plan.task == "export":
+        _check_repo(api, "model", str(request.plan.adapter), request.plan.adapter_revision, pace)
+    elif not any(item.startswith(f"{ARTIFACTS_MOUNT}/") for item in request.script_args):
         _check_dataset(api, request.plan, pace)
 
 
@@ -47,8 +49,7 @@ def _check_dataset(api: HfApi, plan: Plan, pace: Pace) -> None:
 
 def _check_repo(api: HfApi, kind: str, name: str, revision: str | None, pace: Pace) -> None:
     action, what = f"looking up the {kind} {name}", f"the {kind} '{name}'"
-    look_up = api.model_info if kind == "model" else api.dataset_info
-    info = persist(action, lambda: look_up(name, revision=revision, timeout=TIMEOUT_S), pace, what=what)
+    info = _hub_commits.look_up(api, kind, name, revision, pace)
     if info.gated:  # anyone may read of a gated repo; whether its files may be had is another question
         persist(action, lambda: api.auth_check(name, repo_type=kind), pace, what=what)
 

@@ -13,7 +13,19 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from launcher import hardware, masks, runs
-from launcher.backends import _hub_access, _hub_datasets, _hub_left, _hub_log, _hub_repos, _hub_resume, _hub_weights
+from launcher.adapter import Adapter
+from launcher.backends import (
+    _hub_access,
+    _hub_adapter,
+    _hub_commits,
+    _hub_datasets,
+    _hub_left,
+    _hub_log,
+    _hub_record,
+    _hub_repos,
+    _hub_resume,
+    _hub_weights,
+)
 from launcher.backends._hub_client import TIMEOUT_S, make_api, told
 from launcher.backends._hub_retry import Pace, persist
 from launcher.backends._hub_submit import Submission
@@ -63,6 +75,10 @@ class HubBackend:
         """The size of a model's weights; none where the Hub does not say, or can't be asked."""
         return _hub_weights.read(self._api, repo, revision, four_bits)
 
+    def read_adapter(self, repo: str, revision: str | None) -> Adapter:
+        """The adapter in a repo, at the commit of that revision; `RequestError` where there is none."""
+        return _hub_adapter.read(self._api, repo, revision, self._brief)
+
     def hardware(self) -> tuple[builtins.list[hardware.Listed], builtins.list[str]]:
         """The machines that the service lists, and what of its list could not be understood; needs no account."""
         try:
@@ -84,6 +100,14 @@ class HubBackend:
         """How large a split is; what can't be looked up is said in its `source`, never raised."""
         return _hub_datasets.look_up(self._api, dataset, config, split, revision)
 
+    def commit(self, kind: str, repo: str, revision: str | None) -> str | None:
+        """The commit that a revision of a model or dataset is at now; raises as `check` would for one not there."""
+        return _hub_commits.resolve(self._api, kind, repo, revision, self._brief)
+
+    def read_file(self, repo: str, name: str, commit: str | None, largest: int) -> bytes:
+        """A file of a model repo at a commit; `RequestError` where there is none, or it has more bytes than that."""
+        return _hub_record.read(self._api, repo, name, commit, largest, self._brief)
+
     def check(self, request: JobRequest) -> None:
         """Raise where the token, the namespaces, the model or the dataset would make the Job fail."""
         _hub_access.require_write(self._me)
@@ -93,10 +117,11 @@ class HubBackend:
         _hub_repos.check(self._api, request, self._brief)
 
     def check_push(self, plan: Plan) -> None:
-        """Raise where the token can't write to the plan's output repo."""
-        if plan.output_repo:
-            _hub_access.require_write(self._me)
-            _hub_access.require_push(self._me, plan.output_repo)
+        """Raise where the token can't write to the repos that the plan pushes to."""
+        for option, repo in (("--output-repo", plan.output_repo), ("--merged-repo", plan.merged_repo)):
+            if repo:
+                _hub_access.require_write(self._me)
+                _hub_access.require_push(self._me, repo, option)
 
     def submit(self, request: JobRequest) -> Job:
         """Upload the script with its local files, start one Job, and keep its record in a folder of its id."""

@@ -70,7 +70,7 @@ class LocalBackend:
         require_hidden(request, secret_values(request.secrets))
         for folder in (folders.data(), Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache")):
             _check_space(folder)
-        if request.plan.output_repo:
+        if request.plan.output_repo or request.plan.merged_repo:
             from launcher.backends.hub import HubBackend
 
             HubBackend().check_push(request.plan)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any, Protocol
 
 from launcher import duration, spec
+from launcher.copies import Copies
 from launcher.errors import RefusedError
+from launcher.planning import offers, remedies
 from launcher.planning.offers import Fit
 from launcher.planning.workload import Workload
 from launcher.spec import RunSpec
@@ -16,26 +19,43 @@ LEAST_MARGIN = 1.2
 _LOCAL_TIMEOUT_S = 7 * 86400
 
 
+class Limits(Protocol):
+    """What of a spec says how long it may take."""
+
+    @property
+    def timeout(self) -> str | None:
+        """The timeout that was asked for."""
+
+    @property
+    def local(self) -> bool:
+        """Whether it runs on this machine."""
+
+
 def timeout(asked: RunSpec, fit: Fit, reasons: dict[str, str]) -> int:
     """Seconds until the Job is killed."""
+    wanted = seconds(asked, fit.duration.total_s, reasons)
+    paid = _paid_s(fit, asked.max_cost)
+    if asked.timeout or asked.local or paid >= wanted:
+        return wanted
+    reasons["timeout"] = (
+        f"what ${asked.max_cost:.2f} pays for; {wanted // 60} minutes would be the expected time with its margin"
+    )
+    return paid
+
+
+def seconds(asked: Limits, total_s: int, reasons: dict[str, str]) -> int:
+    """The timeout of what is expected to take that long, without a limit on its cost."""
     if asked.timeout:
         reasons["timeout"] = "asked for"
         return spec.seconds(asked.timeout)
     if asked.local:
         reasons["timeout"] = "nobody pays for this machine by the minute"
         return _LOCAL_TIMEOUT_S
-    wanted = duration.timeout(fit.duration.total_s)
-    paid = _paid_s(fit, asked.max_cost)
-    if paid < wanted:
-        reasons["timeout"] = (
-            f"what ${asked.max_cost:.2f} pays for; {wanted // 60} minutes would be the expected time with its margin"
-        )
-        return paid
     reasons["timeout"] = (
         f"the expected time x {duration.TIMEOUT_MARGIN:g} and {duration.TIMEOUT_SLACK_S // 60} minutes more, "
         f"never under {duration.TIMEOUT_MIN_S // 60}"
     )
-    return wanted
+    return duration.timeout(total_s)
 
 
 def affords(asked: RunSpec, fit: Fit) -> bool:
@@ -57,6 +77,7 @@ def refusal(asked: RunSpec, workload: Workload, fits: list[Fit], others: list[Fi
     fewer = _fewer_steps(asked, workload, fits)
     lines = [
         fewer or _fewer_steps(asked, workload, others),
+        _without_copies(asked, workload, fits),
         _elsewhere(asked, others),
         _shorter_timeout(asked, best),
         f"--max-cost {math.ceil(_least_usd(asked, best) * 100) / 100:.2f}: enough on {best.flavor.name}",
@@ -91,6 +112,17 @@ def _elsewhere(asked: RunSpec, fits: list[Fit]) -> str | None:
     return None
 
 
+def _without_copies(asked: RunSpec, workload: Workload, fits: list[Fit]) -> str | None:
+    """The training alone, where that is within reach."""
+    bare = replace(workload, copies=Copies())
+    given: dict[str, Any] = {name: None for name in ("merge", "gguf") if getattr(workload.copies, name)}
+    for fit in fits if given else ():
+        trained = offers.retimed(fit, bare, bare.work(fit.step))
+        if affords(asked, trained):
+            return f"{remedies.flags(given)}: about ${trained.usd:.2f}, at most ${_least_usd(asked, trained):.2f}"
+    return None
+
+
 def _fewer_steps(asked: RunSpec, workload: Workload, fits: list[Fit]) -> str | None:
     """The most steps that the money pays for, on the machine where they are most."""
     if asked.timeout:
@@ -120,8 +152,7 @@ def _most_steps(asked: RunSpec, workload: Workload, fit: Fit) -> int:
 
 def _with_steps(workload: Workload, fit: Fit, steps: int) -> Fit:
     work = replace(workload, steps=steps, rows=None).work(fit.step)
-    warm = workload.warm_image
-    return replace(fit, duration=duration.expected(workload.model, fit.gpu, fit.setup, work, warm_image=warm))
+    return offers.retimed(fit, workload, work)
 
 
 def _shorter_timeout(asked: RunSpec, fit: Fit) -> str | None:

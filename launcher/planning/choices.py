@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from launcher.catalog import Catalog, Flavor, Modality, Model
+from launcher.copies import Copies
 from launcher.errors import RefusedError, RequestError, unknown
 from launcher.spec import RunSpec
 
@@ -51,14 +52,25 @@ def place(asked: RunSpec, here: Flavor | None, catalog: Catalog, modality: Modal
             f"{name} has no GPU, and Unsloth trains vision models on a GPU only.",
             f"Leave {flag} away to have a Job's flavor chosen, or train a text model here.",
         )
+    if chosen.gpu is None and asked.merge == "4bit":
+        raise RefusedError(
+            f"--merge 4bit: {'this machine' if asked.local else chosen.name} has no GPU, and 4-bit weights need one.",
+            "Use --merge 16bit, or a flavor with a GPU.",
+        )
     return chosen
 
 
 def load_in(asked: RunSpec, model: Model, given: Flavor | None) -> Precision:
     """The precision that is planned first where it was left open: 16 bits on a CPU, else 4.
 
-    Raises `RequestError` for weights that are stored in 4 bits and asked for in 16, or on a CPU.
+    Raises `RequestError` for weights that are stored in 4 bits and asked for in 16, or on a CPU, and for a 4-bit merge
+    of 16-bit ones.
     """
+    if asked.merge == "4bit" and asked.load_in == "16bit":
+        raise RequestError(
+            "--merge 4bit saves the 4-bit weights that were trained on, and --load-in 16bit trains on others.",
+            "Leave --load-in away, or use --merge 16bit.",
+        )
     if model.quantized:
         if asked.load_in == "16bit" or (given is not None and given.gpu is None):
             raise RequestError(
@@ -155,9 +167,24 @@ def output_repo(asked: RunSpec, run_name: str, user: str | None, why: dict[str, 
     return name if "/" in name or owner is None else f"{owner}/{name}"
 
 
+def copies(asked: RunSpec) -> Copies:
+    """What is made of the model once it is trained."""
+    pushed = asked.push and not (asked.local and asked.output_repo is None and asked.merged_repo is None)
+    return Copies(asked.merge, asked.gguf, pushed=pushed, volume=not asked.local)
+
+
+def merged_repo(asked: RunSpec, user: str | None, why: dict[str, str]) -> str | None:
+    """Where the merged copy is pushed; None where it goes into the output repo, or nowhere."""
+    if asked.merged_repo is None:
+        return None
+    why["merged_repo"] = "asked for"
+    owner = asked.namespace or user
+    return asked.merged_repo if "/" in asked.merged_repo or owner is None else f"{owner}/{asked.merged_repo}"
+
+
 def secrets(asked: RunSpec, why: dict[str, str]) -> tuple[str, ...]:
     """Names of the secrets that the Job gets."""
-    if asked.local and not asked.output_repo:
+    if asked.local and not asked.output_repo and not asked.merged_repo:
         return asked.secrets
     why["secrets"] = "HF_TOKEN reads the model and the data and pushes the result"
     return tuple(dict.fromkeys(("HF_TOKEN", *asked.secrets)))

@@ -57,6 +57,7 @@ def workload(
         eval_rows=choices.eval_rows(asked, why) or (choices.DEFAULT_EVAL_ROWS if asked.eval_split else 0),
         eval_steps=asked.eval_steps,
         dataset_gb=0 if streaming else _dataset_gb(asked, kind),
+        copies=choices.copies(asked),
     )
     made.check()
     return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher import memory, spec
+from launcher import copies, memory, spec
 from launcher.planning import offers
 from launcher.planning.offers import Fit
 from launcher.planning.placement import Placed
@@ -19,6 +19,7 @@ def reasons(asked: RunSpec, placed: Placed, why: dict[str, str]) -> None:
     why["packing"] = fit.step.reason
     why["batch_size"] = _batch_size(asked, fit)
     why["host"] = _host(placed)
+    why |= _copies(asked, placed)
     if asked.local:
         why["duration"] = "not estimated: this machine costs nothing"
     else:
@@ -82,6 +83,14 @@ def _host(placed: Placed) -> str:
         f"about {needed.ram_gb:.0f} GB of RAM, and {needed.disk_gb:.0f} GB of disk for the training stack, the weights "
         f"and the result; {data}"
     )
+
+
+def _copies(asked: RunSpec, placed: Placed) -> dict[str, str]:
+    """What the merged copy and the GGUF files take, and where they stay if nothing is pushed."""
+    made, model = placed.workload.copies, placed.workload.model
+    said = copies.words(model, made, placed.fit.setup.load_in)
+    kept = "" if made.pushed or asked.local else "; nothing is pushed: it stays in the Job's bucket, under output/"
+    return {name: text + kept for name, text in said.items()}
 
 
 def _dear(placed: Placed) -> str | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from launcher.catalog import Stack
-from launcher.spec import RunSpec
 
 NAME = "launch-job"
 """What the name of an image with the training stack ends in: Dockerfile's target `job`."""
@@ -22,7 +22,19 @@ class Choice:
     warm: bool = False
 
 
-def choose(asked: RunSpec, default: str | None, stack: Stack, why: dict[str, str]) -> Choice:
+class Asked(Protocol):
+    """What of a spec decides the image."""
+
+    @property
+    def image(self) -> str | None:
+        """The image that was asked for."""
+
+    @property
+    def local(self) -> bool:
+        """Whether it runs on this machine."""
+
+
+def choose(asked: Asked, default: str | None, stack: Stack, why: dict[str, str]) -> Choice:
     """The image that was asked for, else the user's default; a run on this machine has none but the one asked for."""
     name = asked.image or (None if asked.local else default)
     source = "asked for" if asked.image else "from your config.toml"

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from launcher import duration, memory
+from launcher import copies, duration, memory
 from launcher.catalog import Flavor, Gpu
+from launcher.duration import Work
 from launcher.memory import Footprint, Setup
 from launcher.plan import Duration, Host, Offer
 from launcher.planning import host
@@ -108,6 +109,16 @@ def single(fits: Iterable[Fit]) -> list[Fit]:
     return [fit for fit in fits if fit.fits and fit.flavor.num_gpus == 1]
 
 
+def retimed(fit: Fit, workload: Workload, work: Work) -> Fit:
+    """The same machine with another amount of training."""
+    trained = duration.expected(workload.model, fit.gpu, fit.setup, work, warm_image=workload.warm_image)
+    return replace(fit, duration=_with_copies(workload, fit.setup, fit.flavor, trained))
+
+
+def _with_copies(workload: Workload, setup: Setup, flavor: Flavor, trained: Duration) -> Duration:
+    return copies.added(trained, copies.seconds(workload.model, setup.load_in, workload.copies, flavor.vcpu))
+
+
 class _Card:
     """A run on one kind of GPU: what does not depend on the rest of the machine is worked out once."""
 
@@ -132,7 +143,8 @@ class _Card:
         short = None if footprint.peak <= self.room else self._short(footprint)
         if short is None:
             short = host.lacking(needed, flavor)
-        return Fit(flavor, self.gpu, setup, self.step, footprint, needed, self._duration(batch), short)
+        whole = _with_copies(self.workload, setup, flavor, self._duration(batch))
+        return Fit(flavor, self.gpu, setup, self.step, footprint, needed, whole, short)
 
     def _roomy(self, batch: int, flavor: Flavor) -> bool:
         _, footprint, needed = self._at(batch)
@@ -144,7 +156,9 @@ class _Card:
             footprint = memory.footprint(self.workload.model, setup, None if self.cpu else self.gpu)
             needed = host.needs(self.workload, setup, gpu=not self.cpu, installed=self.local)
             if self.cpu:
-                ram = footprint.peak / _FLOAT32_SHARE * memory.GIB / 1e9
+                # Without a GPU the merged model is made beside the trained one.
+                merged = copies.full_bytes(self.workload.model) if self.workload.copies.whole else 0
+                ram = (footprint.peak / _FLOAT32_SHARE * memory.GIB + merged) / 1e9
                 needed = needed.model_copy(update={"ram_gb": round(ram, 1)})
             self._known[batch] = setup, footprint, needed
         return self._known[batch]

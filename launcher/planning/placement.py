@@ -38,7 +38,8 @@ def place(
     flavors = list(flavors)
     fits = narrow = _survey(asked, workload, flavors, given)
     wide: list[Fit] = []
-    if asked.load_in == "auto" and workload.setup.load_in == "4bit" and not workload.model.quantized:
+    open_ = asked.load_in == "auto" and asked.merge != "4bit"
+    if open_ and workload.setup.load_in == "4bit" and not workload.model.quantized:
         widened = replace(workload, setup=replace(workload.setup, load_in="16bit"))
         wide = _survey(asked, widened, flavors, given)
         fits = _best_precisions(asked, narrow, wide)
@@ -92,6 +93,8 @@ def _load_in(asked: RunSpec, taken: Fit, narrow: list[Fit], wide: list[Fit]) -> 
     """Why the weights have the precision they have."""
     if asked.load_in != "auto":
         return "asked for"
+    if asked.merge == "4bit":
+        return "what --merge 4bit saves, merged"
     if not wide:
         return "on a CPU; 4-bit weights need a GPU"
     if taken.setup.load_in == "16bit":

@@ -21,6 +21,9 @@ _SIDES = (2048, 1792, 1536, 1280, 1024, 896, 768, 640, 512, 448, 384, 336)
 # How much a change takes away, in halvings of a length, a rank or an image's side; the rest are weighed against
 # these: a smaller batch and a stream change nothing in the result, the last one gives up a part of the training.
 _BATCH, _STREAM, _NO_EVALUATION, _FOUR_BIT, _MACHINE, _NO_VISION = 0.1, 0.3, 0.5, 0.6, 0.8, 3.0
+# Exports change nothing in the training, and can be made later; fewer left out come first.
+_NO_COPIES = {1: 0.2, 2: 0.25}
+_LATER = " (`launch export` makes it later, on a machine of its own)"
 
 _Change = tuple[dict[str, Any], float, Workload]
 
@@ -43,11 +46,17 @@ class Remedy:
 
 
 def flags(options: dict[str, Any]) -> str:
-    """Options as the command line takes them: `--load-in 4bit`, `--no-finetune-vision-layers`."""
-    words = []
+    """Options as the command line takes them: `--load-in 4bit`, `--no-finetune-vision-layers`.
+
+    What is None or empty is an option that is to be left away.
+    """
+    words, without = [], [f"--{name}" for name, value in options.items() if value in (None, ())]
     for name, value in options.items():
+        if value in (None, ()):
+            continue
         kebab = name.replace("_", "-")
         words.append(f"--{kebab}" if value is True else f"--no-{kebab}" if value is False else f"--{kebab} {value}")
+    words += [f"without {' and '.join(without)}{_LATER}"] if without else []
     return " ".join(words)
 
 
@@ -121,6 +130,17 @@ def _evaluation(asked: RunSpec, workload: Workload) -> Iterator[_Change]:
         yield {"eval_rows": 0}, _NO_EVALUATION, replace(workload, eval_rows=0)
 
 
+def _copies(asked: RunSpec, workload: Workload) -> Iterator[_Change]:
+    made = workload.copies
+    if made.merge and made.gguf:
+        yield {"gguf": ()}, _NO_COPIES[1], replace(workload, copies=replace(made, gguf=()))
+        both: dict[str, Any] = {"merge": None, "gguf": ()}
+        yield both, _NO_COPIES[2], replace(workload, copies=replace(made, merge=None, gguf=()))
+    elif made.any:
+        options: dict[str, Any] = {"merge": None} if made.merge else {"gguf": ()}
+        yield options, _NO_COPIES[2], replace(workload, copies=replace(made, merge=None, gguf=()))
+
+
 def _load_in(asked: RunSpec, workload: Workload) -> Iterator[_Change]:
     if asked.load_in == "16bit":
         yield {"load_in": "4bit"}, _FOUR_BIT, _with(workload, load_in="4bit")
@@ -161,4 +181,4 @@ def _with(workload: Workload, **changes: Any) -> Workload:
 
 
 # Each goes from the smallest change of its kind to the largest.
-_LADDERS = (_batches, _streaming, _evaluation, _load_in, _ranks, _lengths, _sides, _vision)
+_LADDERS = (_batches, _copies, _streaming, _evaluation, _load_in, _ranks, _lengths, _sides, _vision)

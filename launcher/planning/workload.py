@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from launcher.catalog import Gpu, Model
+from launcher.copies import Copies
 from launcher.duration import Work
 from launcher.errors import RequestError
 from launcher.memory import FAST_TYPES, Setup
@@ -49,7 +50,8 @@ class Workload:
     `setup` holds a batch of one until a machine is known. `rows_per_step` counts rows of the dataset, of `row_tokens`
     each on average, cut at the length limit. `steps` is how many optimizer steps, or `rows` how many rows in all.
     `batch_size`, `accumulation` and `packing` are None where they may be chosen. `dataset_gb` is what the data takes on
-    the disk (10^9 bytes), None where that is not known. `warm_image` where the training stack is in the image.
+    the disk (10^9 bytes), None where that is not known. `warm_image` where the training stack is in the image. `copies`
+    are made of the model once it is trained.
     """
 
     model: Model
@@ -66,6 +68,7 @@ class Workload:
     eval_steps: int | None = None
     dataset_gb: float | None = None
     warm_image: bool = False
+    copies: Copies = field(default_factory=Copies)
 
     def at_batch(self, batch_size: int) -> Setup:
         """The setup with that many rows per forward pass, and the evaluation that the script then does."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
+from tests.emulator import cards
 from tests.emulator.accounts import demand, object_id, signed_in
 from tests.emulator.http import HubError, Moved, Request, Response, reply
 from tests.emulator.state import Commit, Repo, State, StoredFile
@@ -196,16 +197,10 @@ def discussions(state: State, request: Request) -> Response:
 
 
 def validate_yaml(state: State, request: Request) -> Response:
-    """Checks the metadata block of a model card as far as that goes without a YAML parser."""
-    text = request.form().get("content", "")
-    if not text.startswith("---\n"):
-        return reply({"errors": [], "warnings": [{"message": "empty or missing yaml metadata in repo card"}]})
-    block, closed, _ = text[4:].partition("\n---")
-    broken = next((line for line in block.splitlines() if "\t" in line[: len(line) - len(line.lstrip())]), None)
-    problem = "the block is not closed" if not closed else f"a tab indents {broken!r}" if broken else None
-    if problem:
-        return reply({"errors": [{"message": f"YAML metadata: {problem}"}], "warnings": []}, 400)
-    return reply({"errors": [], "warnings": []})
+    """Checks the metadata at the head of a model card."""
+    errors, warnings = cards.problems(request.form().get("content", ""))
+    said = {"errors": [{"message": text} for text in errors], "warnings": [{"message": text} for text in warnings]}
+    return reply(said, 400 if errors else 200)
 
 
 def _entries(state: State, commit: Commit, files: Any) -> dict[str, dict[str, Any]]:

@@ -117,6 +117,9 @@ FAILED = "Job failed with exit code: 1"
         case("push", 'RESULT {"push_error": "the push to me/m failed (502)."}', "error: the push to me/m failed (502).",
              result={"push_error": "the push to me/m failed (502)."}, message=FAILED),
         case("push", "error: the push to me/m failed (502 Server Error).", message=FAILED),
+        case("export", 'RESULT {"push_error": null}', "error: the adapter is whole, https://hub/me/m; 1 of 1 exports "
+             "failed (gguf q8_0: [Errno 28] No space left on device). Try again with: launch export me/m --gguf q8_0",
+             message=FAILED),
         case("service", message="Job could not be started: no node"),
         case("service", message="Node was evicted"),
         case("service", message="its supervisor died: it was killed, or the machine restarted"),
@@ -146,14 +149,14 @@ def test_the_exit_status_is_read_from_the_services_sentence(message: str, code: 
 
 
 def test_the_table_is_whole() -> None:
-    known = {"id", "longer", "larger", "more_ram", "more_disk", "page", "rescue", "model", "dataset", "smaller_batch",
-             "shorter", "longer_rows"}  # fmt: skip
+    known = {"id", "again", "export", "longer", "larger", "more_ram", "more_disk", "page", "rescue", "model", "dataset",
+             "smaller_batch", "shorter", "longer_rows"}  # fmt: skip
     assert list(causes.table())[-1] == "unknown"
     for cause in causes.table().values():
         assert set(re.findall(r"\{(\w+)\}", " ".join(cause.next))) <= known
         assert cause.says and not cause.says.endswith(".")
         # From another machine, where nothing but the id is known, something can still be said.
-        assert cause.commands({"id": "abc"}) or cause.name in ("missing-repo", "labels")
+        assert cause.commands({"id": "abc", "again": "launch resume abc"}) or cause.name in ("missing-repo", "labels")
 
 
 def test_a_hostile_log_takes_no_time() -> None:
@@ -196,6 +199,9 @@ def test_the_next_command_is_exact() -> None:
     shown = "this fetches and pushes it: hf buckets sync hf://buckets/me/b/output m && hf upload --private me/m m ."
     pushed = progress(f"error: the push to me/m failed (502). The model is kept in the Job's bucket; {shown}")
     assert next_of(pushed)[0] == shown.removeprefix("this fetches and pushes it: ")
+    again = "launch export me/m --merge 16bit"
+    unmade = progress(f"error: the adapter is whole; 1 of 1 exports failed (merged 16bit: x). Try again with: {again}")
+    assert next_of(unmade) == (again, "launch resume abc")
     strange = next_of(progress("== train", CUDA_OOM), model="a b; rm -rf", dataset="$(x)")
     assert strange[1].startswith("launch --model 'a b; rm -rf' --dataset '$(x)' ")
 

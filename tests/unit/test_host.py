@@ -6,6 +6,7 @@ import pytest
 
 from launcher import catalog
 from launcher.catalog import Flavor
+from launcher.copies import Copies
 from launcher.memory import Setup
 from launcher.plan import Host
 from launcher.planning import host
@@ -15,15 +16,25 @@ TABLES = catalog.shipped()
 
 
 def workload(
-    model: str, load_in: str = "4bit", *, length: int = 2048, batch: int = 1, engine: str = "unsloth"
+    model: str,
+    load_in: str = "4bit",
+    *,
+    length: int = 2048,
+    batch: int = 1,
+    engine: str = "unsloth",
+    wanted: Copies | None = None,
 ) -> Workload:
     setup = Setup("4bit" if load_in == "4bit" else "16bit", "trl" if engine == "trl" else "unsloth", length, batch, 16)
-    return Workload(model=TABLES.models[model], setup=setup, rows_per_step=16, row_tokens=530, steps=100, dataset_gb=0)
+    return Workload(
+        model=TABLES.models[model], setup=setup, rows_per_step=16, row_tokens=530, steps=100, dataset_gb=0,
+        copies=wanted or Copies(),
+    )  # fmt: skip
 
 
 def needs(model: str, load_in: str = "4bit", *, merge: bool = False, gguf: bool = False, **changes: int | str) -> Host:
-    made = workload(model, load_in, **changes)  # type: ignore[arg-type]
-    return host.needs(made, made.setup, merge=merge, gguf=gguf)
+    wanted = Copies("16bit" if merge else None, ("q4_k_m",) if gguf else ())
+    made = workload(model, load_in, wanted=wanted, **changes)  # type: ignore[arg-type]
+    return host.needs(made, made.setup)
 
 
 @pytest.mark.parametrize("model", ["qwen3-4b", "qwen3-8b", "llama-3.1-8b", "qwen2.5-7b"])
@@ -39,11 +50,17 @@ def test_a_16bit_merge_of_8b_does_not_fit_everywhere() -> None:
 
 
 def test_a_merge_of_a_4bit_run_downloads_the_16bit_weights_too() -> None:
-    weights = TABLES.models["qwen3-8b"].params * 2 / 1e9
-    narrow = needs("qwen3-8b", merge=True).disk_gb - needs("qwen3-8b").disk_gb
-    wide = needs("qwen3-8b", "16bit", merge=True).disk_gb - needs("qwen3-8b", "16bit").disk_gb
+    weights = TABLES.models["qwen3-32b"].params * 2 / 1e9
+    narrow = needs("qwen3-32b", merge=True).disk_gb - needs("qwen3-32b").disk_gb
+    wide = needs("qwen3-32b", "16bit", merge=True).disk_gb - needs("qwen3-32b", "16bit").disk_gb
     assert narrow == pytest.approx(2 * weights, abs=0.2)
     assert wide == pytest.approx(weights, abs=0.2)
+
+
+def test_a_model_that_is_quantised_while_it_loads_has_its_16bit_weights_already() -> None:
+    weights = TABLES.models["qwen3-8b"].params * 2 / 1e9
+    assert TABLES.models["qwen3-8b"].loads("4bit") == TABLES.models["qwen3-8b"].repo
+    assert needs("qwen3-8b", merge=True).disk_gb - needs("qwen3-8b").disk_gb == pytest.approx(weights, abs=0.2)
 
 
 def test_the_offloaded_activations_of_a_long_batch_are_ram() -> None:

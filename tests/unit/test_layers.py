@@ -15,12 +15,13 @@ ROWS = (
     ("masks", "errors", "folders", "consoles"),
     ("values", "architecture", "vision", "configs", "tensors"),
     ("spec", "settings", "catalog", "hardware", "machine"),
-    ("plan",),
-    ("memory", "activations", "measurements", "duration", "speed", "columnar", "dataset"),
+    ("plan", "adapter"),
+    ("memory", "activations", "measurements", "duration", "speed", "copies", "columnar", "dataset"),
     ("planning",),
-    ("render", "runs", "backends", "follow", "progress", "causes"),
-    ("planner", "request", "resume", "demo", "show", "calibrate", "outcome"),
-    ("live", "plan_view", "why"),
+    ("render", "runs", "record", "backends", "follow", "progress", "causes"),
+    ("planner", "export", "export_spec", "request", "resume", "demo", "show", "calibrate", "outcome"),
+    ("rendered", "sources", "rerun", "diff"),
+    ("live", "plan_view", "diff_view", "model_view", "why", "trained", "dashboard", "dashboard_process"),
     ("options", "session", "cli"),
 )
 

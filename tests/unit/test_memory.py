@@ -128,7 +128,8 @@ def test_soft_capped_attention_grows_with_the_square_of_the_length() -> None:
 def test_what_was_not_measured_is_said() -> None:
     known = TABLES.models
     assert memory.doubts(known["qwen3-8b"], QLORA) == ()
-    assert "lfm2" in memory.doubts(known["lfm2-1.2b"], QLORA)[0]
+    assert memory.doubts(known["lfm2-1.2b"], QLORA) == ()
+    assert "qwen3_moe" in memory.doubts(known["qwen3-30b-a3b"], QLORA)[0]
     assert "plain TRL" in memory.doubts(known["qwen3-8b"], replace(QLORA, engine="trl"))[0]
     dynamic = TABLES.model("unsloth/Qwen3-8B-unsloth-bnb-4bit")
     assert "unsloth/Qwen3-8B-unsloth-bnb-4bit is assumed" in memory.doubts(dynamic, QLORA)[-1]

@@ -37,7 +37,7 @@ def test_every_model_of_the_catalog_has_its_plan_on_one_screen(alias: str) -> No
     shown = screen(plan)
     lines = shown.splitlines()
     assert max(len(line.rstrip()) for line in lines) <= WIDTH
-    assert len(lines) <= 42
+    assert len(lines) <= 43
     words = shown.split()
     for text in (plan.repo, plan.flavor, plan.output_repo or "", plan.reasons["flavor"], *plan.warnings):
         assert set(text.split()) <= {word.rstrip(",") for word in words} | set(words), text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -227,12 +228,16 @@ def test_a_repos_code_is_asked_for_by_name_and_commit() -> None:
     assert spec.build({"model": "a/b", "trust_remote_code": True, "revision": COMMIT}).trust_remote_code
 
 
-@pytest.mark.parametrize("name", ["sft_text.py", "sft_vlm.py"])
+@pytest.mark.parametrize("name", ["sft_text.py", "sft_vlm.py", "export.py", "export_vlm.py"])
 def test_one_switch_turns_a_repos_code_on(name: str) -> None:
     text = (JOB_SCRIPTS / name).read_text(encoding="utf-8")
-    passed = [line.strip() for line in text.splitlines() if "trust_remote_code=" in line]
-    assert passed == ["trust_remote_code=args.trust_remote_code,"]
-    assert '    "trust_remote_code": False,' in text.splitlines()
+    tree = list(ast.walk(ast.parse(text)))
+    passed = [node.value for node in tree if isinstance(node, ast.keyword) and node.arg == "trust_remote_code"]
+    assert {ast.unparse(value) for value in passed} == {"args.trust_remote_code"}
+    pairs = [pair for node in tree if isinstance(node, ast.Dict) for pair in zip(node.keys, node.values, strict=True)]
+    named = [value for key, value in pairs if isinstance(key, ast.Constant) and key.value == "trust_remote_code"]
+    # What was chosen, and what the process that loads a copy is told.
+    assert {ast.unparse(value) for value in named} == {"False", "bool(trusted)"}
     for word in ("eval(", "exec(", "pickle", "os.system", "shell=True", "__import__"):
         assert word not in text
 

@@ -65,9 +65,17 @@ def test_the_fields_are_found() -> None:
     assert {"model", "revision", "dataset", "dataset_split", "run_name", "image", "chat_template"} <= set(SPEC_TEXTS)
 
 
+# What of a script is a plan's: each a literal at its top.
+VALUES = ("CHOSEN", "GENERATION", "GENERATION_SOURCE", "LICENCE", "PREDICTED_PEAK_GIB")
+
+
 def skeleton(text: str) -> str:
-    """The syntax tree with every constant taken out."""
+    """The syntax tree with every constant and every chosen value taken out; these must be literals."""
     tree = ast.parse(text)
+    for line in tree.body:
+        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name) and line.targets[0].id in VALUES:
+            ast.literal_eval(line.value)
+            line.value = ast.Constant(None)
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant):
             node.value = None
@@ -76,24 +84,31 @@ def skeleton(text: str) -> str:
 
 def fixed(text: str) -> str:
     """The script without its chosen values and without what the header says of this run: byte for byte the same."""
+    assert text.count("\nCHOSEN = {\n") == 1
     before, begun, rest = text.partition("CHOSEN = {\n")
-    assert begun
     after = rest.partition("\n}\n")[2]
-    after = re.sub(r"^PREDICTED_PEAK_GIB = [0-9.]+$", "", after, count=1, flags=re.MULTILINE)
+    after = re.sub(r"^GENERATION = \{\n(?:    .*\n)*\}$", "", after, count=1, flags=re.MULTILINE)
+    for name in VALUES[2:]:
+        after = re.sub(rf"^{name} = .+$", "", after, count=1, flags=re.MULTILINE)
     head = [line for line in before.split("\n") if not line.startswith(("# flavor = ", "# timeout = ", "# secrets = "))]
-    return "\n".join(head) + after
+    return "\n".join(head) + begun + after
+
+
+def sample(modality: str, task: str) -> Plan:
+    plan = canonical("sft_vlm.py" if modality == "vision" else "sft_text.py")
+    changes = {"task": "export", "adapter": "me/adapter", "gguf": ("q4_k_m",)} if task == "export" else {}
+    return plan.model_copy(update=changes)
 
 
 @cache
-def baseline(modality: str) -> tuple[str, str, dict[str, Any]]:
-    plan = canonical("sft_vlm.py" if modality == "vision" else "sft_text.py")
-    text = render.render(plan, TABLES.stack)
+def baseline(modality: str, task: str) -> tuple[str, str, dict[str, Any]]:
+    text = render.render(sample(modality, task), TABLES.stack)
     return skeleton(text), fixed(text), header(text)
 
 
 def check_script(text: str, plan: Plan) -> None:
     """It is the reviewed code with other values, in a header with the same keys."""
-    tree, code, head = baseline(plan.modality)
+    tree, code, head = baseline(plan.modality, plan.task)
     assert skeleton(text) == tree
     assert fixed(text) == code
     found = header(text)
@@ -115,17 +130,18 @@ def run_top_level(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> d
 
 @quick
 @given(
-    name=st.sampled_from(["sft_text.py", "sft_vlm.py"]),
+    modality=st.sampled_from(["text", "vision"]),
+    task=st.sampled_from(["sft", "export"]),
     values=st.fixed_dictionaries(dict.fromkeys(set(PLAN_TEXTS) - {"lr_scheduler_type", "optim", "flavor"}, anything)),
     flavor=texts,
     lists=st.fixed_dictionaries(dict.fromkeys(("secrets", "lora_targets", "warnings"), st.lists(texts, max_size=3))),
     tables=st.fixed_dictionaries(dict.fromkeys(("labels", "env", "reasons"), st.dictionaries(texts, texts))),
 )  # fmt: skip
 def test_no_value_of_a_plan_becomes_code(
-    tmp_path_factory: pytest.TempPathFactory, name: str, values: dict[str, str], flavor: str,
+    tmp_path_factory: pytest.TempPathFactory, modality: str, task: str, values: dict[str, str], flavor: str,
     lists: dict[str, list[str]], tables: dict[str, dict[str, str]],
 ) -> None:  # fmt: skip
-    plan = canonical(name).model_copy(
+    plan = sample(modality, task).model_copy(
         update={**values, "flavor": flavor, **tables} | {key: tuple(items) for key, items in lists.items()}
     )
     text = render.render(plan, TABLES.stack)
@@ -134,7 +150,7 @@ def test_no_value_of_a_plan_becomes_code(
     with pytest.MonkeyPatch.context() as patch:
         chosen = run_top_level(text, folder, patch)["CHOSEN"]
     assert chosen["model"] == values["repo"]
-    assert chosen["dataset"] == values["dataset"]
+    assert chosen["adapter" if task == "export" else "dataset"] == values["adapter" if task == "export" else "dataset"]
     assert not list(folder.iterdir())
 
 

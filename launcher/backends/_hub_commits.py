@@ -1,0 +1,25 @@
+"""The commit that a branch or a tag of a repo is at now, so that a run reads tomorrow what was planned today."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from launcher.backends._hub_client import TIMEOUT_S
+from launcher.backends._hub_retry import Pace, persist
+from launcher.values import COMMIT
+
+if TYPE_CHECKING:
+    from huggingface_hub import DatasetInfo, HfApi, ModelInfo
+
+
+def look_up(api: HfApi, kind: str, name: str, revision: str | None, pace: Pace) -> ModelInfo | DatasetInfo:
+    """What the Hub says of a model or a dataset at a revision (none: its main branch); raises where there is none."""
+    ask = api.model_info if kind == "model" else api.dataset_info
+    action, what = f"looking up the {kind} {name}", f"the {kind} '{name}'"
+    return persist(action, lambda: ask(name, revision=revision, timeout=TIMEOUT_S), pace, what=what)
+
+
+def resolve(api: HfApi, kind: str, name: str, revision: str | None, pace: Pace) -> str | None:
+    """The 40 digits of the commit; none where the Hub's answer holds no such thing."""
+    sha = look_up(api, kind, name, revision, pace).sha
+    return sha if sha and COMMIT.fullmatch(sha) else None
