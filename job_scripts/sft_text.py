@@ -1906,21 +1906,26 @@ CARD_TEMPLATE = """\
 
 {{ again }}
 """
+# Matplotlib's import and, on a new machine, its list of fonts.
+PICTURE_S = 30
 TASK = "text-generation"
 
 
-def write_card(folder, args, result, history, exports):
+def write_card(folder, args, result, history, exports, left_s=math.inf):
     """Write the model card, README.md, with its picture of the losses; `exports` are the copies that were made.
 
-    A card that was there is replaced: it told of other weights. Nothing is raised.
+    A card that was there is replaced: it told of other weights. With few seconds left there is no picture. Nothing is
+    raised.
     """
-    picture = True
+    picture = left_s > PICTURE_S
     try:
-        draw_losses(folder / PICTURE, result, history)
+        if picture:
+            draw_losses(folder / PICTURE, result, history)
     except Exception as error:
         picture = False
-        (folder / PICTURE).unlink(missing_ok=True)
         note(f"{PICTURE} could not be drawn, the run goes on without it ({reason(error)})")
+    if not picture:
+        (folder / PICTURE).unlink(missing_ok=True)
     try:
         (folder / CARD).write_text(make_card(folder, args, result, exports, picture), encoding="utf-8")
     except Exception as error:
@@ -2725,7 +2730,8 @@ def main(args):
     url, push_error, exports = None, None, []
     if steps:
         write_record(output_dir, args, result, model)
-        write_card(output_dir, args, result, trainer.state.log_history, exports)
+        left_s = trainer.left_s() - 1.5 * trainer.push_s
+        write_card(output_dir, args, result, trainer.state.log_history, exports, left_s)
     if output_repo and steps and trainer.can_push():
         phase("push")
         try:

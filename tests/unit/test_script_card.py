@@ -44,6 +44,14 @@ def test_what_is_unknown_is_left_out(script: ModuleType, tmp_path: Path) -> None
     assert "| GPU memory | 7.12 GiB at most |" in text
 
 
+def test_with_few_seconds_left_there_is_a_card_without_a_picture(script: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text("", encoding="utf-8")
+    (tmp_path / "loss.png").write_bytes(b"of an earlier run")
+    script.write_card(tmp_path, script.parse_args([]), RESULT, [], [], left_s=10)
+    assert not (tmp_path / "loss.png").exists()
+    assert "loss.png" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
 def test_every_snippet_is_python(script: ModuleType, tmp_path: Path) -> None:
     text = card(script, tmp_path, "--model", "me/bäse", exports=(MERGED, GGUF))
     found = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
