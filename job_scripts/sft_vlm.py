@@ -557,7 +557,8 @@ class Guard:
 
     def reserve_s(self):
         """Seconds that are needed after the step that is being made: a checkpoint, the model's saving and its push."""
-        floor = min(60, self.asked.timeout_s / 10)
+        # Python takes seconds to end.
+        floor = min(60, max(self.asked.timeout_s / 10, 5))
         return 1.5 * (2 * self.checkpoint_s + self.push_s) + floor + self.longest_step_s
 
     def must_stop(self):
