@@ -2613,6 +2613,8 @@ def main(args):
     # Bars have no place in a log; Unsloth's generated code has none in the working directory.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Where CI is set, torch takes the memory planning that Unsloth turns on for an error.
+    os.environ.pop("CI", None)
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", tempfile.mkdtemp(prefix="unsloth-"))
     # One process trains on one GPU.
