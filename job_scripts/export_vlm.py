@@ -80,7 +80,6 @@ GENERATION = {
     "presence_penalty": 1.5,
 }
 GENERATION_SOURCE = "https://huggingface.co/Qwen/Qwen3-VL-8B-Instruct#generation-hyperparameters"
-GGUF_TYPES = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
 # What the files of an adapter are called, its weights first.
 ADAPTER_FILES = ["adapter_model*", "*.json", "*.jinja", "*.model", "*.txt", "README.md"]
 
@@ -112,7 +111,7 @@ def parse_args(argv):
     add("--private", action=argparse.BooleanOptionalAction, help="create a repo as private")
     add("--merge", choices=["16bit", "4bit"], help="merge the adapter into a copy of the model, in merged/")
     add("--merged-repo", help="where the merged model is pushed, instead of merged/ in the output repo")
-    add("--gguf", action="append", choices=GGUF_TYPES, help="export as a GGUF file of that type; may be repeated")
+    add("--gguf", action="append", choices=GGUF_BITS, help="export as a GGUF file of that type; may be repeated")
     add("--run-name", help="what GGUF files are called")
     add("--timeout-s", type=int, help="seconds after which the Job is killed (0: never)")
     add("--device", choices=["auto", "cpu"], default="auto", help="cpu: without a GPU")

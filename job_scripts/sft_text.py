@@ -117,7 +117,6 @@ LICENCE = "apache-2.0"
 PREDICTED_PEAK_GIB = 7.77
 # The prediction holds while these are as planned.
 DECIDES_MEMORY = ("model", "load_in", "max_length", "batch_size", "lora_r", "optim")
-GGUF_TYPES = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
 FILE_LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -182,7 +181,7 @@ def parse_args(argv):
     add("--private", action=argparse.BooleanOptionalAction, help="create the output repo as private")
     add("--merge", choices=["16bit", "4bit"], help="merge the adapter into a copy of the model, in merged/")
     add("--merged-repo", help="where the merged model is pushed, instead of merged/ in the output repo")
-    add("--gguf", action="append", choices=GGUF_TYPES, help="export as a GGUF file of that type; may be repeated")
+    add("--gguf", action="append", choices=GGUF_BITS, help="export as a GGUF file of that type; may be repeated")
     add("--run-name", help="name of the run")
     add("--sample-rows", type=int, help="evaluation rows to answer before and after training")
     add("--trackio-project", help="Trackio project (empty: no tracking)")
