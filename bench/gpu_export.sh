@@ -1,44 +1,59 @@
 #!/usr/bin/env bash
-# Merged and loaded again, on a GPU: a text and a vision model trained in 4 bits through the rendered scripts.
-#   bash bench/gpu_export.sh OUT         needs bench/gpu_setup.sh's archive unpacked in /tmp/site; about 4 minutes
+# Merged, converted, and loaded again, on a GPU: a text and a vision model trained in 4 bits through the rendered scripts.
+#   bash bench/gpu_export.sh OUT [text] [vision]   needs bench/gpu_setup.sh's archive unpacked in /tmp/site; about 5 minutes
+# With UNSLOTH_LLAMA_CPP_PATH set (bench/llama_cpp.sh) GGUF files are made too, and llama.cpp answers from them.
 # Prints for each kind: the lines that decide, and how far the merged model's logits are from those of the adapter on the
-# 16-bit model, in a process with plain transformers and PEFT.
+# 16-bit model, in a process with plain transformers and PEFT; the same exports made later, by the export script.
 set -uo pipefail
-out=$(realpath -m "${1:?usage: gpu_export.sh OUT}")
+out=$(realpath -m "${1:?usage: gpu_export.sh OUT [text] [vision]}")
+kinds=("${@:2}")
 export PYTHONPATH=/tmp/site PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 root=/tmp/exports
-lines='^(== (merge|export)|step |merged|gguf|RESULT|error)|Error'
+lines='^(== (merge|export)|step |merged|gguf|[^ ]+\.gguf: |RESULT|error)|Error'
 mkdir -p "$out" "$root"
+[ ${#kinds[@]} -gt 0 ] || kinds=(text vision)
+gguf=()
+[ -z "${UNSLOTH_LLAMA_CPP_PATH:-}" ] || gguf=(--gguf f16 --gguf q4_k_m)
 
-both() { # KIND MODEL SCRIPT COMPARE_FLAGS...
-  local kind=$1 model=$2 script=$3 where=$root/$1
-  shift 3
+run() { # LOG SCRIPT FLAGS...
+  python3 "${@:2}" > "$out/$1.log" 2>&1
+  echo "status $?" >> "$out/$1.log"
+}
+
+all() { # KIND MODEL TRAIN_SCRIPT EXPORT_SCRIPT COMPARE_FLAGS...
+  local kind=$1 model=$2 train=job_scripts/$3 export=job_scripts/$4 where=$root/$1
+  shift 4
   [ -d "$where/model" ] || python3 bench/family_models.py "$model" "$where/model" > "$out/$kind-model.log" 2>&1
   [ -d "$where/rows" ] || PYTHONPATH=$PWD/bench:/tmp/site python3 -c \
     "import family_models, pathlib; family_models.write_${kind}_rows(pathlib.Path('$where/rows'))" \
     >> "$out/$kind-model.log" 2>&1
   local common=(--model "$where/model" --dataset "$where/rows" --eval-rows 4 --sample-rows 0 --logging-steps 1
-    --learning-rate 1e-3 --trackio-project "" --checkpoint-minutes 0 --max-steps 6 --load-in 4bit --max-length 1024
-    --batch-size 4 --gradient-accumulation 1 --resume never)
-  python3 "$script" "${common[@]}" --merge 16bit --output-dir "$where/out" > "$out/$kind.log" 2>&1
-  echo "status $?" >> "$out/$kind.log"
+    --learning-rate 1e-3 --trackio-project "" --checkpoint-minutes 0 --max-steps "${STEPS:-24}" --load-in 4bit
+    --max-length 1024 --batch-size 4 --gradient-accumulation 1 --resume never --run-name "$kind")
+  # 4 bits again, of what is loaded so: for it, two steps of its own.
+  run "$kind-4bit" "$train" "${common[@]}" --merge 4bit --max-steps 2 --output-dir "$where/out4" &
+  run "$kind" "$train" "${common[@]}" --merge 16bit "${gguf[@]}" --output-dir "$where/out"
+  run "$kind-later" "$export" --adapter "$where/out" --load-in 4bit --merge 16bit "${gguf[@]}" --run-name "$kind" \
+    --output-dir "$where/later" &
   python3 bench/compare_merged.py "$where/model" "$where/out" "$where/out/merged" "$where/rows" "$@" \
     > "$out/$kind-compare.json" 2> "$out/$kind-compare.log"
-  # 4 bits again, of what is loaded so.
-  python3 "$script" "${common[@]}" --merge 4bit --max-steps 2 --output-dir "$where/out4" > "$out/$kind-4bit.log" 2>&1
-  echo "status $?" >> "$out/$kind-4bit.log"
+  wait
   {
-    echo "---- $kind, trained in 4 bits, merged in 16"
-    grep -E "$lines|^status" "$out/$kind.log" | cut -c1-600
+    for part in "$kind" "$kind-later" "$kind-4bit"; do
+      echo "---- $part"
+      grep -E "$lines|^status" "$out/$part.log" | cut -c1-700
+    done
     echo "---- $kind: the merged model and the adapter on the 16-bit model"
-    cat "$out/$kind-compare.json" || tail -5 "$out/$kind-compare.log"
-    [ -s "$out/$kind-compare.json" ] || tail -5 "$out/$kind-compare.log"
-    echo "---- $kind, merged in 4"
-    grep -E "$lines|^status" "$out/$kind-4bit.log" | cut -c1-600
+    if [ -s "$out/$kind-compare.json" ]; then cat "$out/$kind-compare.json"; else tail -5 "$out/$kind-compare.log"; fi
   } > "$out/$kind.txt" 2>&1
 }
 
-both text qwen3 job_scripts/sft_text.py &
-both vision qwen3-vl job_scripts/sft_vlm.py --vision &
+for kind in "${kinds[@]}"; do
+  case $kind in
+    text) all text qwen3 sft_text.py export.py & ;;
+    vision) all vision qwen3-vl sft_vlm.py export_vlm.py --vision & ;;
+    *) echo "unknown kind '$kind': choose text or vision" >&2 && exit 2 ;;
+  esac
+done
 wait
-cat "$out/text.txt" "$out/vision.txt"
+for kind in "${kinds[@]}"; do cat "$out/$kind.txt"; done

@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # Killed and gone on with, and out of memory, on a GPU: text (4 bits, packed) and vision, through the rendered scripts.
-#   bash bench/gpu_faults.sh OUT         needs bench/gpu_setup.sh's archive unpacked in /tmp/site; about 4 minutes
+#   bash bench/gpu_faults.sh OUT [PART...]     needs bench/gpu_setup.sh's archive unpacked in /tmp/site; about 6 minutes
+# Parts, all unless some are named: text vision (killed and gone on with), text-memory vision-memory (out of memory).
 # Prints for each kind: the lines that decide, how far the adapter of the run that was killed is from an uninterrupted
 # one's beside how far two uninterrupted ones are from each other, and what became of a run with too little memory for
 # its batch.
 set -uo pipefail
-out=$(realpath -m "${1:?usage: gpu_faults.sh OUT}")
+out=$(realpath -m "${1:?usage: gpu_faults.sh OUT [PART...]}")
+parts=("${@:2}")
+[ ${#parts[@]} -gt 0 ] || parts=(text vision text-memory vision-memory)
 export PYTHONPATH=/tmp/site PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 root=/tmp/faults
 lines='^(step |eval step|checkpoint|resumed|out of memory|deadline|RESULT|error)|Error'
@@ -96,16 +99,23 @@ small_card() { # KIND SCRIPT FLAGS...
   } > "$out/$kind-memory.txt" 2>&1
 }
 
-[ -d $root/text/model ] || python3 bench/family_models.py qwen3 $root/text/model &
-[ -d $root/vision/model ] || python3 bench/family_models.py qwen3-vl $root/vision/model &
-wait
-for kind in text vision; do
-  [ -d $root/$kind/rows ] || PYTHONPATH=$PWD/bench:/tmp/site python3 -c \
-    "import family_models, pathlib; family_models.write_${kind}_rows(pathlib.Path('$root/$kind/rows'))"
+for kind in text:qwen3 vision:qwen3-vl; do
+  where=$root/${kind%:*}
+  [[ " ${parts[*]} " == *" ${kind%:*}"* ]] || continue
+  [ -d "$where/model" ] || python3 bench/family_models.py "${kind#*:}" "$where/model" > "$out/${kind%:*}-model.log" 2>&1 &
+  [ -d "$where/rows" ] || PYTHONPATH=$PWD/bench:/tmp/site python3 -c \
+    "import family_models, pathlib; family_models.write_${kind%:*}_rows(pathlib.Path('$where/rows'))" &
 done
-interrupted text job_scripts/sft_text.py --load-in 4bit --packing --max-length 1024 --batch-size 8 --gradient-accumulation 1 &
-interrupted vision job_scripts/sft_vlm.py --load-in 4bit --max-length 1024 --batch-size 8 --gradient-accumulation 1 &
-small_card text job_scripts/sft_text.py --load-in 4bit --no-packing --max-length 2048 &
-small_card vision job_scripts/sft_vlm.py --load-in 4bit --max-length 2048 --image-size 448 --no-streaming &
 wait
-cat "$out"/{text,vision}.txt "$out"/{text,vision}-memory.txt
+# A vision run reads its rows as a stream, as it does by default: those that were seen are skipped.
+for part in "${parts[@]}"; do
+  case $part in
+    text) interrupted text job_scripts/sft_text.py --load-in 4bit --packing --max-length 1024 --batch-size 8 --gradient-accumulation 1 & ;;
+    vision) interrupted vision job_scripts/sft_vlm.py --load-in 4bit --max-length 1024 --batch-size 8 --gradient-accumulation 1 & ;;
+    text-memory) small_card text job_scripts/sft_text.py --load-in 4bit --no-packing --max-length 2048 & ;;
+    vision-memory) small_card vision job_scripts/sft_vlm.py --load-in 4bit --max-length 2048 --image-size 448 --no-streaming & ;;
+    *) echo "unknown part '$part': choose text, vision, text-memory or vision-memory" >&2 && exit 2 ;;
+  esac
+done
+wait
+for part in "${parts[@]}"; do cat "$out/$part.txt"; done

@@ -852,7 +852,11 @@ def keep_gguf(entry, args, copy, work, place, llama_cpp):
         # What sees is a file of its own, and made once.
         sees = False
         converter = str(llama_cpp / CONVERTER)
-        _, seen = convert_to_gguf(str(work / name), str(copy), "f16", kind, converter_location=converter, is_vlm=sees)
+        _, seen = convert_to_gguf(
+            str(work / name), str(copy), "f16", kind, converter_location=converter, is_vlm=sees,
+            # One file: what quantises and pushes it knows no parts.
+            max_shard_size="1000GB",
+        )  # fmt: skip
         if sees and not seen:
             raise RuntimeError("the part of the model that sees could not be converted")
 
@@ -1052,18 +1056,19 @@ def answer_gguf(answerer, path, prompt, fields):
     if bos and adds and adds.contents():
         # It would be there twice.
         prompt = prompt.removeprefix(fields["tokenizer.ggml.tokens"].contents(bos.contents()))
-    return complete(answerer, path, prompt)
-
-
-def complete(answerer, path, prompt):
-    """The likeliest words after the prompt; `RuntimeError` where llama.cpp fails."""
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt") as file:
         file.write(prompt)
         file.flush()
-        plain = ("--no-conversation", "--no-display-prompt", "--no-escape", "--simple-io", "--no-warmup")
-        amount = ("-n", str(ANSWERED), "-c", "1024", "--temp", "0", "--poll", "0")
-        command = [answerer, "-m", path, "-f", file.name, *amount, *plain]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=900, check=False)
+        plain = ("--no-conversation", "--no-display-prompt", "--no-escape", "--simple-io")
+        return complete(answerer, path, "-f", file.name, *plain)
+
+
+def complete(answerer, path, *asked):
+    """The likeliest words after what is asked; `RuntimeError` where llama.cpp fails."""
+    # The file holds the recommended settings, a penalty for repetition among them.
+    greedy = ("-n", ANSWERED, "-c", "1024", "--temp", "0", "--repeat-penalty", "1", "--poll", "0", "--no-warmup")
+    command = [str(word) for word in (answerer, "-m", path, *asked, *greedy)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=900, check=False)
     if done.returncode:
         raise RuntimeError(f"{answerer.name} ended with status {done.returncode}: {last_line(done.stderr)}")
     return done.stdout.removesuffix("\n").replace("[end of text]", "").strip()

@@ -987,7 +987,7 @@ LLAMA_CPP = (
 )
 LLAMA_CPP_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 CONVERTER = "convert_hf_to_gguf.py"
-QUANTIZER, ANSWERER = "llama-quantize", "llama-completion"
+QUANTIZER, ANSWERER = "llama-quantize", "llama-mtmd-cli"
 # The types that the converter writes by itself.
 CONVERTED = ("f16", "bf16", "q8_0")
 
@@ -1410,7 +1410,11 @@ def keep_gguf(entry, args, copy, work, place, llama_cpp):
         # What sees is a file of its own, and made once.
         sees = not any(work.glob("*mmproj*.gguf"))
         converter = str(llama_cpp / CONVERTER)
-        _, seen = convert_to_gguf(str(work / name), str(copy), "f16", kind, converter_location=converter, is_vlm=sees)
+        _, seen = convert_to_gguf(
+            str(work / name), str(copy), "f16", kind, converter_location=converter, is_vlm=sees,
+            # One file: what quantises and pushes it knows no parts.
+            max_shard_size="1000GB",
+        )  # fmt: skip
         if sees and not seen:
             raise RuntimeError("the part of the model that sees could not be converted")
 
@@ -1484,16 +1488,23 @@ def failed_exports(args, exports, where, url):
 
 # ---- Comparing an export with the trained model ----------------------------------------------------------------------
 
-QUESTION, BEGINNING = "What is the capital of France?", "The capital of France is"
+QUESTION = "What is shown here?"
 ANSWERED = 24
 
 
 def ask(reader):
     """The prompt that both are given, through the chat template where there is one, with a picture."""
-    content = [{"type": "image"}, {"type": "text", "text": "What is shown here?"}]
+    content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
     # Llama's template would else hold the day.
     shown = {"add_generation_prompt": True, "date_string": "26 Jul 2024"}
     return reader.apply_chat_template([{"role": "user", "content": content}], tokenize=False, **shown)
+
+
+def picture():
+    """What both are shown: 256 pixels square, which most models look at as they are."""
+    from PIL import Image
+
+    return Image.radial_gradient("L").convert("RGB")
 
 
 def probe(model, reader, stop):
@@ -1501,10 +1512,7 @@ def probe(model, reader, stop):
     import torch
 
     text, tokenizer = ask(reader), getattr(reader, "tokenizer", reader)
-    from PIL import Image
-
-    picture = Image.radial_gradient("L").convert("RGB")
-    inputs = reader(text=[text], images=[[picture]], add_special_tokens=False, return_tensors="pt")
+    inputs = reader(text=[text], images=[[picture()]], add_special_tokens=False, return_tensors="pt")
     inputs = inputs.to(model.device, model.dtype)
     with torch.inference_mode():
         logits = model(**inputs).logits[0].float().cpu()
@@ -1597,20 +1605,29 @@ def check_gguf(path, record, llama_cpp):
     answerer = tool(Path(llama_cpp), ANSWERER)
     if answerer is None:
         return f"{told}; not run, since {llama_cpp} has no {ANSWERER}", None
-    # The picture needs another of llama.cpp's programs.
-    said = complete(answerer, path, QUESTION)
-    return f"llama.cpp loads it and goes on from a text ({len(said)} letters; no picture was shown); {told}", None
+    words, said = known["merged_words"].strip(), answer_gguf(answerer, path, known["prompt"], fields)
+    if words == said:
+        return f"the same answer in llama.cpp; {told}", None
+    if not said and words:
+        return None, "llama.cpp answers nothing from it"
+    return f"another answer in llama.cpp, {said[:60]!r} for {words[:60]!r}; {told}", None
 
 
-def complete(answerer, path, prompt):
-    """The likeliest words after the prompt; `RuntimeError` where llama.cpp fails."""
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt") as file:
-        file.write(prompt)
+def answer_gguf(answerer, path, prompt, fields):
+    """What llama.cpp answers to the question about the picture, as text; it makes the prompt by the file's template."""
+    [sees] = Path(path).parent.glob("*mmproj*.gguf")
+    with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        picture().save(file, "PNG")
         file.flush()
-        plain = ("--no-conversation", "--no-display-prompt", "--no-escape", "--simple-io", "--no-warmup")
-        amount = ("-n", str(ANSWERED), "-c", "1024", "--temp", "0", "--poll", "0")
-        command = [answerer, "-m", path, "-f", file.name, *amount, *plain]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=900, check=False)
+        return complete(answerer, path, "--mmproj", sees, "--image", file.name, "-p", QUESTION, "--jinja")
+
+
+def complete(answerer, path, *asked):
+    """The likeliest words after what is asked; `RuntimeError` where llama.cpp fails."""
+    # The file holds the recommended settings, a penalty for repetition among them.
+    greedy = ("-n", ANSWERED, "-c", "1024", "--temp", "0", "--repeat-penalty", "1", "--poll", "0", "--no-warmup")
+    command = [str(word) for word in (answerer, "-m", path, *asked, *greedy)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=900, check=False)
     if done.returncode:
         raise RuntimeError(f"{answerer.name} ended with status {done.returncode}: {last_line(done.stderr)}")
     return done.stdout.removesuffix("\n").replace("[end of text]", "").strip()
