@@ -40,6 +40,7 @@ import math
 import os
 import random
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -47,9 +48,11 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import urllib.request
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 
@@ -176,7 +179,8 @@ def note(text):
 
 def reason(error):
     """The first line of what a library says, which often goes on for pages."""
-    return next((line.strip(" .") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    said = error.args[0] if isinstance(error, UserError) else str(error)
+    return next((line.strip(" .") for line in said.splitlines() if line.strip()), type(error).__name__)
 
 
 def finite(value):
@@ -200,12 +204,14 @@ def sha256(path, sync=False):
 
 # Seconds between SIGTERM and the end, within which the work is saved.
 GRACE_S = 25
+# Of the time that is left, what the script's own end takes: its RESULT, Python's exit.
+LAST_S = 5
 # Bytes a second that a disk and an upload surely take, where nothing was measured yet.
 DISK_SPEED, UPLOAD_SPEED = 50e6, 10e6
 
 
 class Stop(Exception):
-    """An evaluation is left, since the time is up."""
+    """A step or an evaluation is left, since the time is up."""
 
 
 def deadline(timeout_s):
@@ -220,6 +226,81 @@ def deadline(timeout_s):
         # Older than its timeout it would not live: then the first process is another machine's.
         lived = container if lived < container < timeout_s else lived
     return now + timeout_s - lived
+
+
+class Clock:
+    """The time that this run has: until its deadline and, once it was asked to stop, until it is killed.
+
+    Inside `or_else` a library may wait for the network for as long as it likes: when the time is up, a thread of this
+    clock says the last words and ends the process.
+    """
+
+    deadline, signalled, last_words, at_once = math.inf, None, None, False
+
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def start(self, deadline):
+        """Begin: from now on a signal asks to stop, and is not the end."""
+        self.deadline = deadline
+        heard, told = os.pipe()
+        os.set_blocking(told, False)
+        # It is written to although the main thread is deep in a library, where no handler of Python's is called.
+        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.on_signal)
+        # What ends a child is not meant for this process.
+        os.register_at_fork(after_in_child=self.forget)
+        threading.Thread(target=self.watch, args=(heard,), daemon=True).start()
+
+    def forget(self):
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+
+    def on_signal(self, number, frame):
+        # A terminal and uv may both pass the first one on.
+        if number == signal.SIGINT and self.signalled and time.monotonic() > self.signalled + 1:
+            raise KeyboardInterrupt
+        self.signalled = self.signalled or time.monotonic()
+
+    def left_s(self):
+        """Seconds until the end, as far as it is known."""
+        return min(self.deadline, self.signalled + GRACE_S if self.signalled else math.inf) - time.monotonic()
+
+    @contextmanager
+    def or_else(self, last_words, at_once=False):
+        """Inside, once the time is up, `last_words` is called elsewhere, and the status it returns is the process's.
+
+        With `at_once` a signal is enough: there is nothing to save.
+        """
+        self.last_words, self.at_once = last_words, at_once
+        try:
+            yield
+        finally:
+            # Or it is at its last words.
+            with self.lock:
+                self.last_words = None
+
+    def watch(self, heard):
+        while True:
+            if select.select([heard], [], [], 0.5)[0] and {signal.SIGTERM, signal.SIGINT} & {*os.read(heard, 512)}:
+                self.signalled = self.signalled or time.monotonic()
+            if self.left_s() < LAST_S or (self.at_once and self.signalled):
+                with self.lock:
+                    if self.last_words:
+                        self.end()
+
+    def end(self):
+        status = 1
+        try:
+            status = self.last_words()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+
+
+CLOCK = Clock()
 
 
 def require_disk(folder, needed, told, hint):
@@ -340,7 +421,7 @@ def persist(what, act):
                 raise
             wait = pause(getattr(response, "headers", {}), attempt)
             waited += wait
-            if waited > LONGEST_WAITS_S:
+            if waited > LONGEST_WAITS_S or wait > CLOCK.left_s() - LAST_S:
                 raise
             note(f"{what} failed ({reason(error)}), trying again in {wait:.0f} s")
             time.sleep(wait)
@@ -348,10 +429,16 @@ def persist(what, act):
 
 def pause(headers, attempt):
     """Seconds to wait after that attempt: what the service asks for, else twice as long every time, and uneven."""
-    asked = re.match(r"\d+", headers.get("retry-after", "")) or re.search(r"(?<=\bt=)\d+", headers.get("ratelimit", ""))
+    said = headers.get("retry-after", "")
+    asked = re.match(r"\d+", said) or re.search(r"(?<=\bt=)\d+", headers.get("ratelimit", ""))
     # Not from the seeded generator, on which the order of the rows depends.
     share = random.SystemRandom().uniform(0.5, 1)
-    return int(asked[0]) + share if asked else min(2**attempt, LONGEST_WAIT_S) * share
+    if asked:
+        return int(asked[0]) + share
+    try:
+        return max(parsedate_to_datetime(said).timestamp() - time.time(), 0) + share
+    except ValueError:
+        return min(2**attempt, LONGEST_WAIT_S) * share
 
 
 def pushed_files(folder):

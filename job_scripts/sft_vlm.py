@@ -43,6 +43,7 @@ import math
 import os
 import random
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -50,9 +51,11 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from email.utils import parsedate_to_datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -326,7 +329,8 @@ def take_peak(peaks, name):
 
 def reason(error):
     """The first line of what a library says, which often goes on for pages."""
-    return next((line.strip(" .") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    said = error.args[0] if isinstance(error, UserError) else str(error)
+    return next((line.strip(" .") for line in said.splitlines() if line.strip()), type(error).__name__)
 
 
 def finite(value):
@@ -343,7 +347,7 @@ def finite(value):
 # ---- Checkpoints -----------------------------------------------------------------------------------------------------
 
 # The folder beside a Job's output, or inside another output folder, holds step-N/ for the newest two checkpoints,
-# `attempt`, the number of times that the run was started, and, once nothing is left to do, `done`. A checkpoint is
+# `attempt`, the number of times that the run was started, and, once nothing is left to do, `done`, its result. A checkpoint is
 # what transformers saves of a trainer (adapter, optimizer, schedule, random state, trainer_state.json), what this
 # script knows beside it (run.json), and written last manifest.json, with every file's size and SHA-256.
 KEPT = 2
@@ -353,12 +357,14 @@ NOT_LEARNED_FROM = {
     "output_repo", "private", "resume", "run_name", "sample_rows", "timeout_s", "trackio_project", "trackio_space",
     "batch_size", "gradient_accumulation",
 }  # fmt: skip
+# What a Job that was done leaves there for the next attempt: its RESULT.
+DONE = "done"
 
 
 def checkpoint_folder(args):
     """Where the checkpoints lie."""
     output = output_folder(args)
-    return output.with_name("checkpoints") if volume() and not args.output_dir else output / "checkpoints"
+    return output.with_name("checkpoints") if is_jobs_own(args) else output / "checkpoints"
 
 
 def settings(args):
@@ -367,13 +373,30 @@ def settings(args):
     return chosen | {"batch_size": args.batch_size * args.gradient_accumulation}
 
 
+def is_jobs_own(args):
+    """Whether what lies in the folder is this Job's: on its volume, where every attempt finds the same."""
+    return bool(volume()) and not args.output_dir
+
+
+def result_before(args):
+    """The RESULT of an earlier attempt of this Job that did all there was to do, or none: it would be paid for twice."""
+    path = checkpoint_folder(args) / DONE
+    if args.resume == "never" or not is_jobs_own(args) or not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    try:
+        return text if json.loads(text)["status"] == "done" else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def open_checkpoints(args):
     """The folder, ready for this attempt, and its newest whole checkpoint, as `run.json` describes it, or none.
 
     Raises `UserError` where that is of a run with other settings. An earlier run that was done is started anew.
     """
     folder = checkpoint_folder(args)
-    if args.resume == "never" or (folder / "done").exists():
+    if args.resume == "never" or ((folder / DONE).exists() and not is_jobs_own(args)):
         shutil.rmtree(folder, ignore_errors=True)
     shutil.rmtree(folder / ".new", ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -426,12 +449,11 @@ def seal(fresh, path, record):
     manifest = {file.relative_to(fresh).as_posix(): (file.stat().st_size, sha256(file, sync=True)) for file in files}
     shutil.rmtree(path, ignore_errors=True)
     shutil.move(fresh, path)
-    draft = path / "manifest.json.new"
-    with draft.open("w", encoding="utf-8") as file:
+    # Last, and not renamed, which not every volume can: half of it is no JSON.
+    with (path / "manifest.json").open("w", encoding="utf-8") as file:
         json.dump(manifest, file)
         file.flush()
         os.fsync(file.fileno())
-    draft.replace(path / "manifest.json")
     return sum(size for size, _ in manifest.values())
 
 
@@ -447,12 +469,14 @@ def sha256(path, sync=False):
 
 # Seconds between SIGTERM and the end, within which the work is saved.
 GRACE_S = 25
+# Of the time that is left, what the script's own end takes: its RESULT, Python's exit.
+LAST_S = 5
 # Bytes a second that a disk and an upload surely take, where nothing was measured yet.
 DISK_SPEED, UPLOAD_SPEED = 50e6, 10e6
 
 
 class Stop(Exception):
-    """An evaluation is left, since the time is up."""
+    """A step or an evaluation is left, since the time is up."""
 
 
 def deadline(timeout_s):
@@ -469,6 +493,81 @@ def deadline(timeout_s):
     return now + timeout_s - lived
 
 
+class Clock:
+    """The time that this run has: until its deadline and, once it was asked to stop, until it is killed.
+
+    Inside `or_else` a library may wait for the network for as long as it likes: when the time is up, a thread of this
+    clock says the last words and ends the process.
+    """
+
+    deadline, signalled, last_words, at_once = math.inf, None, None, False
+
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def start(self, deadline):
+        """Begin: from now on a signal asks to stop, and is not the end."""
+        self.deadline = deadline
+        heard, told = os.pipe()
+        os.set_blocking(told, False)
+        # It is written to although the main thread is deep in a library, where no handler of Python's is called.
+        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.on_signal)
+        # What ends a child is not meant for this process.
+        os.register_at_fork(after_in_child=self.forget)
+        threading.Thread(target=self.watch, args=(heard,), daemon=True).start()
+
+    def forget(self):
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+
+    def on_signal(self, number, frame):
+        # A terminal and uv may both pass the first one on.
+        if number == signal.SIGINT and self.signalled and time.monotonic() > self.signalled + 1:
+            raise KeyboardInterrupt
+        self.signalled = self.signalled or time.monotonic()
+
+    def left_s(self):
+        """Seconds until the end, as far as it is known."""
+        return min(self.deadline, self.signalled + GRACE_S if self.signalled else math.inf) - time.monotonic()
+
+    @contextmanager
+    def or_else(self, last_words, at_once=False):
+        """Inside, once the time is up, `last_words` is called elsewhere, and the status it returns is the process's.
+
+        With `at_once` a signal is enough: there is nothing to save.
+        """
+        self.last_words, self.at_once = last_words, at_once
+        try:
+            yield
+        finally:
+            # Or it is at its last words.
+            with self.lock:
+                self.last_words = None
+
+    def watch(self, heard):
+        while True:
+            if select.select([heard], [], [], 0.5)[0] and {signal.SIGTERM, signal.SIGINT} & {*os.read(heard, 512)}:
+                self.signalled = self.signalled or time.monotonic()
+            if self.left_s() < LAST_S or (self.at_once and self.signalled):
+                with self.lock:
+                    if self.last_words:
+                        self.end()
+
+    def end(self):
+        status = 1
+        try:
+            status = self.last_words()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+
+
+CLOCK = Clock()
+
+
 def spent_before(folder, left_s, timeout_s):
     """Seconds that earlier attempts of this Job took: whether its timeout is one for all of them is not documented."""
     job = os.environ.get("JOB_ID")
@@ -481,12 +580,33 @@ def spent_before(folder, left_s, timeout_s):
     return max(began - float(noted.read_text(encoding="utf-8") or began), 0.0)
 
 
+def leave(args, output_dir, found):
+    """The last words of a run that has to stop before its training begins; the process's status."""
+    stopped, step = "signal" if CLOCK.signalled else "deadline", found["step"] if found else 0
+    note(f"stopped before the training began ({stopped}): {next_attempt(bool(found))}")
+    if args.output_repo and step and (output_dir / "adapter_config.json").is_file():
+        note(rescue(output_dir, args.output_repo))
+    result = {
+        "status": "stopped", "stopped": stopped, "attempt": args.attempt, "resumed_from": step or None, "steps": step,
+        "output_dir": str(output_dir.resolve()), "output_repo": args.output_repo, "url": None, "pushed": False,
+        "push_error": None,
+    }  # fmt: skip
+    print(f"RESULT {json.dumps(result)}", flush=True)
+    return 0
+
+
+def next_attempt(kept):
+    """What to do after a stop, where a checkpoint is `kept` or not."""
+    again = f"`launch resume {os.environ['JOB_ID']}`" if os.environ.get("JOB_ID") else "the same command"
+    return f"{again} {'goes on from there' if kept else 'starts over, since no checkpoint was made'}"
+
+
 def out_of_memory(error):
     """Whether a GPU's memory ran out, whichever library says so."""
     import torch
 
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "CUDA out of memory" in text or "ALLOC_FAILED" in text
+    said = re.search(r"CUDA[^\n]*out of memory|ALLOC_FAILED", str(error))
+    return isinstance(error, torch.OutOfMemoryError) or said is not None
 
 
 def free_memory():
@@ -502,6 +622,26 @@ def free_memory():
     peak = torch.cuda.max_memory_allocated() / 2**30
     torch.cuda.reset_peak_memory_stats()
     return peak
+
+
+def random_state():
+    """That of every generator which a step draws from."""
+    import numpy
+    import torch
+
+    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return random.getstate(), numpy.random.get_state(), torch.get_rng_state(), on_gpu
+
+
+def restore_random_state(state):
+    import numpy
+    import torch
+
+    random.setstate(state[0])
+    numpy.random.set_state(state[1])
+    torch.set_rng_state(state[2])
+    if state[3]:
+        torch.cuda.set_rng_state_all(state[3])
 
 
 def endless(rows, seen):
@@ -520,6 +660,10 @@ def endless(rows, seen):
     return Endless()
 
 
+# What is counted on the way, and kept with a checkpoint.
+COUNTS = ("tokens_seen", "tokens_trained", "largest_batch")
+
+
 class Guard:
     """What keeps the work from being lost, mixed into a trainer above `Progress`.
 
@@ -527,7 +671,7 @@ class Guard:
     GPU's memory runs out.
     """
 
-    stopped = signalled = step_began = None
+    stopped = step_began = None
     counted_step, before_s, longest_step_s = -1, 0.0, 0.0
 
     def guard(self, asked, folder, found, pushes):
@@ -535,49 +679,59 @@ class Guard:
         self.asked, self.folder, self.found = asked, folder, found
         self.resumed_from, self.known = found["step"] if found else None, dict(found["known"] if found else {})
         self.whole = [found["step"]] if found else []
-        self.deadline, self.saved_at = deadline(asked.timeout_s), time.monotonic()
-        self.deadline -= spent_before(folder, self.deadline - self.saved_at, asked.timeout_s)
+        self.saved_at = time.monotonic()
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         size = sum(parameter.numel() * parameter.element_size() for parameter in trained)
         self.checkpoint_s, self.push_s = 3 * size / DISK_SPEED, size / UPLOAD_SPEED if pushes else 0.0
         self.stream = self.train_dataset if asked.streaming else None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.on_signal)
-
-    def on_signal(self, number, frame):
-        # A terminal and uv may both pass the first one on.
-        if number == signal.SIGINT and self.signalled and time.monotonic() > self.signalled + 1:
-            raise KeyboardInterrupt
-        self.signalled = self.signalled or time.monotonic()
-
-    def left_s(self):
-        """Seconds until the end, as far as it is known."""
-        return min(self.deadline, self.signalled + GRACE_S if self.signalled else math.inf) - time.monotonic()
 
     def reserve_s(self):
         """Seconds that are needed after the step that is being made: a checkpoint, the model's saving and its push."""
         # Python takes seconds to end.
-        floor = min(60, max(self.asked.timeout_s / 10, 5))
+        floor = min(60, max(self.asked.timeout_s / 10, LAST_S))
         return 1.5 * (2 * self.checkpoint_s + self.push_s) + floor + self.longest_step_s
 
     def must_stop(self):
-        if not self.stopped and self.signalled:
+        if not self.stopped and CLOCK.signalled:
             self.stopped = "signal"
             note("asked to stop: saving")
-        elif not self.stopped and self.left_s() < self.reserve_s():
+        elif not self.stopped and CLOCK.left_s() < self.reserve_s():
             self.stopped = "deadline"
-            note(f"deadline in {self.left_s():.0f}s: stopping")
+            note(f"deadline in {CLOCK.left_s():.0f}s: stopping")
         return bool(self.stopped)
 
+    def must_leave_step(self):
+        """Whether a signal came and this step would not end, and be saved, before the process is killed."""
+        rest = self.longest_step_s - (time.monotonic() - self.step_began)
+        needed = LAST_S + 3 * self.checkpoint_s + max(rest, 0)
+        return bool(CLOCK.signalled) and (not self.longest_step_s or CLOCK.left_s() < needed)
+
     def can_push(self):
-        return not self.signalled or self.left_s() > 5 + 1.5 * self.push_s
+        return not CLOCK.signalled or CLOCK.left_s() > LAST_S + 1.5 * self.push_s
 
     # ---- Checkpoints ----
 
     def training_step(self, *rest, **more):
         if self.step_began is None:
-            self.step_began = time.monotonic()
+            # Sums of their own: what is added to a tensor is added in place.
+            counts = {name: getattr(self, name) + 0 for name in COUNTS}
+            self.step_began, self.before_step = time.monotonic(), (counts, random_state())
+        if self.must_leave_step():
+            raise Stop
         return super().training_step(*rest, **more)
+
+    def leave_step(self):
+        """Keep what was learned until this step, of which a part is made: it is made anew, with the same random numbers."""
+        counts, state = self.before_step
+        for name, count in counts.items():
+            setattr(self, name, count)
+        self.must_stop()
+        self.model.zero_grad()
+        step = self.state.global_step
+        note(f"step {step + 1} would take too long: left")
+        if step and self.asked.checkpoint_minutes and step not in self.whole:
+            restore_random_state(state)
+            self._save_checkpoint(self.model, None)
 
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *rest, **more):
         step, now = self.state.global_step, time.monotonic()
@@ -644,7 +798,7 @@ class Guard:
             path = self.folder / f"step-{step}" if self.found else None
             if step:
                 note(f"resumed from step {step}")
-            for name in ("tokens_seen", "tokens_trained", "largest_batch"):
+            for name in COUNTS:
                 setattr(self, name, self.found[name] if self.found else 0)
             self.before_s = self.found["train_s"] if self.found else 0.0
             self.counted_step, self.step_began, self.startup_s, self.first_step_s = -1, None, None, None
@@ -662,6 +816,9 @@ class Guard:
                 return
             try:
                 self.train(resume_from_checkpoint=str(path) if path else None)
+                return
+            except Stop:
+                self.leave_step()
                 return
             except RuntimeError as error:
                 if not out_of_memory(error):
@@ -726,6 +883,19 @@ class Guard:
         if self.must_stop():
             raise Stop
         return super().prediction_step(*rest, **more)
+
+    def answers(self, asked, answer):
+        """What `answer` makes of each; none where time or memory do not suffice, since no sample is worth a run."""
+        given = []
+        for messages in asked:
+            given.append(None)
+            try:
+                given[-1] = None if self.must_stop() else answer(messages)
+            except Exception as error:
+                note(f"a sample is left without an answer ({reason(error)})")
+                if out_of_memory(error):
+                    free_memory()
+        return given
 
 
 def check_disk(folder, model, optim, exports=(), place=None):
@@ -900,7 +1070,7 @@ def persist(what, act):
                 raise
             wait = pause(getattr(response, "headers", {}), attempt)
             waited += wait
-            if waited > LONGEST_WAITS_S:
+            if waited > LONGEST_WAITS_S or wait > CLOCK.left_s() - LAST_S:
                 raise
             note(f"{what} failed ({reason(error)}), trying again in {wait:.0f} s")
             time.sleep(wait)
@@ -908,10 +1078,16 @@ def persist(what, act):
 
 def pause(headers, attempt):
     """Seconds to wait after that attempt: what the service asks for, else twice as long every time, and uneven."""
-    asked = re.match(r"\d+", headers.get("retry-after", "")) or re.search(r"(?<=\bt=)\d+", headers.get("ratelimit", ""))
+    said = headers.get("retry-after", "")
+    asked = re.match(r"\d+", said) or re.search(r"(?<=\bt=)\d+", headers.get("ratelimit", ""))
     # Not from the seeded generator, on which the order of the rows depends.
     share = random.SystemRandom().uniform(0.5, 1)
-    return int(asked[0]) + share if asked else min(2**attempt, LONGEST_WAIT_S) * share
+    if asked:
+        return int(asked[0]) + share
+    try:
+        return max(parsedate_to_datetime(said).timestamp() - time.time(), 0) + share
+    except ValueError:
+        return min(2**attempt, LONGEST_WAIT_S) * share
 
 
 def pushed_files(folder):
@@ -2626,6 +2802,18 @@ def main(args):
     # ---- Load --------------------------------------------------------------------------------------------------------
 
     phase("load model")
+    earlier = result_before(args)
+    if earlier:
+        note("an earlier attempt did all there was to do: nothing is left")
+        print(f"RESULT {earlier}", flush=True)
+        return
+    output_dir = output_folder(args)
+    checkpoints, found = open_checkpoints(args)
+    ends = deadline(args.timeout_s)
+    CLOCK.start(ends - spent_before(checkpoints, ends - time.monotonic(), args.timeout_s))
+    # Until the training begins there is nothing to save.
+    setup = ExitStack()
+    setup.enter_context(CLOCK.or_else(partial(leave, args, output_dir, found), at_once=True))
     # Bars have no place in a log; Unsloth's generated code has none in the working directory.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -2643,8 +2831,6 @@ def main(args):
     if not on_gpu:
         hint = "Use a machine with one; a text model can also be trained with --device cpu."
         raise UserError("no usable CUDA GPU was found, and Unsloth trains vision models on a GPU only.", hint, status=3)
-    output_dir = output_folder(args)
-    checkpoints, found = open_checkpoints(args)
     check_model(args.model, args.revision, args.trust_remote_code)
     output_repo = open_repo(args.output_repo, args.private) if args.output_repo else None
     merged_repo = open_repo(args.merged_repo, args.private) if args.merged_repo else None
@@ -2789,12 +2975,13 @@ def main(args):
 
     def answers():
         FastVisionModel.for_inference(model)
-        given = [None if trainer.must_stop() else answer(model, processor, messages[:-1], stop) for messages in asked]
+        given = trainer.answers(asked, lambda messages: answer(model, processor, messages[:-1], stop))
         FastVisionModel.for_training(model)
         return given
 
     peaks = {}
     take_peak(peaks, "load")
+    setup.close()
     trainer.guard(args, checkpoints, found, pushes=bool(output_repo))
     known = trainer.known
     if eval_data is not None and "loss" not in known:
@@ -2809,19 +2996,10 @@ def main(args):
     steps, trained_s = trainer.state.global_step, time.monotonic() - trainer.began
     stopped = trainer.stopped if steps < trainer.state.max_steps or not steps else None
     take_peak(peaks, "train")
-    loss_after = None
-    if eval_data is not None and not trainer.stopped:
-        phase("evaluate")
-        loss_after = trainer.evaluate().get("eval_loss")
-        take_peak(peaks, "evaluate")
-    samples = [
-        {"prompt": words(messages[-2]), "expected": words(messages[-1]), "before": before, "after": after}
-        for messages, before, after in zip(asked, known["answers"], answers(), strict=True)
-    ]
-    take_peak(peaks, "answer")
 
     # ---- Save --------------------------------------------------------------------------------------------------------
 
+    # Before anything else that may fail.
     if steps:
         phase("save")
         # What loads the adapter by its record gets the very model that it was trained on.
@@ -2829,6 +3007,22 @@ def main(args):
         set_generation(model, args, stop)
         save(output_dir, model, processor, model.generation_config)
         note(f"saved in {output_dir}")
+
+    # ---- Evaluate ----------------------------------------------------------------------------------------------------
+
+    loss_after = None
+    if eval_data is not None and not trainer.stopped:
+        phase("evaluate")
+        try:
+            loss_after = trainer.evaluate().get("eval_loss")
+        except Exception as error:
+            note(f"the evaluation failed, the run goes on without it ({reason(error)})")
+        take_peak(peaks, "evaluate")
+    samples = [
+        {"prompt": words(messages[-2]), "expected": words(messages[-1]), "before": before, "after": after}
+        for messages, before, after in zip(asked, known["answers"], answers(), strict=True)
+    ]
+    take_peak(peaks, "answer")
 
     # ---- Result ------------------------------------------------------------------------------------------------------
 
@@ -2869,34 +3063,57 @@ def main(args):
 
     # ---- Push and export ---------------------------------------------------------------------------------------------
 
-    url, push_error, exports = None, None, []
+    url, push_error, exports = None, None, asked_exports(args)
+
+    def tell():
+        """Print the RESULT line; the error of a run that did not do all that it was asked to, or none."""
+        told = {"url": url, "pushed": url is not None, "push_error": push_error.args[0] if push_error else None}
+        line = json.dumps(finite(result | told | ({"exports": exports} if exports else {})), allow_nan=False)
+        print(f"RESULT {line}", flush=True)
+        error = push_error or (None if stopped else failed_exports(args, exports, output_repo or output_dir, url))
+        if not stopped and not error:
+            (checkpoints / DONE).write_text(line, encoding="utf-8")
+        return error
+
+    def cut_off():
+        """The last words of a run whose time was up before the Hub had answered."""
+        nonlocal push_error
+        if output_repo and steps and can_push and not url and not push_error:
+            push_error = UserError(f"the push to {output_repo} did not end in time.", rescue(output_dir, output_repo))
+        fail(exports, "left out: the time was up")
+        error = tell()
+        if error:
+            print(f"error: {error.paragraph}", file=sys.stderr, flush=True)
+        return error.status if error else 0
+
     if steps:
         write_record(output_dir, args, result, model)
-        left_s = trainer.left_s() - 1.5 * trainer.push_s
-        write_card(output_dir, args, result, trainer.state.log_history, exports, left_s)
-    if output_repo and steps and trainer.can_push():
-        phase("push")
-        try:
-            url = push(output_dir, output_repo)
-        except UserError as problem:
-            push_error = problem
+        left_s = CLOCK.left_s() - 1.5 * trainer.push_s
+        write_card(output_dir, args, result, trainer.state.log_history, [], left_s)
     if stopped:
-        again = f"`launch resume {os.environ['JOB_ID']}`" if os.environ.get("JOB_ID") else "the same command"
-        note(f"stopped after step {steps}: {again} goes on from there")
-    result |= {"url": url, "pushed": url is not None, "push_error": push_error.args[0] if push_error else None}
-    if args.merge or args.gguf:
-        exports, left_out = asked_exports(args), "its push failed" if push_error else trainer.stopped or not steps
-        if left_out:
+        note(f"stopped after step {steps}: {next_attempt(steps in trainer.whole)}")
+    can_push = trainer.can_push()
+    with CLOCK.or_else(cut_off):
+        if output_repo and steps and can_push:
+            phase("push")
+            try:
+                url = push(output_dir, output_repo)
+            except UserError as problem:
+                push_error = problem
+        left_out = "its push failed" if push_error else trainer.stopped or not steps
+        if exports and left_out:
             why = {"deadline": "no time is left", "signal": "asked to stop", True: "nothing was trained"}
             fail(exports, f"left out: {why.get(left_out, left_out)}")
-        else:
+        elif exports:
             FastVisionModel.for_inference(model)
-            trainer.optimizer.state.clear()
-            exports = export(
+            # None was made where an earlier attempt had trained to the end.
+            if trainer.optimizer is not None:
+                trainer.optimizer.state.clear()
+            exports[:] = export(
                 args, output_dir, model, processor, stop, llama_cpp, whole,
-                output_repo, merged_repo, trainer.left_s() - CLOSING_S,
+                output_repo, merged_repo, CLOCK.left_s() - CLOSING_S,
             )  # fmt: skip
-            result["exports"] = exports
+            result |= {"url": url, "pushed": url is not None, "exports": exports}
             write_record(output_dir, args, result, model)
             write_card(output_dir, args, result, trainer.state.log_history, exports)
             try:
@@ -2904,18 +3121,12 @@ def main(args):
                     push(output_dir, output_repo)
             except UserError as problem:
                 note(f"the card does not tell of the exports ({problem.paragraph})")
-        result["exports"] = exports
-    if trainer.tracker:
-        trackio.finish()
-    print("RESULT " + json.dumps(finite(result), allow_nan=False), flush=True)
-    # Not done, and not lost: the last line is the command that pushes it.
-    if push_error:
-        raise push_error
-    export_error = failed_exports(args, exports, output_repo or output_dir, url)
-    if export_error and not stopped:
-        raise export_error
-    if not stopped:
-        (checkpoints / "done").touch()
+        if trainer.tracker:
+            trackio.finish()
+    error = tell()
+    if error:
+        # Not done, and not lost: the last line is the command that goes on.
+        raise error
 
 
 if __name__ == "__main__":
@@ -2924,5 +3135,6 @@ if __name__ == "__main__":
         check_args(arguments)
         main(arguments)
     except UserError as problem:
+        CLOCK.last_words = None
         print(f"error: {problem.paragraph}", file=sys.stderr, flush=True)
         sys.exit(problem.status)

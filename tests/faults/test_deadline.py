@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.emulator import Hub
 from tests.faults.test_resume import TOLERANCE, require_same_course
 from tests.faults.trainings import Trainings, distance, weights
 
@@ -44,14 +50,100 @@ def _reach_deadline(trainings: Trainings, rows: Path, folder: Path, timeout_s: i
     return int(found["steps"])
 
 
-@pytest.mark.slow
 def test_a_deadline_that_passes_before_the_first_step_costs_nothing_more(
     trainings: Trainings, rows: Path, tmp_path: Path
 ) -> None:
-    found = trainings.run(tmp_path, dataset=rows, timeout_s=1, eval_rows=4).result
+    began = time.monotonic()
+    ended = trainings.run(tmp_path, dataset=rows, timeout_s=6, eval_rows=4)
+    # Nobody ends it here: it was in time by itself.
+    assert time.monotonic() - began < 6
+    found = ended.result
     assert (found["status"], found["stopped"], found["steps"]) == ("stopped", "deadline", 0)
+    assert "== train\n" not in ended.log
+    assert "the same command starts over" in ended.log
     assert not (tmp_path / "adapter_model.safetensors").exists()
-    assert trainings.run(tmp_path, dataset=rows, eval_rows=4).result["status"] == "done"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_before_the_training_loses_nothing(
+    trainings: Trainings, rows: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    killed = trainings.start(tmp_path, dataset=rows)
+    killed.wait_for("checkpoint step 2 |")
+    killed.send(signal.SIGKILL)
+    newest = max(killed.end().checkpoints)
+    training = trainings.start(tmp_path, dataset=rows)
+    training.wait_for("== load model")
+    training.send(number)
+    asked = training.end()
+    found = asked.result
+    assert (found["status"], found["stopped"], found["steps"]) == ("stopped", "signal", newest)
+    assert "== train\n" not in asked.log
+    assert "Traceback" not in asked.log
+    assert "the same command goes on from there" in asked.log
+    assert trainings.run(tmp_path, dataset=rows).resumed_from == newest
+
+
+@pytest.mark.slow
+def test_a_step_that_is_longer_than_a_signal_allows_is_made_anew(
+    trainings: Trainings, rows: Path, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {"dataset": rows, "gradient_accumulation": 8, "max_steps": 3, "checkpoint_minutes": 60}
+    whole = trainings.run(tmp_path / "whole", **asked)
+    # A step takes half a minute.
+    training = trainings.start(tmp_path / "asked", **asked, row_s=4)
+    training.wait_for("\nstep 1/3", 180)
+    time.sleep(6)
+    training.send(signal.SIGTERM)
+    sent = time.monotonic()
+    first = training.end()
+    assert time.monotonic() - sent < 20
+    assert "step 2 would take too long: left\n" in first.log
+    assert first.checkpoints == [1]
+    assert (first.result["stopped"], first.result["steps"]) == ("signal", 1)
+    assert distance(weights(tmp_path / "asked"), weights(tmp_path / "asked" / "checkpoints" / "step-1")) == 0
+    # In the first step of an attempt nobody knows how long one takes.
+    training = trainings.start(tmp_path / "asked", **asked, row_s=1)
+    training.wait_for("resumed from step 1")
+    time.sleep(3)
+    training.send(signal.SIGTERM)
+    assert training.end().result["steps"] == 1
+    last = trainings.run(tmp_path / "asked", **asked)
+    # With dropout: the random numbers are those that the step would have had.
+    require_same_course([first, last], whole)
+    assert last.result["tokens_seen"] == whole.result["tokens_seen"]
+    assert distance(weights(tmp_path / "whole"), weights(tmp_path / "asked")) <= TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [503, "slow"])
+def test_a_push_that_the_hub_does_not_take_in_time_ends_with_the_command_that_does_it(
+    script: Path, script_python: str, smollm2: Path, rows: Path, tmp_path: Path, fault: int | str
+) -> None:
+    words = [
+        "--model", smollm2, "--dataset", rows, "--max-steps", 1000, "--timeout-s", 60, "--output-dir", "out",
+        "--output-repo", "tester/m", "--eval-rows", 0, "--max-length", 64, "--device", "cpu", "--trackio-project", "",
+        "--batch-size", 1, "--gradient-accumulation", 1,
+    ]  # fmt: skip
+    with Hub(tmp_path / "hub", python=sys.executable) as hub:
+        # After 503 the next try would come too late; in the other no answer comes at all.
+        hub.fail_next(fault, route="POST /api/models/tester/m/commit", times=1000, seconds=300, retry_after=60)
+        env = os.environ | hub.env() | {"UNSLOTH_COMPILE_DISABLE": "1"}
+        began = time.monotonic()
+        done = subprocess.run(
+            [script_python, script, *map(str, words)],
+            cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        )  # fmt: skip
+        assert time.monotonic() - began < 60
+    *_, result, last = done.stdout.strip().splitlines()
+    assert done.returncode == 1, done.stdout
+    found = json.loads(result.removeprefix("RESULT "))
+    assert (found["status"], found["stopped"], found["pushed"]) == ("stopped", "deadline", False)
+    assert found["push_error"].startswith("the push to tester/m ")
+    assert last.startswith("error: the push to tester/m ")
+    assert "this pushes it: hf upload --private" in last
+    assert last.endswith(f"{tmp_path / 'out'} .")
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.slow

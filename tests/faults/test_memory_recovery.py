@@ -28,6 +28,18 @@ def test_memory_that_runs_out_halves_the_batch(trainings: Trainings, rows: Path,
     assert found.result["status"] == "done"
 
 
+def test_it_goes_on_from_the_last_checkpoint(trainings: Trainings, rows: Path, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"dataset": rows, "batch_size": 2, "gradient_accumulation": 1, "max_steps": 4}
+    whole = trainings.run(tmp_path / "whole", **asked)
+    found = trainings.run(tmp_path / "found", **asked, most_rows=1, from_step=2)
+    assert found.log.count("out of memory: batch 2 -> 1, accumulation 1 -> 2") == 1
+    # What was learned before is neither lost nor done again.
+    assert found.steps == [1, 2, 3, 4]
+    assert found.resumed_from == 2
+    assert found.result["tokens_trained"] == whole.result["tokens_trained"]
+    assert {step: found.losses[step] for step in (1, 2)} == {step: whole.losses[step] for step in (1, 2)}
+
+
 @pytest.mark.slow
 def test_what_is_learned_is_the_same(trainings: Trainings, rows: Path, tmp_path: Path) -> None:
     asked: dict[str, Any] = {"dataset": rows, "lora_dropout": 0, "num_train_epochs": 1, "max_steps": None}

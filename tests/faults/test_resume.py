@@ -99,6 +99,30 @@ def test_ten_kills_change_nothing(trainings: Trainings, rows: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_what_a_job_has_done_is_not_done_again(trainings: Trainings, rows: Path, tmp_path: Path) -> None:
+    job = {"LAUNCH_DATA_DIR": str(tmp_path), "JOB_ID": "1"}
+    first = trainings.run(None, dataset=rows, max_steps=2, env=job)
+    assert first.result["steps"] == 2
+    # The machine went down before its end was seen: another attempt is made of the same.
+    again = trainings.run(None, dataset=rows, max_steps=2, env=job)
+    assert again.result == first.result
+    assert "== " not in again.log
+
+
+@pytest.mark.slow
+def test_exports_of_a_run_that_had_trained_to_its_end_are_made(
+    trainings: Trainings, rows: Path, tmp_path: Path
+) -> None:
+    assert trainings.run(tmp_path, dataset=rows, max_steps=2).result["steps"] == 2
+    (tmp_path / "checkpoints" / "done").unlink()
+    again = trainings.run(tmp_path, dataset=rows, max_steps=2, merge="16bit")
+    assert again.steps == []
+    [export] = again.result["exports"]
+    assert export["error"] is None
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
 def test_what_was_done_is_not_gone_on_with(trainings: Trainings, rows: Path, tmp_path: Path) -> None:
     assert trainings.run(tmp_path, dataset=rows, max_steps=2).result["attempt"] == 1
     again = trainings.run(tmp_path, dataset=rows, max_steps=3)

@@ -2,10 +2,11 @@
 
     python train_driver.py
 
-Reads one request a line, `{"script": PATH, "args": [...], "log": PATH, "env": {...}, "most_rows": N or null}`, and
-answers `pid N` when that training runs and `exit CODE` when it has ended, negative for a signal. Each runs the script
-as its users do, as `__main__`. With `most_rows` the GPU that is not here runs out of memory in every training step and
-every evaluation of more rows than that.
+Reads one request a line, `{"script": PATH, "args": [...], "log": PATH, "env": {...}, "most_rows": N or null,
+"from_step": N, "row_s": S}`, and answers `pid N` when that training runs and `exit CODE` when it has ended, negative
+for a signal. Each runs the script as its users do, as `__main__`. With `most_rows` the GPU that is not here runs out of
+memory in every training step and every evaluation of more rows than that, once `from_step` steps are done. With
+`row_s` every batch takes so many seconds longer.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import runpy
 import sys
+import time
 from typing import Any
 
 
@@ -25,15 +27,16 @@ def import_stack() -> None:
     import trl  # type: ignore[import-not-found]  # noqa: F401
 
 
-def limit_memory(most_rows: int) -> None:
+def limit(most_rows: int | None, from_step: int, row_s: float) -> None:
     import torch  # type: ignore[import-not-found]
     from transformers import Trainer  # type: ignore[import-not-found]
 
     prepare = Trainer._prepare_inputs
 
     def limited(self: Any, inputs: Any) -> Any:
-        if inputs["input_ids"].shape[0] > most_rows:
+        if most_rows and inputs["input_ids"].shape[0] > most_rows and self.state.global_step >= from_step:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        time.sleep(row_s)
         return prepare(self, inputs)
 
     # Where a batch is moved to the device, in training and in evaluation.
@@ -45,8 +48,8 @@ def train(request: dict[str, Any]) -> None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     os.environ.update(request["env"])
-    if request["most_rows"]:
-        limit_memory(request["most_rows"])
+    if request["most_rows"] or request["row_s"]:
+        limit(request["most_rows"], request["from_step"], request["row_s"])
     sys.argv = [request["script"], *request["args"]]
     runpy.run_path(request["script"], run_name="__main__")
 

@@ -106,7 +106,16 @@ class Trainings:
             if line == "ready\n":
                 break
 
-    def start(self, output: Path, *args: object, most_rows: int | None = None, **flags: Any) -> Training:
+    def start(
+        self,
+        output: Path | None,
+        *args: object,
+        most_rows: int | None = None,
+        from_step: int = 0,
+        row_s: float = 0,
+        env: dict[str, str] | None = None,
+        **flags: Any,
+    ) -> Training:
         """Begin an attempt that writes to `output`, with some flags other than those of all these trainings."""
         self._count += 1
         log = self._folder / f"{self._count}.log"
@@ -119,17 +128,17 @@ class Trainings:
         chosen |= flags
         words = [word for name, value in chosen.items() if value is not None for word in (f"--{name}", str(value))]
         request: dict[str, Any] = {
-            "script": str(self._script), "args": [*words, *map(str, args)], "log": str(log), "env": {},
-            "most_rows": most_rows,
+            "script": str(self._script), "args": [*words, *map(str, args)], "log": str(log), "env": env or {},
+            "most_rows": most_rows, "from_step": from_step, "row_s": row_s,
         }  # fmt: skip
         assert self._driver.stdin is not None
         self._driver.stdin.write(json.dumps(request) + "\n")
         self._driver.stdin.flush()
         return Training(self._driver, log)
 
-    def run(self, output: Path, *args: object, most_rows: int | None = None, **flags: Any) -> Ended:
+    def run(self, output: Path | None, *args: object, **how: Any) -> Ended:
         """An attempt from its beginning to its end."""
-        return self.start(output, *args, most_rows=most_rows, **flags).end()
+        return self.start(output, *args, **how).end()
 
     def close(self) -> None:
         assert self._driver.stdin is not None

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -145,13 +148,33 @@ def test_attempts_are_counted_and_a_finished_run_begins_anew(script: ModuleType,
         folder, _ = script.open_checkpoints(args)
         assert args.attempt == attempt
     write(script, tmp_path, 4)
-    (folder / "done").touch()
+    (folder / "done").write_text('{"status": "done"}', encoding="utf-8")
     args = asked(script, tmp_path)
+    assert script.result_before(args) is None
     assert script.open_checkpoints(args)[1] is None
     assert args.attempt == 1
     write(script, tmp_path, 4)
     assert script.open_checkpoints(asked(script, tmp_path, "--resume", "never"))[1] is None
     assert not (folder / "step-4").exists()
+
+
+@pytest.mark.parametrize(
+    ("left", "again"),
+    [('{"status": "done"}', False), ('{"status": "do', True), ('{"status": "stopped"}', True), ("", True)],
+)
+def test_a_job_that_was_done_is_not_trained_again(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str, again: bool
+) -> None:
+    monkeypatch.setenv("LAUNCH_DATA_DIR", str(tmp_path))
+    args = script.parse_args(["--batch-size", "8", "--gradient-accumulation", "2"])
+    assert script.result_before(args) is None
+    write(script, tmp_path, 4, settings=script.settings(args))
+    (tmp_path / "checkpoints" / "done").write_text(left, encoding="utf-8")
+    assert script.result_before(args) == (None if again else left)
+    # Torn, it costs the end of the run once more, and not the training.
+    assert script.open_checkpoints(args)[1]["step"] == 4
+    args.resume = "never"
+    assert script.result_before(args) is None
 
 
 def test_checkpoints_of_a_job_lie_beside_its_output(
@@ -196,11 +219,19 @@ def test_only_a_job_has_the_timeout_that_was_planned(script: ModuleType, monkeyp
     assert script.parse_args([]).timeout_s == script.CHOSEN["timeout_s"] > 0
 
 
-def guard(script: ModuleType, timeout_s: float, left_s: float, **state: float) -> Any:
+@pytest.fixture
+def clock(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script's clock, not started."""
+    found = script.Clock()
+    monkeypatch.setattr(script, "CLOCK", found)
+    return found
+
+
+def guard(script: ModuleType, timeout_s: float, **state: float) -> Any:
     """What decides when to stop, without a trainer around it."""
     made = script.Guard()
-    made.asked, made.deadline = Namespace(timeout_s=timeout_s), time.monotonic() + left_s
-    made.checkpoint_s, made.push_s = 2.0, 0.0
+    made.asked = Namespace(timeout_s=timeout_s)
+    made.checkpoint_s, made.push_s, made.step_began = 2.0, 0.0, time.monotonic()
     for name, value in state.items():
         setattr(made, name, value)
     return made
@@ -220,36 +251,110 @@ def guard(script: ModuleType, timeout_s: float, left_s: float, **state: float) -
     ],
 )
 def test_it_stops_while_there_is_time_to_save(
-    script: ModuleType, timeout_s: float, left_s: float, state: dict[str, float], stops: bool
+    script: ModuleType, clock: Any, timeout_s: float, left_s: float, state: dict[str, float], stops: bool
 ) -> None:
-    made = guard(script, timeout_s, left_s, **state)
+    made = guard(script, timeout_s, **state)
+    clock.deadline = time.monotonic() + left_s
     assert made.must_stop() is stops
     assert made.stopped == ("deadline" if stops else None)
 
 
 def test_a_signal_stops_it_at_once_and_only_a_quick_push_follows(
-    script: ModuleType, capsys: pytest.CaptureFixture[str]
+    script: ModuleType, clock: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = guard(script, 0, math.inf)
-    made.on_signal(script.signal.SIGTERM, None)
-    made.on_signal(script.signal.SIGTERM, None)
+    made = guard(script, 0)
+    clock.on_signal(signal.SIGTERM, None)
+    clock.on_signal(signal.SIGTERM, None)
     assert made.must_stop()
     assert made.must_stop()
     assert made.stopped == "signal"
     assert capsys.readouterr().out == "asked to stop: saving\n"
-    assert 24 < made.left_s() <= 25
+    assert 24 < clock.left_s() <= 25
     assert made.can_push()
     made.push_s = 60.0
     assert not made.can_push()
 
 
-def test_a_second_interrupt_ends_it(script: ModuleType) -> None:
-    made = guard(script, 0, math.inf)
-    made.on_signal(script.signal.SIGINT, None)
-    made.on_signal(script.signal.SIGINT, None)  # uv passes on what the terminal has sent already
-    made.signalled -= 2
+@pytest.mark.parametrize(
+    ("longest_s", "begun_s", "since_s", "leaves"),
+    [
+        (1.0, 0.0, 0.0, False),  # it ends in time
+        (40.0, 0.0, 0.0, True),
+        (40.0, 35.0, 0.0, False),  # nearly at its end
+        (10.0, 0.0, 12.0, True),  # the signal came long ago
+        (0.0, 0.0, 0.0, True),  # nobody knows how long one takes
+    ],
+)
+def test_a_step_that_would_not_end_in_time_is_left(
+    script: ModuleType, clock: Any, longest_s: float, begun_s: float, since_s: float, leaves: bool
+) -> None:
+    made = guard(script, 0, longest_step_s=longest_s, step_began=time.monotonic() - begun_s)
+    assert made.must_leave_step() is False
+    clock.signalled = time.monotonic() - since_s
+    assert made.must_leave_step() is leaves
+
+
+def test_a_second_interrupt_ends_it(clock: Any) -> None:
+    clock.on_signal(signal.SIGINT, None)
+    clock.on_signal(signal.SIGINT, None)  # uv passes on what the terminal has sent already
+    clock.signalled -= 2
     with pytest.raises(KeyboardInterrupt):
-        made.on_signal(script.signal.SIGINT, None)
+        clock.on_signal(signal.SIGINT, None)
+
+
+# A library that does not return, in a process of its own: the clock's thread ends it.
+STUCK = """
+import runpy, sys, threading, time
+script = runpy.run_path(sys.argv[1], run_name="stuck")
+clock = script["Clock"]()
+clock.start(time.monotonic() + float(sys.argv[2]))
+def last_words():
+    print("last words", flush=True)
+    return 7
+with clock.or_else(last_words, at_once=sys.argv[3] == "at once"):
+    print("stuck", flush=True)
+    time.sleep(float(sys.argv[4]))
+print("on time", flush=True)
+"""
+
+
+def stuck(script: ModuleType, left_s: float, how: str, seconds: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", STUCK, str(script.__file__), str(left_s), how, str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_what_does_not_return_in_time_is_ended_with_last_words(script: ModuleType) -> None:
+    with stuck(script, 5.5, "", 60) as late, stuck(script, 60, "", 0) as early:
+        assert late.stdout and early.stdout
+        assert (late.stdout.read(), late.wait(30)) == ("stuck\nlast words\n", 7)
+        assert (early.stdout.read(), early.wait(30)) == ("stuck\non time\n", 0)
+
+
+def test_before_the_training_a_signal_is_enough(script: ModuleType) -> None:
+    with stuck(script, math.inf, "at once", 60) as asked:
+        assert asked.stdout
+        assert asked.stdout.readline() == "stuck\n"
+        asked.send_signal(signal.SIGTERM)
+        assert (asked.stdout.read(), asked.wait(30)) == ("last words\n", 7)
+
+
+@pytest.mark.parametrize(
+    ("said", "is_memory"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB.", True),
+        ("CUDA error: out of memory", True),
+        ("CUDA driver error: out of memory", True),
+        ("Triton Error [CUDA]: out of memory", True),
+        ("CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_memory_that_runs_out_has_many_names(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, said: str, is_memory: bool
+) -> None:
+    # torch is not of the launcher's environment; of it only the error's class is asked for.
+    monkeypatch.setitem(sys.modules, "torch", Namespace(OutOfMemoryError=MemoryError))
+    assert script.out_of_memory(RuntimeError(said)) is is_memory
 
 
 @pytest.mark.parametrize(("batch", "smaller", "accumulation"), [(8, 4, 2), (6, 3, 2), (5, 1, 5), (9, 3, 3), (2, 1, 2)])
