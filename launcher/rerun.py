@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from launcher import masks, rendered, resume, runs, sources
+from launcher import masks, record, rendered, resume, runs, sources
 from launcher import request as requests
 from launcher.backends.base import ARTIFACTS_ENV, ARTIFACTS_MOUNT, DEFAULT_IMAGE, TIMEOUT_FLAG, JobRequest
 from launcher.catalog import Catalog, Flavor
@@ -149,6 +149,7 @@ def _from_record(kept: Kept, tables: Catalog, trusted: str | None, output_repo: 
     plan = rendered.with_args(written.model_copy(update={"flavor": machine}), args)
     if plan.dataset.startswith(f"{ARTIFACTS_MOUNT}/") and known.plan:
         plan = plan.model_copy(update={"dataset": known.plan.dataset})
+    record.require_seen(plan.model_dump(exclude={"env"}), kept.where)  # the script's own values too
     _require_harmless(kept, plan)
     if not trusts:
         _require_data(kept, plan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from launcher import masks
 
@@ -44,6 +45,18 @@ def cut(line: str) -> str:
 def safe(line: str, secrets: Iterable[str]) -> str:
     """One line as it may be shown and kept: `plain`, without secrets, and not longer than anyone reads."""
     return cut(redact(plain(line), secrets))
+
+
+def clean(value: Any, secrets: Iterable[str]) -> Any:
+    """A value out of JSON with each text in it, keys too, `safe`: decoding makes escapes that no line had.
+
+    A text keeps its line ends. Raises `RecursionError` for one that is nested too deep.
+    """
+    if isinstance(value, str):
+        return "\n".join(safe(line, secrets) for line in value.replace("\r\n", "\n").split("\n"))
+    if isinstance(value, dict):
+        return {clean(key, secrets): clean(item, secrets) for key, item in value.items()}
+    return [clean(item, secrets) for item in value] if isinstance(value, list) else value
 
 
 class Redactor:

@@ -29,7 +29,7 @@ from launcher.backends import (
 from launcher.backends._hub_client import TIMEOUT_S, make_api, told
 from launcher.backends._hub_retry import Pace, persist
 from launcher.backends._hub_submit import Submission
-from launcher.backends._text import safe
+from launcher.backends._text import plain, safe
 from launcher.backends._transcript import keep
 from launcher.backends.base import LIVE, Job, JobRequest, now, require_hidden, secret_values
 from launcher.backends.left import Left
@@ -93,7 +93,7 @@ class HubBackend:
             try:
                 listed.append(_listed(item))
             except ValueError as error:
-                problems.append(str(error).splitlines()[0])
+                problems.append(plain(str(error).splitlines()[0]))
         return listed, problems
 
     def dataset_size(self, dataset: str, config: str | None, split: str, revision: str | None) -> DataSize:
@@ -219,8 +219,8 @@ def _kept(job_id: str, lines: Iterator[str]) -> Iterator[str]:
 def _listed(item: JobHardwareInfo) -> hardware.Listed:
     gpu = item.accelerator
     return hardware.read(
-        item.name, cpu=item.cpu, ram=item.ram, disk=item.ephemeral_storage, unit_usd=item.unit_cost_usd,
-        unit=item.unit_label, accelerator=gpu.model if gpu else None, quantity=gpu.quantity if gpu else "0",
+        plain(str(item.name)), cpu=item.cpu, ram=item.ram, disk=item.ephemeral_storage, unit_usd=item.unit_cost_usd,
+        unit=item.unit_label, accelerator=plain(str(gpu.model)) if gpu else None, quantity=gpu.quantity if gpu else "0",
         vram=gpu.vram if gpu else "",
     )  # fmt: skip
 
@@ -229,12 +229,12 @@ def _job(info: JobInfo) -> Job:
     run = runs.find(info.id)
     return Job(
         id=info.id,
-        url=info.url,
+        url=plain(info.url),
         backend=HubBackend.name,
-        stage=str(getattr(info.status.stage, "value", info.status.stage)),
+        stage=plain(str(getattr(info.status.stage, "value", info.status.stage))),
         message=safe(info.status.message, masks.held()) if info.status.message else None,
-        flavor=str(getattr(info.flavor, "value", info.flavor or "")),
-        labels=dict(info.labels or {}),
+        flavor=plain(str(getattr(info.flavor, "value", info.flavor or ""))),
+        labels={plain(name): plain(value) for name, value in (info.labels or {}).items()},
         created_at=info.created_at or now(),
         started_at=info.started_at,
         finished_at=info.finished_at,

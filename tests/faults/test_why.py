@@ -138,6 +138,27 @@ def test_a_run_that_stopped_in_time_is_a_success_with_a_notice(hub: Hub, launch:
     assert why(launch, job)["status"] == "stopped"
 
 
+def test_what_a_result_holds_moves_no_terminal(hub: Hub, launch: Launch) -> None:
+    """JSON's own escapes are ASCII in the line, and become what they stand for when it is read."""
+    job = start(hub)
+    job.spec["labels"]["model"] = "m\x1b[2J"
+    escape = "\x1b]52;c;ZXZpbA==\x07"
+    sample = {name: escape + name for name in ("prompt", "expected", "before", "after")}
+    ending = {
+        "stopped": "dead\x1b[2Jline",
+        "url": escape,
+        "samples": [sample],
+        "exports": [{"kind": "\x1b[1m", "path": "p"}],
+    }
+    job.log(f"RESULT {json.dumps(json.loads(DONE) | ending)}")
+    job.finish("COMPLETED")
+    for command in ("wait", "why", "logs"):
+        answer = launch(command, job.id)
+        assert "\x1b" not in answer.out + answer.err
+    assert "\\u001b" not in launch("wait", job.id, "--json").out
+    assert "\x1b" not in launch("ps", "--all").out
+
+
 def test_a_result_that_the_stream_lost_is_read_again(hub: Hub, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stage changes before the last lines are in the log, as it does where a machine is slow to say its last."""
     job = start(hub)
