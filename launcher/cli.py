@@ -290,7 +290,7 @@ def resume(
     if known := why.plan_of(before.id):
         resumption.require_training(known, before.id)
     resumption.require_unfinished(before, why.read(backend, before).result if before.succeeded else None)
-    recalled = backend.recall(job)
+    recalled = backend.recall(job, to_resume=True)
     resumption.require_training(recalled.plan, before.id)
     request = resumption.adapt(recalled, catalog.load(), timeout, flavor)
     session.submit(backend, request, detach=detach, as_json=as_json, quiet=quiet)

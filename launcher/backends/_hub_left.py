@@ -13,6 +13,7 @@ from launcher.errors import LauncherError
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobInfo
 
+_DONE = "checkpoints/done"
 _CHECKPOINT = re.compile(r"(?:^|/)checkpoints/step-(\d{1,12})/.")
 
 
@@ -34,6 +35,15 @@ def look(api: HfApi, job: str, repo: str | None) -> Left:
         checkpoint=max(steps, default=None),
         output_files=tuple(name for name in data if name.startswith("output/")),
     )
+
+
+def is_done(api: HfApi, job: JobInfo) -> bool:
+    """Whether the script has marked /data as that of a run which came to its end; false where nobody knows."""
+    try:
+        with told("looking at the Job's files"):
+            return _DONE in _data(api, job)
+    except LauncherError:
+        return False
 
 
 def _pushed(api: HfApi, repo: str, job: JobInfo) -> tuple[str, ...]:

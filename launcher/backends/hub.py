@@ -28,7 +28,7 @@ from launcher.backends import (
 )
 from launcher.backends._hub_client import TIMEOUT_S, make_api, told
 from launcher.backends._hub_retry import Pace, persist
-from launcher.backends._hub_submit import Submission
+from launcher.backends._hub_submit import Submission, stage_of
 from launcher.backends._text import plain, safe
 from launcher.backends._transcript import keep
 from launcher.backends.base import LIVE, Job, JobRequest, now, require_hidden, secret_values
@@ -139,10 +139,10 @@ class HubBackend:
             run.write(STATUS, _job(info).as_dict() | {"namespace": info.owner.name})
         return _job(info)
 
-    def recall(self, job_id: str) -> JobRequest:
+    def recall(self, job_id: str, to_resume: bool = False) -> JobRequest:
         """The request of a Job, from the service, its bucket and what is kept here; its secrets by name only."""
         namespace, job_id = self._locate(job_id)
-        return _hub_resume.recall(self._api, namespace, job_id, self.user(), self._brief)
+        return _hub_resume.recall(self._api, namespace, job_id, self.user(), self._brief, to_resume)
 
     def left(self, job_id: str, repo: str | None) -> Left:
         """What the Job NAMESPACE/ID left in its /data and in the repo."""
@@ -231,7 +231,7 @@ def _job(info: JobInfo) -> Job:
         id=info.id,
         url=plain(info.url),
         backend=HubBackend.name,
-        stage=plain(str(getattr(info.status.stage, "value", info.status.stage))),
+        stage=plain(stage_of(info)),
         message=safe(info.status.message, masks.held()) if info.status.message else None,
         flavor=plain(str(getattr(info.flavor, "value", info.flavor or ""))),
         labels={plain(name): plain(value) for name, value in (info.labels or {}).items()},
