@@ -27,9 +27,9 @@ _REPO_URL = re.compile(
 
 def explain(backend: Backend, job: Job, progress: Progress) -> Outcome:
     """How the run ended, looking at what it left behind where the log does not tell."""
-    if not job.ended or (job.succeeded and progress.result is not None):
+    if not job.ended or (job.succeeded and progress.result is not None and not progress.result.get("stopped")):
         return outcome.outcome(job, progress)
-    if job.succeeded:
+    if job.succeeded and progress.result is None:
         with suppress(ServiceError):  # the stream lost its end, perhaps
             progress = read(backend, job)
     plan = plan_of(job.id) or _recalled(backend, job)

@@ -138,6 +138,26 @@ def test_a_run_that_stopped_in_time_is_a_success_with_a_notice(hub: Hub, launch:
     assert why(launch, job)["status"] == "stopped"
 
 
+@pytest.mark.parametrize("steps", ['"steps": 0, "resumed_from": null', '"steps": 40, "resumed_from": 40'])
+def test_a_run_that_had_no_time_for_a_step_is_given_more(hub: Hub, launch: Launch, tmp_path: Path, steps: str) -> None:
+    """With the same timeout it would come as far again, and be paid for each time."""
+    job = start(hub)
+    job.log("deadline in 60s: stopping", f"RESULT {DONE[:-1]}, {steps}, " + '"stopped": "deadline"}')
+    job.finish("COMPLETED")
+    command = f"launch resume {job.id} --timeout 180m"
+    waited = launch("wait", job.id)
+    assert (waited.status, command in words(waited.err)) == (0, True), waited.err
+    assert json.loads(launch("wait", job.id, "--json").out)["next"] == [command]
+    assert why(launch, job, LAUNCH_HOME=str(tmp_path / "another"))["next"] == [command]
+
+
+def test_a_run_that_was_asked_to_stop_before_a_step_needs_no_more_time(hub: Hub, launch: Launch) -> None:
+    job = start(hub)
+    job.log(f"RESULT {DONE[:-1]}, " + '"steps": 0, "stopped": "signal"}')
+    job.finish("COMPLETED")
+    assert why(launch, job)["next"] == [f"launch resume {job.id}"]
+
+
 def test_what_a_result_holds_moves_no_terminal(hub: Hub, launch: Launch) -> None:
     """JSON's own escapes are ASCII in the line, and become what they stand for when it is read."""
     job = start(hub)
