@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobInfo
 
 _DONE = "checkpoints/done"
-_CHECKPOINT = re.compile(r"(?:^|/)checkpoints/step-(\d{1,12})/.")
+# Written last: without it the rest of a checkpoint is a torn one.
+_CHECKPOINT = re.compile(r"(?:.*/)?checkpoints/step-(\d{1,12})/manifest\.json")
 
 
 def look(api: HfApi, job: str, repo: str | None) -> Left:
@@ -28,7 +29,7 @@ def look(api: HfApi, job: str, repo: str | None) -> Left:
             pushed = _pushed(api, repo, info) if repo else ()
     except LauncherError as error:
         return Left(repo=repo, problem=error.message)
-    steps = [int(found[1]) for name in data if (found := _CHECKPOINT.search(name))]
+    steps = [int(found[1]) for name in data if (found := _CHECKPOINT.fullmatch(name))]
     return Left(
         repo=repo,
         repo_files=pushed,

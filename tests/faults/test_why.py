@@ -229,11 +229,11 @@ def test_what_is_in_data_is_found_where_the_log_says_nothing(hub: Hub, launch: L
     job = start(hub)
     job.start()
     job.finish("ERROR", "Job failed with exit code: 137")
-    for step in (5, 40):
-        keep(hub, job, f"checkpoints/step-{step}/state.json")
+    for name in ("step-5/manifest.json", "step-40/manifest.json", "step-60/state.json", "step-60/manifest.json.new"):
+        keep(hub, job, f"checkpoints/{name}")
     found = why(launch, job)
     assert found["cause"] == "host-memory"
-    assert "checkpoint of step 40 is kept" in found["message"]
+    assert "checkpoint of step 40 is kept" in found["message"]  # the one of step 60 was never sealed
     assert found["next"][0] == f"launch resume {job.id} --flavor t4-medium"
 
 
