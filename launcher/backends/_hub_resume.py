@@ -114,7 +114,7 @@ def _require_undone(api: HfApi, namespace: str, info: JobInfo, artifacts: str, p
 def _require_stopped(api: HfApi, namespace: str, job_id: str, other: JobInfo) -> None:
     """Raise unless the other Job, which ended well, says that it stopped before the end of the run."""
     try:
-        result = summarize(_hub_log.read(api, namespace, other.id)).result
+        result = summarize(_hub_log.read(api, namespace, other.id, ended=True)).result
         failed = None
     except ServiceError as error:
         result, failed = None, error

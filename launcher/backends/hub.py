@@ -171,13 +171,13 @@ class HubBackend:
     def logs(self, job_id: str, follow: bool) -> Iterator[str]:
         """The lines of the Job's log, kept in its folder too; following ends with the Job, not with a stream."""
         namespace, job_id = self._locate(job_id)
-        name = f"{namespace}/{job_id}"
+        name, ended = f"{namespace}/{job_id}", False
         with suppress(ServiceError):  # an unknown id is an error now; a service that is away may be back for the log
-            self.inspect(name)
+            ended = self.inspect(name).ended
         if follow:
             lines = _hub_log.follow(self._api, namespace, job_id, lambda: self.inspect(name).ended, self._pause_s)
         else:
-            lines = _hub_log.read(self._api, namespace, job_id)
+            lines = _hub_log.read(self._api, namespace, job_id, ended)
         return _kept(job_id, lines)
 
     def cancel(self, job_id: str) -> Job:
