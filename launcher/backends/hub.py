@@ -37,6 +37,7 @@ from launcher.dataset import DataSize
 from launcher.errors import RequestError, ServiceError
 from launcher.plan import Plan
 from launcher.runs import STATUS
+from launcher.spec import require_apart
 from launcher.tensors import Weights
 
 if TYPE_CHECKING:
@@ -117,11 +118,14 @@ class HubBackend:
         _hub_repos.check(self._api, request, self._brief)
 
     def check_push(self, plan: Plan) -> None:
-        """Raise where the token can't write to the repos that the plan pushes to."""
+        """Raise where the token can't write to the repos that the plan pushes to, or two of them are one."""
         for option, repo in (("--output-repo", plan.output_repo), ("--merged-repo", plan.merged_repo)):
             if repo:
                 _hub_access.require_write(self._me)
                 _hub_access.require_push(self._me, repo, option)
+        if plan.merged_repo:
+            places = (plan.merged_repo, plan.output_repo, plan.adapter)
+            require_apart(*(name if not name or "/" in name else f"{self.user()}/{name}" for name in places))
 
     def submit(self, request: JobRequest) -> Job:
         """Upload the script with its local files, start one Job, and keep its record in a folder of its id."""
