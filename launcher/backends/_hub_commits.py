@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from launcher.backends._hub_client import TIMEOUT_S
@@ -23,3 +24,10 @@ def resolve(api: HfApi, kind: str, name: str, revision: str | None, pace: Pace) 
     """The 40 digits of the commit; none where the Hub's answer holds no such thing."""
     sha = look_up(api, kind, name, revision, pace).sha
     return sha if sha and COMMIT.fullmatch(sha) else None
+
+
+def history(api: HfApi, repo: str, pace: Pace) -> list[tuple[str, datetime]]:
+    """The commits of a model repo's main branch with their times, the newest first."""
+    what = f"the model '{repo}'"
+    found = persist(f"looking at the commits of {repo}", lambda: list(api.list_repo_commits(repo)), pace, what=what)
+    return [(commit.commit_id, commit.created_at) for commit in found]

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -104,6 +105,10 @@ class HubBackend:
     def commit(self, kind: str, repo: str, revision: str | None) -> str | None:
         """The commit that a revision of a model or dataset is at now; raises as `check` would for one not there."""
         return _hub_commits.resolve(self._api, kind, repo, revision, self._brief)
+
+    def commits(self, repo: str) -> builtins.list[tuple[str, datetime]]:
+        """The commits of a model repo with their times, the newest first."""
+        return _hub_commits.history(self._api, repo, self._brief)
 
     def read_file(self, repo: str, name: str, commit: str | None, largest: int) -> bytes:
         """A file of a model repo at a commit; `RequestError` where there is none, or it has more bytes than that."""
