@@ -94,7 +94,8 @@ class Transcript:
 
     _HELD = LONGEST * 4
 
-    def __init__(self) -> None:
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        self._secrets = tuple(secrets)
         self._rest, self._dropped = b"", 0
 
     def feed(self, chunk: bytes) -> bytes:
@@ -112,7 +113,7 @@ class Transcript:
         return self._line(self._rest) if self._rest else b""
 
     def _line(self, line: bytes) -> bytes:
-        text = safe(line.decode("utf-8", "replace"), ())
+        text = safe(line.decode("utf-8", "replace"), self._secrets)
         note = f" [{self._dropped:,} bytes left out]" if self._dropped else ""
         self._dropped = 0
         return f"{text}{note}\n".encode()
