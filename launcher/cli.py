@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from launcher.dataset import DataSize
     from launcher.export_spec import ExportSpec
     from launcher.plan import Plan
+    from launcher.planning.revisions import Seen
     from launcher.tensors import Weights
 
 app = typer.Typer(
@@ -479,7 +480,7 @@ def _plan(asked: RunSpec, user: str | None = None, online: bool = False) -> Plan
         fetch_config=_read_config,
         fetch_weights=_read_weights,
         look_up=_dataset_size if online else None,
-        resolve=_commit if online else None,
+        resolve=_see if online else None,
         image=settings.load().image,
     )
 
@@ -523,10 +524,10 @@ def _dataset_size(dataset: str, config: str | None, split: str, revision: str | 
     return HubBackend().dataset_size(dataset, config, split, revision)
 
 
-def _commit(kind: str, repo: str, revision: str | None) -> str | None:
+def _see(kind: str, repo: str, revision: str | None) -> Seen:
     from launcher.backends.hub import HubBackend
 
-    return HubBackend().commit(kind, repo, revision)
+    return HubBackend().see(kind, repo, revision)
 
 
 def _refresh() -> None:

@@ -37,6 +37,7 @@ from launcher.backends.left import Left
 from launcher.dataset import DataSize
 from launcher.errors import RequestError, ServiceError
 from launcher.plan import Plan
+from launcher.planning.revisions import Seen
 from launcher.runs import STATUS
 from launcher.spec import require_apart
 from launcher.tensors import Weights
@@ -105,6 +106,10 @@ class HubBackend:
     def commit(self, kind: str, repo: str, revision: str | None) -> str | None:
         """The commit that a revision of a model or dataset is at now; raises as `check` would for one not there."""
         return _hub_commits.resolve(self._api, kind, repo, revision, self._brief)
+
+    def see(self, kind: str, repo: str, revision: str | None) -> Seen:
+        """What the Hub says of a model or dataset at a revision: its commit, and the licence that its card gives."""
+        return _hub_commits.see(self._api, kind, repo, revision, self._brief)
 
     def commits(self, repo: str) -> builtins.list[tuple[str, datetime]]:
         """The commits of a model repo with their times, the newest first."""
