@@ -307,6 +307,9 @@ def rerun(
     output_repo: Annotated[
         str | None, typer.Option(help="Another repo for the result, told to the same script.", metavar="NAME")
     ] = None,
+    merged_repo: Annotated[
+        str | None, typer.Option(help="Another one for the merged model (else merged/ there).", metavar="NAME")
+    ] = None,
     local: Annotated[bool, typer.Option("--local", help="Run here, not on Jobs.")] = False,
     trust_script: Annotated[
         str | None, typer.Option(help="SHA-256 of a script that you have read, to run it all the same.", metavar="HASH")
@@ -320,7 +323,7 @@ def rerun(
     from launcher import rerun as reruns
 
     tables = catalog.load()
-    again = reruns.find(name, tables, trusted=trust_script, output_repo=output_repo)
+    again = reruns.find(name, tables, trust_script, reruns.Places(output_repo, merged_repo))
     request = reruns.adapt(again.request, tables, timeout, flavor)
     if not again.own:
         reruns.require_own_places(request.plan)

@@ -411,6 +411,88 @@ def test_anothers_repo_is_not_pushed_to(hub: Hub, monkeypatch: pytest.MonkeyPatc
     assert again(monkeypatch, "else/model", "--output-repo", "no good name") == 2
 
 
+MERGING = {"merge": "16bit", "output_repo": "else/model", "merged_repo": "else/model-merged"}
+
+
+def test_anothers_merged_copy_goes_where_one_may_write(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    content = files(planned(**MERGING))
+    hub.add_repo("else/model", files=content)
+    assert again(monkeypatch, "else/model") == 3
+    assert "--merged-repo NAME" in " ".join(capsys.readouterr().err.split())
+    assert again(monkeypatch, "else/model", "--output-repo", "mine", "--merged-repo", "mine-merged") == 0
+    assert again(monkeypatch, "else/model", "--output-repo", "mine") == 0
+    assert "goes into merged/ of mine, not into else/model-merged" in " ".join(capsys.readouterr().err.split())
+    named, inside = hub.jobs.values()
+    assert named.spec["command"][3:] == ["--output-repo", "mine", "--merged-repo", "mine-merged"]
+    assert inside.spec["command"][3:] == ["--output-repo", "mine", "--merged-repo="]
+    assert [runs.load(job).plan().merged_repo for job in hub.jobs] == ["mine-merged", None]
+    assert sent(hub) == [content["sft_text.py"]] * 2
+    # What they record can be run again as it is.
+    recorded = files(planned(**MERGING), content["sft_text.py"].decode(), args=inside.spec["command"][3:])
+    hub.add_repo("tester/mine", files=recorded)
+    assert again(monkeypatch, "tester/mine") == 0
+    assert list(hub.jobs.values())[2].spec["command"] == inside.spec["command"]
+
+
+def test_ones_own_first_merged_copy_is_not_overwritten(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    asked = (*ASKED, "--merge", "16bit", "--output-repo", "first", "--merged-repo", "first-merged")
+    assert launch(monkeypatch, *asked, "--detach", "-q") == 0
+    [first] = hub.jobs
+    assert again(monkeypatch, first, "--output-repo", "second") == 0
+    assert "not into tester/first-merged" in " ".join(capsys.readouterr().err.split())
+    second = list(hub.jobs)[1]
+    assert hub.jobs[second].spec["command"][3:] == ["--output-repo", "second", "--merged-repo="]
+    assert runs.load(second).plan().merged_repo is None
+    assert again(monkeypatch, first, "--merged-repo", "other-merged") == 0
+    assert list(hub.jobs.values())[2].spec["command"][3:] == ["--merged-repo", "other-merged"]
+    assert again(monkeypatch, first) == 0
+    assert list(hub.jobs.values())[3].spec["command"] == hub.jobs[first].spec["command"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--merged-repo", "no good name"], "should be NAME or NAMESPACE/NAME"),
+        (["--merged-repo", "first"], "is the adapter's repo"),
+        (["--output-repo", "a", "--merged-repo", "a"], "is the adapter's repo"),
+        (["--output-repo", "a", "--merged-repo", "tester/a"], "is the adapter's repo"),
+    ],
+)
+def test_a_merged_repo_that_can_not_be_meant(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed, more: list[str], said: str
+) -> None:
+    assert launch(monkeypatch, *ASKED, "--merge", "16bit", "--output-repo", "first", "--detach", "-q") == 0
+    [first] = hub.jobs
+    capsys.readouterr()
+    assert again(monkeypatch, first, *more) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert len(hub.jobs) == 1
+
+
+@pytest.mark.parametrize("name", ["sft_text.py", "sft_vlm.py", "export.py", "export_vlm.py"])
+def test_an_empty_merged_repo_is_none_to_every_script(name: str) -> None:
+    """The seam: `--merged-repo=` takes back what the script was rendered with."""
+    script = sample.load_script(name)
+    vars(script)["CHOSEN"] |= {"merge": "16bit", "merged_repo": "me/first-merged"}
+    assert script.parse_args([]).merged_repo == "me/first-merged"
+    args = script.parse_args(["--merged-repo="])
+    assert not args.merged_repo
+    assert args.merge == "16bit"
+
+
+def test_a_run_without_a_merged_copy_has_no_place_for_one(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    assert launch(monkeypatch, *ASKED, "--detach", "-q") == 0
+    [first] = hub.jobs
+    assert again(monkeypatch, first, "--merged-repo", "m") == 2
+    assert "makes no merged copy" in capsys.readouterr().err
+
+
 def test_anothers_space_gets_no_metrics(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
     hub.add_repo("else/model", files=files(planned(trackio_space="else/metrics")))
     assert again(monkeypatch, "else/model") == 3
