@@ -23,7 +23,8 @@ class Failure:
     kind: int | str
     route: str | None
     times: int
-    retry_after: int | None
+    retry_after: int | str | None
+    """Seconds, or an HTTP date."""
     message: str
     seconds: float
     events: int = 1
@@ -34,7 +35,7 @@ class Failure:
         response = HubError(status, self.message).response()
         if self.retry_after is not None:
             response.headers["Retry-After"] = str(self.retry_after)
-            if status == 429:
+            if status == 429 and isinstance(self.retry_after, int):
                 response.headers["RateLimit"] = f'"api";r=0;t={self.retry_after}'
                 response.headers["RateLimit-Policy"] = '"fixed window";"api";q=500;w=300'
         return response

@@ -132,7 +132,7 @@ class Hub(State):
         route: str | None = None,
         *,
         times: int = 1,
-        retry_after: int | None = None,
+        retry_after: int | str | None = None,
         message: str = "the emulator was told to fail",
         seconds: float = 1.0,
         events: int = 1,
