@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from launcher import values
 from launcher.errors import RequestError
 from launcher.spec import REPO_ID
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 CONFIG, RECORD = "adapter_config.json", "run.json"
 
 
@@ -20,7 +22,8 @@ class Adapter:
     """Where it is (a Hub repo at a commit, or a folder's absolute path), what it was trained on, and how large it is.
 
     `base` is a Hub repo, or the path of a folder where that is what it was trained on; `modality` and `base_revision`
-    are None where no record of the training says them. `private` where only some may see the repo.
+    are None where no record of the training says them. `private` where only some may see the repo. `script` and
+    `inputs` are the SHA-256 of what trained it, and of the files that it was trained on, by that record.
     """
 
     place: str
@@ -31,6 +34,8 @@ class Adapter:
     alpha: int
     modality: str | None = None
     private: bool = False
+    script: str | None = None
+    inputs: frozenset[str] = frozenset()
 
     @property
     def local(self) -> bool:
@@ -85,6 +90,8 @@ def read(
         alpha=_whole(config.get("lora_alpha"), 16),
         modality=modality if modality in ("text", "vision") else None,
         private=private,
+        script=next(_digests([_part(record, "script").get("sha256")]), None),
+        inputs=frozenset(_digests(_part(record, "inputs").values())),
     )
 
 
@@ -117,6 +124,10 @@ def as_object(content: bytes, name: str) -> dict[str, Any]:
 def _part(record: Mapping[str, Any], name: str) -> dict[str, Any]:
     found = record.get(name)
     return found if isinstance(found, dict) else {}
+
+
+def _digests(found: Iterable[object]) -> Iterator[str]:
+    return (item for item in found if isinstance(item, str) and _SHA256.fullmatch(item))
 
 
 def _whole(value: object, otherwise: int) -> int:

@@ -40,8 +40,8 @@ class Family(_Entry):
     lora_targets: tuple[str, ...]
     licence: str
     upstream_gated: bool
-    generation: dict[str, float]
-    generation_source: str
+    generation: dict[str, float] = {}
+    generation_source: str | None = None
 
 
 class Model(_Entry):
@@ -245,7 +245,9 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def _inherited(family: Family, entry: dict[str, Any]) -> dict[str, Any]:
-    return family.model_dump(exclude={"title"}) | entry
+    # Settings of a model's own have a source of their own, or none.
+    unshared = {"generation_source"} if "generation" in entry else set()
+    return family.model_dump(exclude={"title", *unshared}) | entry
 
 
 def _from_folder(folder: Path) -> Model:

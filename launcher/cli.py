@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from launcher.dataset import DataSize
     from launcher.export_spec import ExportSpec
     from launcher.plan import Plan
+    from launcher.planning.revisions import Seen
     from launcher.tensors import Weights
 
 app = typer.Typer(
@@ -290,7 +291,7 @@ def resume(
     if known := why.plan_of(before.id):
         resumption.require_training(known, before.id)
     resumption.require_unfinished(before, why.read(backend, before).result if before.succeeded else None)
-    recalled = backend.recall(job)
+    recalled = backend.recall(job, to_resume=True)
     resumption.require_training(recalled.plan, before.id)
     request = resumption.adapt(recalled, catalog.load(), timeout, flavor)
     session.submit(backend, request, detach=detach, as_json=as_json, quiet=quiet)
@@ -306,6 +307,9 @@ def rerun(
     output_repo: Annotated[
         str | None, typer.Option(help="Another repo for the result, told to the same script.", metavar="NAME")
     ] = None,
+    merged_repo: Annotated[
+        str | None, typer.Option(help="Another one for the merged model (else merged/ there).", metavar="NAME")
+    ] = None,
     local: Annotated[bool, typer.Option("--local", help="Run here, not on Jobs.")] = False,
     trust_script: Annotated[
         str | None, typer.Option(help="SHA-256 of a script that you have read, to run it all the same.", metavar="HASH")
@@ -319,7 +323,7 @@ def rerun(
     from launcher import rerun as reruns
 
     tables = catalog.load()
-    again = reruns.find(name, tables, trusted=trust_script, output_repo=output_repo)
+    again = reruns.find(name, tables, trust_script, reruns.Places(output_repo, merged_repo))
     request = reruns.adapt(again.request, tables, timeout, flavor)
     if not again.own:
         reruns.require_own_places(request.plan)
@@ -479,7 +483,7 @@ def _plan(asked: RunSpec, user: str | None = None, online: bool = False) -> Plan
         fetch_config=_read_config,
         fetch_weights=_read_weights,
         look_up=_dataset_size if online else None,
-        resolve=_commit if online else None,
+        resolve=_see if online else None,
         image=settings.load().image,
     )
 
@@ -523,10 +527,10 @@ def _dataset_size(dataset: str, config: str | None, split: str, revision: str | 
     return HubBackend().dataset_size(dataset, config, split, revision)
 
 
-def _commit(kind: str, repo: str, revision: str | None) -> str | None:
+def _see(kind: str, repo: str, revision: str | None) -> Seen:
     from launcher.backends.hub import HubBackend
 
-    return HubBackend().commit(kind, repo, revision)
+    return HubBackend().see(kind, repo, revision)
 
 
 def _refresh() -> None:

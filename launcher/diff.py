@@ -21,7 +21,8 @@ from launcher.runs import REQUEST, Run
 # The decisions of a plan, as its own sections have them.
 SECTIONS = {
     "what is trained": ("task", "adapter", "adapter_revision", "model", "repo", "revision", "modality", "engine",
-                        "load_in", "chat_template", "trust_remote_code", "generation", "generation_source", "licence"),
+                        "load_in", "chat_template", "trust_remote_code", "generation", "generation_source", "licence",
+                        "licence_name", "licence_link"),
     "on what": ("dataset", "dataset_config", "dataset_split", "dataset_revision", "eval_split", "eval_rows",
                 "streaming", "train_on", "image_size"),
     "how": ("max_steps", "num_train_epochs", "max_length", "batch_size", "gradient_accumulation", "packing",

@@ -41,7 +41,7 @@ def diff_view(found: Difference) -> RenderableType:
     if found.result:
         view = _table("result", found)
         for name, pair in found.result.items():
-            view.add_row(name, *(Text(_value(value, name)) for value in pair))
+            view.add_row(Text(name), *(Text(_value(value, name)) for value in pair))
         parts += [Text(), view]
     return Group(*parts)
 
@@ -49,10 +49,10 @@ def diff_view(found: Difference) -> RenderableType:
 def _section(title: str, pairs: dict[str, Pair], found: Difference) -> list[RenderableType]:
     view, why = _table(title, found), grid("dim", "dim")
     for name, pair in pairs.items():
-        view.add_row(name, *(Text(_value(value, name)) for value in pair))
+        view.add_row(Text(plain(name)), *(Text(_value(value, name)) for value in pair))
         for side, reason in zip(found.names, found.reasons.get(name, (None, None)), strict=True):
             if reason:
-                why.add_row(f"  {name} of {_short(side, 24)}", Text(plain(reason)))
+                why.add_row(Text(f"  {plain(name)} of {_short(side, 24)}"), Text(plain(reason)))
     return [view, *([why] if why.row_count else []), Text()]
 
 
@@ -64,7 +64,7 @@ def _value(value: Any, name: str) -> str:
     if value is None:
         return "-"
     if name == "env":  # values of variables are nobody's to read over a shoulder
-        return ", ".join(value) or "none"
+        return _beginning(", ".join(value)) or "none"
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list | dict):

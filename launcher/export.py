@@ -42,6 +42,7 @@ def make_plan(
     model = _base(asked, adapter, catalog, fetch_config, fetch_weights)
     modality: Modality = _modality(adapter, of, model)
     output, merged = _repos(asked, adapter, of, user, why)
+    spec.require_apart(merged, output, adapter.place)
     made = Copies(asked.merge, tuple(dict.fromkeys(asked.gguf)), pushed=bool(output or merged), volume=not asked.local)
     container = images.choose(asked, image, catalog.stack, why)
     export = Export(model, modality, made, adapter.rank, warm_image=container.warm, local=asked.local)

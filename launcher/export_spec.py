@@ -41,6 +41,7 @@ class ExportSpec(BaseModel):
     def _options_agree(self) -> Self:
         if self.merged_repo and not self.merge:
             raise ValueError("--merged-repo says where a merged model goes: add --merge 16bit")
+        spec.check_merged_repo(self.merged_repo, self.output_repo)
         if self.local and self.flavor != "auto":
             raise ValueError("--flavor is a Job's machine, and --local runs on this one: give one of them")
         return self

@@ -1,6 +1,6 @@
 """What the lines of a run's log say, as events.
 
-Pure. The scripts print `== PHASE`, `step 12/500 | loss 1.2345 | lr 1.90e-04 | 3210 tok/s | eta 312s`,
+The scripts print `== PHASE`, `step 12/500 | loss 1.2345 | lr 1.90e-04 | 3210 tok/s | eta 312s`,
 `eval step 0/500 | loss 3.2100`, `checkpoint step 12 | 1.2s | 35 MB`, `resumed from step 12`,
 `deadline in 60s: stopping`, `out of memory: batch 4 -> 2`, `error: …` and at last `RESULT {json}`; every other line is
 only a line.
@@ -13,7 +13,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.backends._text import plain
+from launcher import masks
+from launcher.backends._text import clean, plain
 
 _STEP = re.compile(r"(eval )?step (\d{1,12})/(\d{1,12}|\?)(?: \| (.*))?", re.DOTALL)
 # A progress bar that has not ended its line stands before ours: `  3/10 [00:01<00:02, 3.1it/s]step 3/10 | …`.
@@ -151,7 +152,7 @@ def _number(text: str) -> float | None:
 
 def _result(text: str) -> Result | None:
     try:
-        values = json.loads(text)
+        values = clean(json.loads(text), masks.held())
     except (ValueError, RecursionError):
         return None
     return Result(values) if isinstance(values, dict) else None

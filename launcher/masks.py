@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -37,9 +38,15 @@ def is_secret_name(name: str) -> bool:
 
 def mask(text: str, secrets: Iterable[str] = ()) -> str:
     """The text without the given secrets, without what looks like a token, and without passwords in URLs."""
-    for secret in sorted((value for value in secrets if len(value) >= SHORTEST), key=len, reverse=True):
+    spelled = {form for value in secrets if len(value) >= SHORTEST for form in _spellings(value)}
+    for secret in sorted(spelled, key=len, reverse=True):
         text = text.replace(secret, MASK)
     return _URL_PASSWORD.sub(rf"\g<1>{MASK}", _TOKEN.sub(MASK, text))
+
+
+def _spellings(secret: str) -> tuple[str, ...]:
+    """The secret as it is, and as it stands in JSON."""
+    return secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]
 
 
 def held(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:

@@ -46,10 +46,10 @@ def outcome(
         message = "how the Job ended can't be known now."
         return Outcome("unknown", 4, message, "`launch ps --all` shows it.", progress.result)
     name = f"Job {job.id}"
+    filled = {"id": job.id, "again": f"launch resume {job.id}", **(values or {})}
     if job.succeeded:
-        return _succeeded(job, progress, left or Left())
+        return _succeeded(job, progress, filled, left or Left())
     if job.ended:
-        filled = {"id": job.id, "again": f"launch resume {job.id}", **(values or {})}
         return _failed(job, progress, timeout_s, filled, left or Left())
     if job.stage in ("SCHEDULING", "RUNNING"):
         hint = f"`launch logs -f {job.id}` follows it, `launch cancel {job.id}` stops it."
@@ -58,7 +58,7 @@ def outcome(
     return Outcome("unknown", 4, message, f"Look at {job.url}.", progress.result)
 
 
-def _succeeded(job: Job, progress: Progress, left: Left) -> Outcome:
+def _succeeded(job: Job, progress: Progress, values: Mapping[str, object], left: Left) -> Outcome:
     name, result = f"Job {job.id}", progress.result
     if result is None:
         found = left.model or left.problem.rstrip(".") or "no model of it was found"
@@ -72,8 +72,16 @@ def _succeeded(job: Job, progress: Progress, left: Left) -> Outcome:
     of = f" of {progress.total}" if progress.total else ""
     kept = "What it learned is saved." if step else "Nothing was learned yet."
     message = f"{name} stopped {reason}, at step {step}{of}. {kept}"
-    command = f"launch resume {job.id}"
-    return Outcome("stopped", 0, message, f"`{command}` goes on.", result, None, (command,))
+    command, what = f"launch resume {job.id}", "goes on"
+    if _made_no_step(result) and values.get("longer"):
+        command, what = f"{command} --timeout {values['longer']}", "gives it time for one: the same would not"
+        message += " This Job made no step." if step else ""
+    return Outcome("stopped", 0, message, f"`{command}` {what}.", result, None, (command,))
+
+
+def _made_no_step(result: Mapping[str, Any]) -> bool:
+    """Whether a run that its deadline stopped learned nothing in all its time."""
+    return result.get("stopped") == "deadline" and result.get("steps") in (0, result.get("resumed_from"))
 
 
 def _failed(job: Job, progress: Progress, timeout_s: float | None, values: Mapping[str, object], left: Left) -> Outcome:

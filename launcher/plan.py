@@ -93,6 +93,9 @@ class Plan(_Value):
     generation: dict[str, float] = {}
     generation_source: str | None = None
     licence: str | None = None
+    licence_name: str | None = None
+    """With `licence_link` what the model's card says of a licence that the Hub knows as `other`."""
+    licence_link: str | None = None
 
     # on what
     dataset: str

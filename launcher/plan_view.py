@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher import copies
+from launcher.backends._text import plain
 from launcher.catalog import Catalog, Flavor
 from launcher.duration import AFTER
 from launcher.plan import Offer, Plan
@@ -30,7 +31,7 @@ _RESERVE, _FREE = ("╱", "/"), ("·", ".")
 def plan_view(plan: Plan, catalog: Catalog) -> RenderableType:
     """The whole screen."""
     parts: list[RenderableType] = [_decisions(plan, catalog), Text(), _resources(plan, catalog)]
-    parts += [Text(f"warning: {text}", style="yellow") for text in plan.warnings]
+    parts += [Text(plain(f"warning: {text}"), style="yellow") for text in plan.warnings]
     # Without a price there is nothing to compare: this machine costs nothing.
     if plan.cost.usd_per_hour and plan.offers:
         parts += [Text(), _offers(plan, catalog)]
@@ -157,11 +158,11 @@ class Bar:
     free_gib: float
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        plain = options.ascii_only
-        colored = not plain and console.color_system is not None and not console.no_color
+        ascii_only = options.ascii_only
+        colored = not ascii_only and console.color_system is not None and not console.no_color
         sizes = [*self.parts.values(), self.reserve_gib, max(self.free_gib, 0)]
-        marks = [_MARKS[plain][0 if colored else number % 8] for number in range(len(self.parts))]
-        marks += [_RESERVE[plain], _FREE[plain]]
+        marks = [_MARKS[ascii_only][0 if colored else number % 8] for number in range(len(self.parts))]
+        marks += [_RESERVE[ascii_only], _FREE[ascii_only]]
         styles = [_COLORS[number % 8] for number in range(len(self.parts))] + ["dim", "dim"]
         names = [*self.parts, "reserve", "free"]
         drawn = list(zip(names, sizes, marks, styles, cells(sizes, min(CELLS, options.max_width)), strict=True))

@@ -83,6 +83,7 @@ def _record(
     fit = offers.without_time(placed.fit) if asked.local else placed.fit
     setup = fit.setup
     run_name = asked.run_name or f"{choices.slug(model)}-sft-{today:%Y%m%d}"
+    output = choices.output_repo(asked, run_name, user, why)
     return Plan(
         launcher=__version__,
         model=asked.model,
@@ -128,10 +129,10 @@ def _record(
         finetune_language_layers=asked.finetune_language_layers,
         finetune_attention_modules=asked.finetune_attention_modules,
         finetune_mlp_modules=asked.finetune_mlp_modules,
-        output_repo=choices.output_repo(asked, run_name, user, why),
+        output_repo=output,
         private=asked.private,
         merge=asked.merge,
-        merged_repo=choices.merged_repo(asked, user, why),
+        merged_repo=choices.merged_repo(asked, output, user, why),
         gguf=asked.gguf,
         run_name=run_name,
         sample_rows=asked.sample_rows,

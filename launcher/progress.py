@@ -97,6 +97,14 @@ class Progress:
         self.eta_s = event.eta_s
 
 
+def summarize(lines: Iterable[str]) -> Progress:
+    """What all these lines add up to."""
+    progress = Progress()
+    for line in lines:
+        progress.add(line)
+    return progress
+
+
 def watch(lines: Iterable[str], progress: Progress) -> Iterator[tuple[str, Event | None]]:
     """Each line with its event, once `progress` has taken it in: hold on to that for when the lines break off."""
     for line in lines:

@@ -98,11 +98,16 @@ def parse(content: bytes, where: str) -> Record:
         raise RequestError(
             f"{where} is not the record of a run{_reason(error)}.", "launch writes one, run.json, beside each model."
         ) from error
-    if any(plain(text) != text for text in _shown(record)):
+    require_seen(_shown(record), where)
+    return record
+
+
+def require_seen(value: object, where: str) -> None:
+    """Raise `RequestError` where a text in it, keys too, is one that a terminal would act on."""
+    if any(plain(text) != text for text in _texts(value)):
         raise RequestError(
             f"{where} holds control characters, which no record of this launcher does.", "Look at it in an editor."
         )
-    return record
 
 
 def pair(record: Record, script: bytes, where: str, page: str) -> Kept:
@@ -141,13 +146,13 @@ def _reason(error: Exception) -> str:
     return plain(f": {place}: {item['msg'].removeprefix('Value error, ')}"[:200])
 
 
-def _shown(record: Record) -> Iterator[str]:
-    """Every text of the record that may be shown; what a model answered is not."""
-    plan = record.plan.model_dump(exclude={"env"}) if record.plan else None
+def _shown(record: Record) -> list[object]:
+    """What of the record may be shown; what a model answered is cleaned where it is."""
+    plan = record.plan.model_dump(exclude={"env"}) | {"env": tuple(record.plan.env)} if record.plan else None
     values = record.model_dump(
         include={"launcher", "args", "env", "flavor", "packages", "python", "platform", "device"}
     )
-    yield from _texts([plan, values, record.revisions.model, record.revisions.dataset])
+    return [plan, values, record.revisions.model, record.revisions.dataset]
 
 
 def _texts(value: object) -> Iterator[str]:

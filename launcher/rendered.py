@@ -79,7 +79,7 @@ def with_args(plan: Plan, args: Iterable[str]) -> Plan:
         elif field == "lora_targets":
             values[field] = tuple(value.split(","))
         else:
-            values[field] = value
+            values[field] = None if field == "merged_repo" and not value else value
             values |= {"repo": value} if field == "model" else {}
             values |= {_STOPS[field]: None} if field in _STOPS else {}
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from launcher import masks, rendered, resume, runs, sources
+from launcher import masks, record, rendered, resume, runs, sources
 from launcher import request as requests
 from launcher.backends.base import ARTIFACTS_ENV, ARTIFACTS_MOUNT, DEFAULT_IMAGE, TIMEOUT_FLAG, JobRequest
 from launcher.catalog import Catalog, Flavor
@@ -21,7 +21,7 @@ from launcher.machine import LOCAL
 from launcher.plan import Plan
 from launcher.record import Kept
 from launcher.runs import REQUEST, Run
-from launcher.spec import DATA_SUFFIXES, RepoName
+from launcher.spec import DATA_SUFFIXES, RepoName, require_apart
 
 _OF_ONE_JOB = ("request", "artifacts", "resumes")
 
@@ -35,16 +35,24 @@ class Again:
     notes: tuple[str, ...] = ()
 
 
-def find(name: str, tables: Catalog, trusted: str | None = None, output_repo: str | None = None) -> Again:
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the result is to be pushed, and its merged copy; none for where the run pushed it."""
+
+    output_repo: str | None = None
+    merged_repo: str | None = None
+
+
+def find(name: str, tables: Catalog, trusted: str | None = None, places: Places = Places()) -> Again:
     """The request of a run, ready to be submitted as a new one.
 
-    `trusted` is the SHA-256 of a script that the user has read; `output_repo`, where its result is to be pushed, is
-    told to the script by its argument. Raises `RefusedError` for a script that is neither this launcher's nor trusted,
-    and `RequestError` for a run or a data file that is not there any more.
+    `trusted` is the SHA-256 of a script that the user has read; `places` are told to the script by its arguments.
+    Raises `RefusedError` for a script that is neither this launcher's nor trusted, and `RequestError` for a run or a
+    data file that is not there any more, and for places that can't be meant.
     """
     found = sources.find(name)
     if isinstance(found, Kept):
-        return _from_record(found, tables, trusted, output_repo)
+        return _from_record(found, tables, trusted, places)
     if trusted:
         raise RequestError(
             f"--trust-script: {name} was started by you, with a script of its own.", "Leave --trust-script away."
@@ -53,10 +61,9 @@ def find(name: str, tables: Catalog, trusted: str | None = None, output_repo: st
         request = _from_run(found)
     else:
         request = _with_data(replace(found, artifacts=None, resumes=None), {})
-    if output_repo:
-        plan = request.plan.model_copy(update={"output_repo": output_repo})
-        request = replace(request, plan=plan, script_args=_pushing_to(request.script_args, output_repo))
-    return Again(request, own=True)
+    args, notes = _pushing_to(places, request.plan, request.script_args)
+    plan = request.plan.model_copy(update=_repos(args))
+    return Again(replace(request, plan=plan, script_args=args), own=True, notes=notes)
 
 
 def adapt(request: JobRequest, tables: Catalog, timeout: str | None, flavor: str | None) -> JobRequest:
@@ -77,7 +84,8 @@ def bring_here(request: JobRequest, here: Flavor) -> JobRequest:
     args += () if here.num_gpus else ("--device=cpu",)
     args += (TIMEOUT_FLAG, str(request.timeout_s))
     # Without a push, no account is needed here.
-    secrets = tuple(name for name in request.secrets if name != "HF_TOKEN" or request.plan.output_repo)
+    pushes = request.plan.output_repo or request.plan.merged_repo
+    secrets = tuple(name for name in request.secrets if name != "HF_TOKEN" or pushes)
     return replace(request, flavor=LOCAL, script_args=args, secrets=secrets, image=None, namespace=None)
 
 
@@ -85,14 +93,16 @@ def require_own_places(plan: Plan) -> None:
     """Refuse a stranger's run that would send its result or its metrics where this user may not write, or to them."""
     from launcher.backends.hub import HubBackend
 
-    if not plan.output_repo and not plan.trackio_space:
+    if not (plan.output_repo or plan.merged_repo or plan.trackio_space):
         return
     hub = HubBackend()
     hint = "The script stays as it is; give it a repo of yours: --output-repo NAME."
+    hint += " --merged-repo NAME is for its merged copy." if plan.merged_repo else ""
     try:
         hub.check_push(plan)
     except RefusedError as error:
-        raise RefusedError(f"the run pushes to {plan.output_repo}. {error.message}", hint) from error
+        to = " and ".join(filter(None, (plan.output_repo, plan.merged_repo)))
+        raise RefusedError(f"the run pushes to {to}. {error.message}", hint) from error
     owners = {hub.user(), (plan.output_repo or "").partition("/")[0]}
     if plan.trackio_space and plan.trackio_space.partition("/")[0] not in owners:
         raise RefusedError(
@@ -129,30 +139,56 @@ def _from_run(run: Run) -> JobRequest:
     return _with_data(request, kept.get("files") or {})
 
 
-def _pushing_to(args: tuple[str, ...], output_repo: str) -> tuple[str, ...]:
+def _pushing_to(places: Places, plan: Plan, args: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The script's arguments with other places than the plan's, and what to say of them."""
+    notes: tuple[str, ...] = ()
+    merged, output = places.merged_repo, places.output_repo
+    if merged and not plan.merge:
+        raise RequestError(f"--merged-repo {merged}: the run makes no merged copy.", "Leave it away.")
+    if output:
+        args = (*rendered.without(args, ("output_repo",)), "--output-repo", _checked("--output-repo", output))
+    if merged:
+        args = (*rendered.without(args, ("merged_repo",)), "--merged-repo", _checked("--merged-repo", merged))
+    elif output and plan.merged_repo:
+        # Empty is none to the script. The first run's repo would hold this run's weights under its own name.
+        args = (*rendered.without(args, ("merged_repo",)), "--merged-repo=")
+        notes = (
+            f"the merged copy goes into merged/ of {output}, not into {plan.merged_repo}; --merged-repo NAME gives it "
+            "a repo of its own.",
+        )
+    require_apart(merged or (None if output else plan.merged_repo), output or plan.output_repo)
+    return args, notes
+
+
+def _repos(args: tuple[str, ...]) -> dict[str, str | None]:
+    """The repos that the arguments name, by the plan's fields; none for an empty one."""
+    return {name: value or None for name, value in rendered.flags(args) if name in ("output_repo", "merged_repo")}
+
+
+def _checked(option: str, name: str) -> str:
     try:
-        TypeAdapter(RepoName).validate_python(output_repo)
+        return str(TypeAdapter(RepoName).validate_python(name))
     except ValidationError as error:
         said = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise RequestError(f"--output-repo {masks.mask(repr(output_repo))}: {said}.", "Such as me/my-model.") from error
-    return (*rendered.without(args, ("output_repo",)), "--output-repo", output_repo)
+        raise RequestError(f"{option} {masks.mask(repr(name))}: {said}.", "Such as me/my-model.") from error
 
 
-def _from_record(kept: Kept, tables: Catalog, trusted: str | None, output_repo: str | None) -> Again:
+def _from_record(kept: Kept, tables: Catalog, trusted: str | None, places: Places) -> Again:
     """The request of a run that is known by its record only."""
     known, trusts = kept.record, _trusts(kept, trusted)
     written = rendered.read_plan(kept.text, known.script.name, tables, known.plan)
     if not trusts and not rendered.is_rendered(kept.script, written, tables):
         raise _untrusted(kept)
     machine = known.plan.flavor if known.plan else written.flavor
-    args = _pushing_to(known.args, output_repo) if output_repo else known.args
+    args, told = _pushing_to(places, rendered.with_args(written, known.args), known.args)
     plan = rendered.with_args(written.model_copy(update={"flavor": machine}), args)
     if plan.dataset.startswith(f"{ARTIFACTS_MOUNT}/") and known.plan:
         plan = plan.model_copy(update={"dataset": known.plan.dataset})
+    record.require_seen(plan.model_dump(exclude={"env"}), kept.where)  # the script's own values too
     _require_harmless(kept, plan)
     if not trusts:
         _require_data(kept, plan)
-    notes = _left_out(kept, plan, trusts)
+    notes = told + _left_out(kept, plan, trusts)
     plan = plan.model_copy(update={"env": {}, "namespace": None, "image": plan.image if trusts else None})
     made = requests.from_plan(plan, tables)
     given = rendered.without(args, (name for name, _ in rendered.flags(made.script_args)))

@@ -104,7 +104,7 @@ def result_view(
     trained = "train_s" in result
     if trained:
         rate = f"{result['tokens_per_second']:,.0f} tokens/s"
-        view.add_row("trained", f"{result['steps']} steps in {minutes(result['train_s'])}, {rate}")
+        view.add_row("trained", Text(f"{result['steps']} steps in {minutes(result['train_s'])}, {rate}"))
     if result.get("peak_gib"):
         view.add_row("peak VRAM", _peak(result))
     if plan and plan.duration.total_s:
@@ -116,7 +116,7 @@ def result_view(
                 spent = usd_per_hour * took_s / 3600
                 view.add_row("cost", f"${spent:.2f}, ${plan.cost.expected_usd:.2f} predicted")
     for export in result.get("exports") or ():
-        view.add_row(f"{export.get('kind')} {export.get('name')}", Text(_export(export)))
+        view.add_row(Text(f"{export.get('kind')} {export.get('name')}"), Text(_export(export)))
     view.add_row("model", Text(str(result.get("url") or result["output_dir"])))
     samples = result.get("samples") or []
     return Group(view, *([_samples_table(samples)] if samples else []))

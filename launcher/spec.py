@@ -61,6 +61,26 @@ def _check_output_repo(name: str) -> str:
     return name
 
 
+def check_merged_repo(merged: str | None, *others: str | None) -> None:
+    """Raise `ValueError` where the merged model would go into a repo that the adapter is in, or goes to.
+
+    Whoever loads that repo gets the adapter applied to weights that hold it already.
+    """
+    if merged and merged.casefold() in {name.casefold() for name in others if name}:
+        raise ValueError(
+            f"--merged-repo {merged} is the adapter's repo, and the adapter would be applied to weights that hold it "
+            "already: give another name, or leave it away for merged/ in the output repo"
+        )
+
+
+def require_apart(merged: str | None, *others: str | None) -> None:
+    """The same as a `RequestError`, for names that were resolved after the options were read."""
+    try:
+        check_merged_repo(merged, *others)
+    except ValueError as error:
+        raise RequestError(f"{error}.", "Such as --merged-repo NAME-merged.") from error
+
+
 Gguf = Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"]
 Duration = Annotated[str, AfterValidator(_check_duration)]
 RepoName = Annotated[str, AfterValidator(_check_output_repo)]
@@ -221,6 +241,7 @@ class RunSpec(BaseModel):
             raise ValueError("--merged-repo and --no-push contradict each other")
         if self.merged_repo and not self.merge:
             raise ValueError("--merged-repo says where a merged model goes: add --merge 16bit")
+        check_merged_repo(self.merged_repo, self.output_repo)
         return self
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from launcher import adapter, backends, runs, why
@@ -11,7 +13,11 @@ from launcher.backends.base import Backend, Job
 from launcher.backends.hub import HubBackend
 from launcher.errors import LauncherError, RefusedError, RequestError
 from launcher.plan import Plan
+from launcher.runs import REQUEST
 from launcher.spec import REPO_ID
+
+_LOOKS = 10
+"""Commits of a repo that are looked at for a run's own adapter."""
 
 _JOB_PAGE = re.compile(r"https?://[^/]+/jobs/.+")
 
@@ -41,7 +47,7 @@ def _of_run(source: str, revision: str | None, local: bool) -> tuple[Adapter, Pl
     job = backend.inspect(source)
     if not job.ended:
         raise RequestError(f"{job.id} still goes on: it has no adapter yet.", f"`launch wait {job.id}` follows it.")
-    plan = why.plan_of(job.id) or backend.recall(why.address(job)).plan
+    plan, script, inputs = _kept(job.id) or _recalled(backend, job)
     if plan.task == "export":
         raise RequestError(f"{job.id} is an export itself.", f"Its adapter is {plan.adapter}: name that.")
     if folder := _folder(backend, job, local or not plan.output_repo):
@@ -49,12 +55,59 @@ def _of_run(source: str, revision: str | None, local: bool) -> tuple[Adapter, Pl
     if plan.output_repo is None:
         raise _unpushed(backend, job)
     try:
-        return HubBackend().read_adapter(plan.output_repo, revision), plan
+        found = HubBackend().read_adapter(plan.output_repo, revision)
     except (RequestError, RefusedError) as error:
         raise type(error)(
             f"{job.id} was to push its adapter, and it is not there: {error.message}",
             f"`launch why {job.id}` says what became of it, and how what it kept is pushed.",
         ) from error
+    if _is_anothers(found, script, inputs):
+        raise _replaced(found, job, script, inputs)
+    return found, plan
+
+
+def _kept(job_id: str) -> tuple[Plan, str | None, frozenset[str]] | None:
+    """The plan of a run that was started here, and the SHA-256 of its script and of its data files."""
+    run, plan = runs.find(job_id), why.plan_of(job_id)
+    if run is None or plan is None:
+        return None
+    asked = run.read(REQUEST)
+    script, files = run.folder / str(asked.get("script_name")), asked.get("files") or {}
+    return plan, runs.digest(script) if script.is_file() else None, frozenset(files.values())
+
+
+def _recalled(backend: Backend, job: Job) -> tuple[Plan, str | None, frozenset[str]]:
+    """The same of a run that was started elsewhere, whose data files are not known."""
+    asked = backend.recall(why.address(job))
+    return asked.plan, hashlib.sha256(asked.script.encode()).hexdigest(), frozenset()
+
+
+def _is_anothers(found: Adapter, script: str | None, inputs: frozenset[str]) -> bool:
+    """Whether another run's script made the adapter, or the same one of other data; what is not recorded is neither."""
+    if found.script and script and found.script != script:
+        return True
+    return bool(found.inputs and inputs and found.inputs != inputs)
+
+
+def _replaced(found: Adapter, job: Job, script: str | None, inputs: frozenset[str]) -> RequestError:
+    """The error for a repo that holds another run's adapter, with the commit of this run's where that is found."""
+    at = f"{found.place} holds the adapter of another run"
+    for commit in _commits(found.place, job):
+        with suppress(LauncherError):
+            other = HubBackend().read_adapter(found.place, commit)
+            if other.script and not _is_anothers(other, script, inputs):
+                return RequestError(f"{at}; that of {job.id} is at its commit {commit}.", f"Add --revision {commit}.")
+    return RequestError(
+        f"{at}, and no commit from the time of {job.id} was found with its own.",
+        f"Add --revision with the commit that you mean, or name the repo itself: `launch export {found.place} …`.",
+    )
+
+
+def _commits(repo: str, job: Job) -> list[str]:
+    """The repo's commits since the run began, those next to its end first: its own push came then."""
+    ended = job.finished_at or job.created_at
+    since = [(abs(made - ended), commit) for commit, made in HubBackend().commits(repo) if made >= job.created_at]
+    return [commit for _, commit in sorted(since)[:_LOOKS]]
 
 
 def _folder(backend: Backend, job: Job, wanted: bool) -> Path | None:

@@ -14,7 +14,7 @@ from launcher.catalog import Catalog, Flavor
 from launcher.errors import LauncherError, RequestError, ServiceError
 from launcher.outcome import Outcome
 from launcher.plan import Plan
-from launcher.progress import Progress
+from launcher.progress import Progress, summarize
 
 # How the script ends the message of a push that failed.
 _RESCUE = re.compile(r"this (?:fetches and )?pushes it: (.+)$")
@@ -27,9 +27,9 @@ _REPO_URL = re.compile(
 
 def explain(backend: Backend, job: Job, progress: Progress) -> Outcome:
     """How the run ended, looking at what it left behind where the log does not tell."""
-    if not job.ended or (job.succeeded and progress.result is not None):
+    if not job.ended or (job.succeeded and progress.result is not None and not progress.result.get("stopped")):
         return outcome.outcome(job, progress)
-    if job.succeeded:
+    if job.succeeded and progress.result is None:
         with suppress(ServiceError):  # the stream lost its end, perhaps
             progress = read(backend, job)
     plan = plan_of(job.id) or _recalled(backend, job)
@@ -44,19 +44,14 @@ def explain(backend: Backend, job: Job, progress: Progress) -> Outcome:
 
 def read(backend: Backend, job: Job) -> Progress:
     """What the log adds up to now; of a log that can't be had, what was kept of it here."""
-    progress = Progress()
     try:
-        for line in backend.logs(address(job), follow=False):
-            progress.add(line)
+        return summarize(backend.logs(address(job), follow=False))
     except ServiceError:
         run = runs.find(job.id)
         if run is None or not run.log.is_file():
             raise
-        progress = Progress()
         with run.log.open(encoding="utf-8", errors="replace") as kept:
-            for line in kept:
-                progress.add(line.rstrip("\n"))
-    return progress
+            return summarize(line.rstrip("\n") for line in kept)
 
 
 def address(job: Job) -> str:

@@ -36,7 +36,7 @@ def library() -> Any:
     def make_client() -> Any:
         client = default_client_factory()
         client.timeout = TIMEOUT_S
-        client.event_hooks["response"].append(_cap_wait)
+        client.event_hooks["response"].append(_bound_wait)
         return client
 
     huggingface_hub.set_client_factory(make_client)
@@ -47,8 +47,13 @@ def library() -> Any:
     return huggingface_hub
 
 
-def _cap_wait(response: httpx2.Response) -> None:
-    """Shorten what an answer asks the client to wait before it tries again by itself."""
+def _bound_wait(response: httpx2.Response) -> None:
+    """Shorten what an answer asks the client to wait before it tries again by itself; raise what it would raise in the
+    end where that is too long to wait for at all.
+    """
+    if response.status_code in (429, 503) and _hub_errors.asked_wait(response) > _hub_errors.LONGEST_ASKED_S:
+        response.read()
+        library().utils.hf_raise_for_status(response)
     for name, pattern in (("Retry-After", r"(\d+)"), ("RateLimit", r".*;t=(\d+)")):
         asked = re.fullmatch(pattern, response.headers.get(name, "").strip())
         if asked and int(asked[1]) > LONGEST_WAIT_S:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from launcher.backends._hub_client import TIMEOUT_S
 from launcher.backends._hub_retry import Pace, persist
+from launcher.planning.revisions import Seen
 from launcher.values import COMMIT
 
 if TYPE_CHECKING:
@@ -23,3 +25,19 @@ def resolve(api: HfApi, kind: str, name: str, revision: str | None, pace: Pace) 
     """The 40 digits of the commit; none where the Hub's answer holds no such thing."""
     sha = look_up(api, kind, name, revision, pace).sha
     return sha if sha and COMMIT.fullmatch(sha) else None
+
+
+def see(api: HfApi, kind: str, name: str, revision: str | None, pace: Pace) -> Seen:
+    """The commit with the licence that the repo's card gives; what is there is not checked."""
+    info = look_up(api, kind, name, revision, pace)
+    card = info.card_data
+    said = [getattr(card, key, None) for key in ("license", "license_name", "license_link")]
+    commit = info.sha if info.sha and COMMIT.fullmatch(info.sha) else None
+    return Seen(commit, *(text if isinstance(text, str) else None for text in said))
+
+
+def history(api: HfApi, repo: str, pace: Pace) -> list[tuple[str, datetime]]:
+    """The commits of a model repo's main branch with their times, the newest first."""
+    what = f"the model '{repo}'"
+    found = persist(f"looking at the commits of {repo}", lambda: list(api.list_repo_commits(repo)), pace, what=what)
+    return [(commit.commit_id, commit.created_at) for commit in found]

@@ -5,11 +5,21 @@ Its rows name classes instead of holding them, so that this module needs no clie
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
 
 from launcher.backends._text import plain, redact
 from launcher.errors import LauncherError, RefusedError, RequestError, ServiceError
+
+if TYPE_CHECKING:
+    import httpx2
+
+LONGEST_ASKED_S = 180.0
+"""Seconds that an answer may ask to wait; for more than that nobody waits here, and the error says how long it is."""
 
 _LOGIN = "Run `hf auth login`, or set HF_TOKEN; https://huggingface.co/settings/tokens makes a token of role 'write'."
 _AGAIN = "Try again in a minute; https://status.huggingface.co shows whether the Hub is down."
@@ -114,6 +124,21 @@ def status_of(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
+def asked_wait(response: httpx2.Response | None) -> float:
+    """Seconds that an answer asks to wait (`Retry-After`, a number or a date, or `RateLimit` as the Hub sends it)."""
+    if response is None:
+        return 0.0
+    said = response.headers.get("Retry-After", "").strip()
+    if not said and (limit := re.search(r"r=0;t=(\d{1,9})", response.headers.get("RateLimit", ""))):
+        said = limit[1]
+    if said.isdigit():
+        return float(said[:9])
+    try:
+        return max((parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds(), 0.0)
+    except (TypeError, ValueError):
+        return 0.0
+
+
 def _repo(error: Exception) -> str:
     kind, name = getattr(error, "repo_type", None) or "repo", getattr(error, "repo_id", None)
     return f"the {kind} '{name}'" if name else "a repo of this run"
@@ -130,4 +155,6 @@ def _detail(error: Exception) -> str:
     if status_of(error) is None:
         said = str(error)
     text = plain(re.sub(r"\s+", " ", said or "").strip())[:300]
-    return f" It says: {text.rstrip('.')}." if text else ""
+    detail = f" It says: {text.rstrip('.')}." if text else ""
+    asked_s = asked_wait(getattr(error, "response", None))
+    return detail + (f" It asks to wait {math.ceil(asked_s / 60)} minutes." if asked_s > LONGEST_ASKED_S else "")

@@ -13,7 +13,9 @@ from launcher.errors import LauncherError
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobInfo
 
-_CHECKPOINT = re.compile(r"(?:^|/)checkpoints/step-(\d{1,12})/.")
+_DONE = "checkpoints/done"
+# Written last: without it the rest of a checkpoint is a torn one.
+_CHECKPOINT = re.compile(r"(?:.*/)?checkpoints/step-(\d{1,12})/manifest\.json")
 
 
 def look(api: HfApi, job: str, repo: str | None) -> Left:
@@ -27,13 +29,22 @@ def look(api: HfApi, job: str, repo: str | None) -> Left:
             pushed = _pushed(api, repo, info) if repo else ()
     except LauncherError as error:
         return Left(repo=repo, problem=error.message)
-    steps = [int(found[1]) for name in data if (found := _CHECKPOINT.search(name))]
+    steps = [int(found[1]) for name in data if (found := _CHECKPOINT.fullmatch(name))]
     return Left(
         repo=repo,
         repo_files=pushed,
         checkpoint=max(steps, default=None),
         output_files=tuple(name for name in data if name.startswith("output/")),
     )
+
+
+def is_done(api: HfApi, job: JobInfo) -> bool:
+    """Whether the script has marked /data as that of a run which came to its end; false where nobody knows."""
+    try:
+        with told("looking at the Job's files"):
+            return _DONE in _data(api, job)
+    except LauncherError:
+        return False
 
 
 def _pushed(api: HfApi, repo: str, job: JobInfo) -> tuple[str, ...]:

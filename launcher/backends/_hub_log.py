@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 ATTEMPTS = 40
 """Failures in a row, with nothing new between them, after which following gives up: 18 minutes at a pause of 1 s."""
 
+LAST_ATTEMPTS = 12
+"""The same once the Job has ended and only the rest of its log is wanted."""
+
 READ_ATTEMPTS = 3
 """Failures after which a log that is only looked at is given up: somebody waits for the answer."""
 
@@ -45,27 +48,28 @@ def follow(api: HfApi, namespace: str, job_id: str, has_ended: Callable[[], bool
     while True:
         before = seen.count
         try:
-            for event in _fresh(api, namespace, job_id, seen, None if last else has_ended):
+            for event in _fresh(api, namespace, job_id, seen, None if last else has_ended, ended=last):
                 yield from _lines(event, secrets)
             if last:
                 return
             last, failures = has_ended(), 0
         except ServiceError as error:
             failures = 1 if seen.count > before else failures + 1
-            if failures == ATTEMPTS:
-                hint = f"The Job may well go on: `launch logs -f {job_id}` follows it again."
+            if failures == (LAST_ATTEMPTS if last else ATTEMPTS):
+                goes_on = "The Job has ended" if last else "The Job may well go on"
+                hint = f"{goes_on}: `launch logs -f {job_id}` follows it again."
                 raise ServiceError(error.message, hint) from error
         if failures or not last:
             wait_s = pause_s if seen.count > before else min(wait_s * 2, _LONGEST_PAUSE * pause_s)
             time.sleep(wait_s)
 
 
-def read(api: HfApi, namespace: str, job_id: str, pause_s: float = 0.25) -> Iterator[str]:
-    """The lines so far; raises `ServiceError` when the service fails again and again."""
+def read(api: HfApi, namespace: str, job_id: str, ended: bool, pause_s: float = 0.25) -> Iterator[str]:
+    """The lines so far, all of them of a Job that has `ended`; `ServiceError` when the service fails repeatedly."""
     secrets, seen, failures = _secrets(job_id), Seen(), 0
     while True:
         try:
-            for event in _fresh(api, namespace, job_id, seen, None):
+            for event in _fresh(api, namespace, job_id, seen, None, ended=ended):
                 yield from _lines(event, secrets)
             return
         except ServiceError:
@@ -118,14 +122,14 @@ class Seen:
 
 
 def _fresh(
-    api: HfApi, namespace: str, job_id: str, seen: Seen, has_ended: Callable[[], bool] | None
+    api: HfApi, namespace: str, job_id: str, seen: Seen, has_ended: Callable[[], bool] | None, ended: bool
 ) -> Iterator[Event]:
     """What is new in one stream; `has_ended` is asked, where given, when the stream only keeps itself alive."""
     seen.start_over()
     looked = time.monotonic()
     with (
         told("reading the Job's log"),
-        closing(_hub_stream.read(api, namespace, job_id, follow=has_ended is not None)) as stream,
+        closing(_hub_stream.read(api, namespace, job_id, follow=has_ended is not None, ended=ended)) as stream,
     ):
         for event in stream:
             if event:

@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from launcher import runs
+from launcher.backends import _hub_left, _hub_log
 from launcher.backends._hub_retry import Pace, persist
-from launcher.backends._hub_submit import find
+from launcher.backends._hub_submit import find, stage_of
 from launcher.backends.base import (
     ARTIFACTS_ENV,
     ARTIFACTS_MOUNT,
     DEFAULT_IMAGE,
+    ENDED,
     PLAN_FILE,
     JobRequest,
     join_artifacts,
     split_artifacts,
 )
-from launcher.errors import RefusedError, RequestError
+from launcher.errors import RefusedError, RequestError, ServiceError
 from launcher.plan import Plan
+from launcher.progress import summarize
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobInfo
@@ -32,16 +35,17 @@ _SCRIPT = re.compile(r"\w[\w-]*\.py", re.ASCII)
 _ANEW = "Start it anew with its options; `launch ps --all` lists the Jobs of this launcher."
 
 
-def recall(api: HfApi, namespace: str, job_id: str, user: str, pace: Pace) -> JobRequest:
+def recall(api: HfApi, namespace: str, job_id: str, user: str, pace: Pace, to_resume: bool = False) -> JobRequest:
     """The request of a Job of this launcher, with its artifacts, to be submitted again.
 
-    Raises `RequestError` where the Job is not of this launcher, its artifacts are gone, or another Job works on them,
-    and `RefusedError` where it is not the `user` who started it.
+    Raises `RequestError` where the Job is not of this launcher or its artifacts are gone, or, where it is `to_resume`,
+    another Job works on them or has done the work; and `RefusedError` where it is not the `user` who started it.
     """
     info = persist("looking at the Job", lambda: api.inspect_job(job_id=job_id, namespace=namespace), pace)
     artifacts, script_name = _artifacts(info), _script_name(info)
     _require_own(info, user)
-    _require_alone(api, namespace, info, artifacts, pace)
+    if to_resume:
+        _require_undone(api, namespace, info, artifacts, pace)
     script, plan = _kept(info.id, script_name) or _fetch(api, info.id, artifacts, script_name, pace)
     command = info.command or []
     image = f"hf.co/spaces/{info.space_id}" if info.space_id else info.docker_image
@@ -92,15 +96,42 @@ def _require_own(info: JobInfo, user: str) -> None:
         )
 
 
-def _require_alone(api: HfApi, namespace: str, info: JobInfo, artifacts: str, pace: Pace) -> None:
-    """Raise where a live Job works in the same folder: two would overwrite each other's checkpoints."""
+def _require_undone(api: HfApi, namespace: str, info: JobInfo, artifacts: str, pace: Pace) -> None:
+    """Raise where another Job works in the same folder, since two would overwrite each other's checkpoints, and where
+    one has come to the end of the run there, which would be paid for once more.
+    """
     folder = split_artifacts(artifacts)[1]
-    others = [job.id for job in find(api, namespace, {"artifacts": folder}, pace, live=True) if job.id != info.id]
-    if others:
+    others = [job for job in find(api, namespace, {"artifacts": folder}, pace) if job.id != info.id]
+    if live := [job.id for job in others if stage_of(job) not in ENDED]:
         raise RequestError(
-            f"Job {info.id} was resumed already: Job {others[0]} is at it.",
-            f"`launch wait {others[0]}` follows that one, `launch cancel {others[0]}` stops it.",
+            f"Job {info.id} was resumed already: Job {live[0]} is at it.",
+            f"`launch wait {live[0]}` follows that one, `launch cancel {live[0]}` stops it.",
         )
+    if ended_well := [job for job in others if stage_of(job) == "COMPLETED"]:
+        _require_stopped(api, namespace, info.id, ended_well[-1])
+
+
+def _require_stopped(api: HfApi, namespace: str, job_id: str, other: JobInfo) -> None:
+    """Raise unless the other Job, which ended well, says that it stopped before the end of the run."""
+    try:
+        result = summarize(_hub_log.read(api, namespace, other.id, ended=True)).result
+        failed = None
+    except ServiceError as error:
+        result, failed = None, error
+    if result and result.get("stopped"):
+        return
+    if result or _hub_left.is_done(api, other):
+        raise RequestError(
+            f"Job {job_id} was resumed already, and Job {other.id} has come to the end of the run.",
+            "To train for longer, start a run with more --max-steps or --num-train-epochs.",
+        )
+    unsure = f"Job {job_id} was resumed as Job {other.id}, which ended well, perhaps with the whole run done"
+    if failed:
+        raise ServiceError(f"{unsure}: its log can't be read now. {failed.message}", failed.hint) from failed
+    raise RequestError(
+        f"{unsure}: its log has no RESULT that would tell.",
+        f"`launch why {other.id}` says what there is of it; a new run with the same options starts anew.",
+    )
 
 
 def _kept(job_id: str, script_name: str) -> tuple[str, Plan] | None:

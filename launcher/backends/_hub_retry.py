@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import logging
 import random
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from launcher.backends._hub_client import LONGEST_WAIT_S, translated
-from launcher.backends._hub_errors import status_of
-
-if TYPE_CHECKING:
-    import httpx2
+from launcher.backends._hub_client import translated
+from launcher.backends._hub_errors import asked_wait, status_of
 
 Answer = TypeVar("Answer")
 log = logging.getLogger("launcher.hub")
@@ -70,7 +64,7 @@ def persist(
                 raise known from error
             if recover and may_have_worked(error) and (found := recover()) is not None:
                 return found
-            took, wait = time.monotonic() - began, max(pace.pause(number), _asked_pause(error))
+            took, wait = time.monotonic() - began, max(pace.pause(number), asked_wait(getattr(error, "response", None)))
             if number == pace.tries or took + wait > pace.total_s:
                 tried = f" It was tried {number} times in {took:.0f} s." if number > 1 else ""
                 raise type(known)(known.message + tried, known.hint) from error
@@ -89,20 +83,3 @@ def may_pass(error: Exception) -> bool:
 def may_have_worked(error: Exception) -> bool:
     """False only where it is certain that the service did not act on the request."""
     return type(error).__name__ not in _UNSENT and status_of(error) != 429
-
-
-def _asked_pause(error: Exception) -> float:
-    """Seconds that a 429 or 503 asks for (`Retry-After`, or `RateLimit` as the Hub sends it), no more than our cap."""
-    response: httpx2.Response | None = getattr(error, "response", None)
-    if response is None:
-        return 0.0
-    said = response.headers.get("Retry-After", "").strip()
-    if not said and (limit := re.search(r"r=0;t=(\d{1,9})", response.headers.get("RateLimit", ""))):
-        said = limit[1]
-    if said.isdigit():
-        return min(float(said[:9]), LONGEST_WAIT_S)
-    try:
-        seconds = (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds()
-    except (TypeError, ValueError):
-        return 0.0
-    return min(max(seconds, 0.0), LONGEST_WAIT_S)

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +26,10 @@ SILENCE_S = 75.0
 """Seconds without a byte after which a stream is taken for dead: the service sends a keep-alive every 30."""
 
 DRAINED_S = 5.0
-"""Seconds without a byte after which a log that is not followed has been read: the service goes on waiting."""
+"""Seconds without a byte after which the log of a Job that goes on has been read: the service goes on waiting."""
+
+STALLED_S = 40.0
+"""Seconds without a byte after which the log of an ended Job was not read: a keep-alive would have come by then."""
 
 _ASLEEP_S = 20.0
 _TICK_S = 2.0
@@ -41,21 +44,22 @@ class Event(NamedTuple):
     text: str
 
 
-def read(api: HfApi, namespace: str, job_id: str, follow: bool) -> Generator[Event | None]:
+def read(api: HfApi, namespace: str, job_id: str, *, follow: bool, ended: bool = False) -> Generator[Event | None]:
     """The entries from the first, and none for each keep-alive; ends with the stream, or in silence.
 
-    Without `follow` it ends at the first keep-alive, or at an entry later than the question. What the client raises for
-    a status or a broken connection is raised here too.
+    Without `follow` it ends at the first keep-alive, or at an entry later than the question. The stream of a Job that
+    has `ended` closes by itself, so that silence is a failure there: the end of the log would be lost in it. What the
+    client raises for a status, a broken connection or such a silence is raised here too.
     """
     from httpx2 import ReadTimeout
     from huggingface_hub.utils._http import hf_raise_for_status
 
     url = f"{api.endpoint}/api/jobs/{namespace}/{job_id}/logs"
-    timeout_s = SILENCE_S if follow else DRAINED_S
+    timeout_s = SILENCE_S if follow else STALLED_S if ended else DRAINED_S
     ask = library().get_session().stream("GET", url, headers=api._build_hf_headers(), timeout=timeout_s)
-    with suppress(ReadTimeout), ask as response, _watched(response):
+    with nullcontext() if ended else suppress(ReadTimeout), ask as response, _watched(response):
         hf_raise_for_status(response)
-        until = None if follow else _until(response.headers.get("date"))
+        until = None if follow or ended else _until(response.headers.get("date"))
         moment = ""
         for line in _lines(response.iter_bytes()):
             event = _event(line, moment) if line.startswith(b"data: {") else None

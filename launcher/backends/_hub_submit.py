@@ -21,7 +21,6 @@ from launcher.backends.base import (
     ARTIFACTS_BUCKET,
     ARTIFACTS_ENV,
     ARTIFACTS_MOUNT,
-    LIVE,
     PLAN_FILE,
     JobRequest,
     join_artifacts,
@@ -158,8 +157,8 @@ class Submission:
         )
 
 
-def find(api: HfApi, namespace: str, labels: dict[str, str], pace: Pace, *, live: bool = False) -> list[JobInfo]:
-    """The Jobs with all of these labels, the eldest first; of any stage unless `live`.
+def find(api: HfApi, namespace: str, labels: dict[str, str], pace: Pace) -> list[JobInfo]:
+    """The Jobs with all of these labels, of any stage, the eldest first.
 
     Not `HfApi.list_jobs`, which asks again by itself, five times and with pauses that nobody can shorten.
     """
@@ -167,7 +166,6 @@ def find(api: HfApi, namespace: str, labels: dict[str, str], pace: Pace, *, live
     def ask() -> list[JobInfo]:
         hub = library()
         asked = [("label", f"{name}={value}") for name, value in labels.items()]
-        asked += [("stage", stage) for stage in sorted(LIVE)] if live else []
         answer = hub.utils.get_session().get(
             f"{api.endpoint}/api/jobs/{namespace}", params=asked, headers=hub.utils.build_hf_headers()
         )
@@ -175,6 +173,11 @@ def find(api: HfApi, namespace: str, labels: dict[str, str], pace: Pace, *, live
         return [hub.JobInfo(**item, endpoint=api.endpoint) for item in answer.json()]
 
     return _by_age(persist("looking for the Job", ask, pace))
+
+
+def stage_of(info: JobInfo) -> str:
+    """The stage's name, one that this client does not know too."""
+    return str(getattr(info.status.stage, "value", info.status.stage))
 
 
 def _by_age(jobs: Iterable[JobInfo]) -> list[JobInfo]:

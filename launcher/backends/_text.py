@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from launcher import masks
 
@@ -46,6 +47,18 @@ def safe(line: str, secrets: Iterable[str]) -> str:
     return cut(redact(plain(line), secrets))
 
 
+def clean(value: Any, secrets: Iterable[str]) -> Any:
+    """A value out of JSON with each text in it, keys too, `safe`: decoding makes escapes that no line had.
+
+    A text keeps its line ends. Raises `RecursionError` for one that is nested too deep.
+    """
+    if isinstance(value, str):
+        return "\n".join(safe(line, secrets) for line in value.replace("\r\n", "\n").split("\n"))
+    if isinstance(value, dict):
+        return {clean(key, secrets): clean(item, secrets) for key, item in value.items()}
+    return [clean(item, secrets) for item in value] if isinstance(value, list) else value
+
+
 class Redactor:
     """Replaces secrets in a stream of bytes, wherever the stream is cut; ones shorter than 6 bytes are left alone."""
 
@@ -81,7 +94,8 @@ class Transcript:
 
     _HELD = LONGEST * 4
 
-    def __init__(self) -> None:
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        self._secrets = tuple(secrets)
         self._rest, self._dropped = b"", 0
 
     def feed(self, chunk: bytes) -> bytes:
@@ -99,7 +113,7 @@ class Transcript:
         return self._line(self._rest) if self._rest else b""
 
     def _line(self, line: bytes) -> bytes:
-        text = safe(line.decode("utf-8", "replace"), ())
+        text = safe(line.decode("utf-8", "replace"), self._secrets)
         note = f" [{self._dropped:,} bytes left out]" if self._dropped else ""
         self._dropped = 0
         return f"{text}{note}\n".encode()

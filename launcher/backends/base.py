@@ -195,8 +195,10 @@ class Backend(Protocol):
         """The Job as it is now; `RequestError` where there is none of that id."""
         ...
 
-    def recall(self, job_id: str) -> JobRequest:
-        """The request of a Job, to be submitted again on its artifacts; `RequestError` where that can't be had."""
+    def recall(self, job_id: str, to_resume: bool = False) -> JobRequest:
+        """The request of a Job, to be submitted again on its artifacts; `RequestError` where that can't be had, or,
+        where it is `to_resume`, where another Job works on them or has come to the end of the run.
+        """
         ...
 
     def left(self, job_id: str, repo: str | None) -> Left:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,15 +29,17 @@ from launcher.backends import (
 )
 from launcher.backends._hub_client import TIMEOUT_S, make_api, told
 from launcher.backends._hub_retry import Pace, persist
-from launcher.backends._hub_submit import Submission
-from launcher.backends._text import safe
+from launcher.backends._hub_submit import Submission, stage_of
+from launcher.backends._text import plain, safe
 from launcher.backends._transcript import keep
 from launcher.backends.base import LIVE, Job, JobRequest, now, require_hidden, secret_values
 from launcher.backends.left import Left
 from launcher.dataset import DataSize
 from launcher.errors import RequestError, ServiceError
 from launcher.plan import Plan
+from launcher.planning.revisions import Seen
 from launcher.runs import STATUS
+from launcher.spec import require_apart
 from launcher.tensors import Weights
 
 if TYPE_CHECKING:
@@ -93,7 +96,7 @@ class HubBackend:
             try:
                 listed.append(_listed(item))
             except ValueError as error:
-                problems.append(str(error).splitlines()[0])
+                problems.append(plain(str(error).splitlines()[0]))
         return listed, problems
 
     def dataset_size(self, dataset: str, config: str | None, split: str, revision: str | None) -> DataSize:
@@ -103,6 +106,14 @@ class HubBackend:
     def commit(self, kind: str, repo: str, revision: str | None) -> str | None:
         """The commit that a revision of a model or dataset is at now; raises as `check` would for one not there."""
         return _hub_commits.resolve(self._api, kind, repo, revision, self._brief)
+
+    def see(self, kind: str, repo: str, revision: str | None) -> Seen:
+        """What the Hub says of a model or dataset at a revision: its commit, and the licence that its card gives."""
+        return _hub_commits.see(self._api, kind, repo, revision, self._brief)
+
+    def commits(self, repo: str) -> builtins.list[tuple[str, datetime]]:
+        """The commits of a model repo with their times, the newest first."""
+        return _hub_commits.history(self._api, repo, self._brief)
 
     def read_file(self, repo: str, name: str, commit: str | None, largest: int) -> bytes:
         """A file of a model repo at a commit; `RequestError` where there is none, or it has more bytes than that."""
@@ -117,11 +128,14 @@ class HubBackend:
         _hub_repos.check(self._api, request, self._brief)
 
     def check_push(self, plan: Plan) -> None:
-        """Raise where the token can't write to the repos that the plan pushes to."""
+        """Raise where the token can't write to the repos that the plan pushes to, or two of them are one."""
         for option, repo in (("--output-repo", plan.output_repo), ("--merged-repo", plan.merged_repo)):
             if repo:
                 _hub_access.require_write(self._me)
                 _hub_access.require_push(self._me, repo, option)
+        if plan.merged_repo:
+            places = (plan.merged_repo, plan.output_repo, plan.adapter)
+            require_apart(*(name if not name or "/" in name else f"{self.user()}/{name}" for name in places))
 
     def submit(self, request: JobRequest) -> Job:
         """Upload the script with its local files, start one Job, and keep its record in a folder of its id."""
@@ -139,10 +153,10 @@ class HubBackend:
             run.write(STATUS, _job(info).as_dict() | {"namespace": info.owner.name})
         return _job(info)
 
-    def recall(self, job_id: str) -> JobRequest:
+    def recall(self, job_id: str, to_resume: bool = False) -> JobRequest:
         """The request of a Job, from the service, its bucket and what is kept here; its secrets by name only."""
         namespace, job_id = self._locate(job_id)
-        return _hub_resume.recall(self._api, namespace, job_id, self.user(), self._brief)
+        return _hub_resume.recall(self._api, namespace, job_id, self.user(), self._brief, to_resume)
 
     def left(self, job_id: str, repo: str | None) -> Left:
         """What the Job NAMESPACE/ID left in its /data and in the repo."""
@@ -171,13 +185,13 @@ class HubBackend:
     def logs(self, job_id: str, follow: bool) -> Iterator[str]:
         """The lines of the Job's log, kept in its folder too; following ends with the Job, not with a stream."""
         namespace, job_id = self._locate(job_id)
-        name = f"{namespace}/{job_id}"
+        name, ended = f"{namespace}/{job_id}", False
         with suppress(ServiceError):  # an unknown id is an error now; a service that is away may be back for the log
-            self.inspect(name)
+            ended = self.inspect(name).ended
         if follow:
             lines = _hub_log.follow(self._api, namespace, job_id, lambda: self.inspect(name).ended, self._pause_s)
         else:
-            lines = _hub_log.read(self._api, namespace, job_id)
+            lines = _hub_log.read(self._api, namespace, job_id, ended)
         return _kept(job_id, lines)
 
     def cancel(self, job_id: str) -> Job:
@@ -219,8 +233,8 @@ def _kept(job_id: str, lines: Iterator[str]) -> Iterator[str]:
 def _listed(item: JobHardwareInfo) -> hardware.Listed:
     gpu = item.accelerator
     return hardware.read(
-        item.name, cpu=item.cpu, ram=item.ram, disk=item.ephemeral_storage, unit_usd=item.unit_cost_usd,
-        unit=item.unit_label, accelerator=gpu.model if gpu else None, quantity=gpu.quantity if gpu else "0",
+        plain(str(item.name)), cpu=item.cpu, ram=item.ram, disk=item.ephemeral_storage, unit_usd=item.unit_cost_usd,
+        unit=item.unit_label, accelerator=plain(str(gpu.model)) if gpu else None, quantity=gpu.quantity if gpu else "0",
         vram=gpu.vram if gpu else "",
     )  # fmt: skip
 
@@ -229,12 +243,12 @@ def _job(info: JobInfo) -> Job:
     run = runs.find(info.id)
     return Job(
         id=info.id,
-        url=info.url,
+        url=plain(info.url),
         backend=HubBackend.name,
-        stage=str(getattr(info.status.stage, "value", info.status.stage)),
+        stage=plain(stage_of(info)),
         message=safe(info.status.message, masks.held()) if info.status.message else None,
-        flavor=str(getattr(info.flavor, "value", info.flavor or "")),
-        labels=dict(info.labels or {}),
+        flavor=plain(str(getattr(info.flavor, "value", info.flavor or ""))),
+        labels={plain(name): plain(value) for name, value in (info.labels or {}).items()},
         created_at=info.created_at or now(),
         started_at=info.started_at,
         finished_at=info.finished_at,

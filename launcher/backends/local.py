@@ -103,7 +103,7 @@ class LocalBackend:
         """Nothing is known beside the log."""
         return Left()
 
-    def recall(self, job_id: str) -> JobRequest:
+    def recall(self, job_id: str, to_resume: bool = False) -> JobRequest:
         """The request of a run of this machine: submitted, it goes on in the same folder, under the same id."""
         run = self._load(job_id)
         kept, plan = run.read(REQUEST), run.plan()

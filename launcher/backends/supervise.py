@@ -75,7 +75,7 @@ def _supervise(run: Run, asked: threading.Event) -> None:
     record(run, stage="RUNNING", started_at=now().isoformat(), child=leader)
     # The script sees this shell's other secrets too, and may print them.
     hidden = [os.environ[name] for name in command["secrets"] if os.environ.get(name)] + [*masks.held()]
-    pump = threading.Thread(target=_copy, args=(child, run.log, Redactor(hidden)), daemon=True)
+    pump = threading.Thread(target=_copy, args=(child, run.log, hidden), daemon=True)
     pump.start()
     cause = _wait(child, asked, command["timeout_s"])
     # What the script left behind goes too, or it would hold the log open and the machine busy.
@@ -100,7 +100,8 @@ def _wait(child: subprocess.Popen[bytes], asked: threading.Event, timeout_s: flo
 def _end(cause: str | None, code: int, timeout_s: float) -> dict[str, Any]:
     if cause == "canceled":
         return {"stage": "CANCELED", "message": "canceled", "exit_code": code}
-    if cause == "timeout":
+    # One that ended well when its time was up has kept all: the script counts from a later start than this does.
+    if cause == "timeout" and code != 0:
         return {"stage": "ERROR", "message": f"timeout: stopped after {timeout_s:g} seconds", "exit_code": code}
     if code == 0:
         return {"stage": "COMPLETED", "message": None, "exit_code": code}
@@ -109,10 +110,11 @@ def _end(cause: str | None, code: int, timeout_s: float) -> dict[str, Any]:
     return {"stage": "ERROR", "message": f"exit status {code}", "exit_code": code}
 
 
-def _copy(child: subprocess.Popen[bytes], log: Path, redactor: Redactor) -> None:
+def _copy(child: subprocess.Popen[bytes], log: Path, secrets: list[str]) -> None:
     """Write each line that the child prints to the transcript, until every holder of the pipe has closed it."""
     assert child.stdout is not None
-    transcript = Transcript()
+    # As it came for one of several lines, and in each line once no escape stands in the middle of one.
+    redactor, transcript = Redactor(secrets), Transcript(secrets)
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "wb", buffering=0) as sink:
         while chunk := os.read(child.stdout.fileno(), 1 << 16):
             with suppress(OSError):  # a full disk loses lines of the transcript, never the run

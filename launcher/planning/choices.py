@@ -9,7 +9,7 @@ from typing import Literal
 from launcher.catalog import Catalog, Flavor, Modality, Model
 from launcher.copies import Copies
 from launcher.errors import RefusedError, RequestError, unknown
-from launcher.spec import RunSpec
+from launcher.spec import RunSpec, require_apart
 
 Precision = Literal["4bit", "16bit"]
 
@@ -173,13 +173,15 @@ def copies(asked: RunSpec) -> Copies:
     return Copies(asked.merge, asked.gguf, pushed=pushed, volume=not asked.local)
 
 
-def merged_repo(asked: RunSpec, user: str | None, why: dict[str, str]) -> str | None:
-    """Where the merged copy is pushed; None where it goes into the output repo, or nowhere."""
+def merged_repo(asked: RunSpec, output: str | None, user: str | None, why: dict[str, str]) -> str | None:
+    """Where the merged copy is pushed; None where it goes into the `output` repo, or nowhere."""
     if asked.merged_repo is None:
         return None
     why["merged_repo"] = "asked for"
     owner = asked.namespace or user
-    return asked.merged_repo if "/" in asked.merged_repo or owner is None else f"{owner}/{asked.merged_repo}"
+    merged = asked.merged_repo if "/" in asked.merged_repo or owner is None else f"{owner}/{asked.merged_repo}"
+    require_apart(merged, output)
+    return merged
 
 
 def secrets(asked: RunSpec, why: dict[str, str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from launcher.backends.hub import HubBackend
 from launcher.plan import Plan
 from tests.e2e.test_launch import LAUNCH, rows
 from tests.emulator import Hub
+from tests.emulator.state import StoredFile
 from tests.faults import command
 from tests.unit.sample import plan, request
 
@@ -96,6 +98,60 @@ def test_a_repo_a_run_and_the_page_of_a_job_mean_the_same(hub: Hub, launch: Any)
     for made in plans[1:]:
         assert {**made, "reasons": {}} == {**plans[0], "reasons": {}}
     assert plans[1]["reasons"]["adapter"] == f"of {job}"
+
+
+def record(script: str, **inputs: str) -> dict[str, bytes | str]:
+    """An adapter with what the run of that script recorded beside it."""
+    known = {"script": {"name": "sft_text.py", "sha256": hashlib.sha256(script.encode()).hexdigest()}, "inputs": inputs}
+    return adapter_files() | {"run.json": json.dumps({"version": 1} | known)}
+
+
+def push(hub: Hub, files: dict[str, bytes | str]) -> str:
+    """A commit of the adapter's repo, by its name."""
+    stored = {name: StoredFile(data.encode() if isinstance(data, str) else data) for name, data in files.items()}
+    return hub.repos["tester/houses"].commit(stored, "push").oid
+
+
+def test_an_old_run_is_not_exported_as_the_one_that_came_after(
+    hub: Hub, launch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = trained(hub, ended="")
+    script = request("pass").script
+    own = push(hub, record(script))
+    hub.jobs[job].finish("COMPLETED")
+    plan = json.loads(launch("export", job, "--merge", "16bit", "--dry-run", "--json"))["plan"]
+    assert plan["adapter_revision"] == own
+    for _ in range(3):
+        push(hub, record(script + "# another"))
+    for home in (tmp_path / "another", None):  # from elsewhere the script comes out of the bucket
+        with monkeypatch.context() as patch:
+            if home:
+                patch.setenv("LAUNCH_HOME", str(home))
+            answer = launch("export", job, "--merge", "16bit", status=2)
+        assert "tester/houses holds the adapter of another run" in answer
+        assert f"Add --revision {own}" in answer
+    asked = ("export", job, "--merge", "16bit", "--revision", own, "--dry-run", "--json")
+    assert json.loads(launch(*asked))["plan"]["adapter_revision"] == own
+
+
+def test_a_run_whose_adapter_is_nowhere_any_more_says_so(hub: Hub, launch: Any) -> None:
+    job = trained(hub)
+    push(hub, record("of another run"))
+    answer = launch("export", job, "--merge", "16bit", status=2)
+    assert f"no commit from the time of {job} was found with its own" in answer
+
+
+def test_the_same_script_on_other_rows_is_another_run(hub: Hub, launch: Any, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("a row")
+    of = plan(output_repo="tester/houses", flavor="t4-small", dataset=str(data))
+    asked = request("pass", of=of, flavor="t4-small", script_args=("--dataset", str(data)))
+    job = hub.jobs[HubBackend(pause_s=0.001).submit(asked).id]
+    job.finish("COMPLETED")
+    push(hub, record(asked.script, rows=hashlib.sha256(b"other rows").hexdigest()))
+    assert "the adapter of another run" in launch("export", job.id, "--merge", "16bit", status=2)
+    push(hub, record(asked.script, rows=hashlib.sha256(b"a row").hexdigest()))
+    launch("export", job.id, "--merge", "16bit", "--dry-run", "--json")
 
 
 def test_it_is_submitted_followed_and_reported(hub: Hub, launch: Any) -> None:

@@ -19,6 +19,16 @@ LICENCES = (
 RELATIONS = ("adapter", "finetune", "merge", "quantized")
 
 
+def metadata(text: str) -> dict[str, Any] | None:
+    """What stands at the card's head; none where that is no mapping."""
+    block = BLOCK.match(text)
+    try:
+        data = yaml.safe_load(block[2]) if block else None
+    except yaml.YAMLError:
+        return None
+    return data if isinstance(data, dict) else None
+
+
 def problems(text: str) -> tuple[list[str], list[str]]:
     """The errors and the warnings that the Hub would answer to this card."""
     block = BLOCK.match(text)

@@ -9,7 +9,7 @@ from itertools import islice
 
 from tests.emulator.http import HubError, Response
 
-KINDS = ("after_commit", "reset", "cut", "slow")
+KINDS = ("after_commit", "reset", "cut", "slow", "stall")
 
 
 @dataclass
@@ -17,24 +17,25 @@ class Failure:
     """What happens to a request: an HTTP status before it has an effect, or one of KINDS.
 
     `after_commit` answers 502 although the request took effect; `reset` breaks the connection before it does; `cut`
-    breaks it in the middle of the answer; `slow` waits first.
+    breaks it in the middle of the answer; `stall` falls silent there and keeps the connection; `slow` waits first.
     """
 
     kind: int | str
     route: str | None
     times: int
-    retry_after: int | None
+    retry_after: int | str | None
+    """Seconds, or an HTTP date."""
     message: str
     seconds: float
     events: int = 1
-    """How much of a stream arrives before it is `cut`."""
+    """How much of a stream arrives before it is `cut` or it stalls."""
 
     def refusal(self) -> Response:
         status = self.kind if isinstance(self.kind, int) else 502
         response = HubError(status, self.message).response()
         if self.retry_after is not None:
             response.headers["Retry-After"] = str(self.retry_after)
-            if status == 429:
+            if status == 429 and isinstance(self.retry_after, int):
                 response.headers["RateLimit"] = f'"api";r=0;t={self.retry_after}'
                 response.headers["RateLimit-Policy"] = '"fixed window";"api";q=500;w=300'
         return response

@@ -94,6 +94,7 @@ def info(state: State, request: Request) -> Response:
             "downloads": 0,
             "likes": 0,
             "tags": [],
+            **_card(commit),
             **_safetensors(commit),
             "siblings": [
                 {"rfilename": path, **(_entry(state, path, file) if blobs else {})}
@@ -101,6 +102,13 @@ def info(state: State, request: Request) -> Response:
             ],
         }
     )
+
+
+def _card(commit: Commit) -> dict[str, Any]:
+    """The metadata at the head of the README.md; absent without any."""
+    readme = commit.files.get("README.md")
+    data = cards.metadata(readme.data.decode(errors="replace")) if readme else None
+    return {"cardData": data} if data else {}
 
 
 def _safetensors(commit: Commit) -> dict[str, Any]:

@@ -132,7 +132,7 @@ class Hub(State):
         route: str | None = None,
         *,
         times: int = 1,
-        retry_after: int | None = None,
+        retry_after: int | str | None = None,
         message: str = "the emulator was told to fail",
         seconds: float = 1.0,
         events: int = 1,
@@ -218,9 +218,11 @@ class _Connection(BaseHTTPRequestHandler):
         kind = failure.kind if failure else None
         if kind == "reset":
             self._reset()
-        elif kind == "cut":
+        elif kind in ("cut", "stall"):
             self._send_head(response, length="1000000000")
             self.wfile.write(halves(response.body, failure.events if failure else 1))
+            if kind == "stall":
+                self.server.hub.closing.wait(failure.seconds if failure else 1.0)
             self._reset()
         elif isinstance(response.body, bytes):
             self._send_head(response, length=str(len(response.body)))

@@ -18,6 +18,7 @@ from launcher.backends._hub_log import Seen
 from launcher.backends._hub_stream import Event
 from launcher.backends._text import LONGEST, Transcript
 from launcher.backends.hub import HubBackend
+from launcher.errors import ServiceError
 from launcher.progress import Progress, watch
 from tests.emulator import Hub
 from tests.emulator.job import Job
@@ -106,6 +107,33 @@ def test_a_stream_that_never_ends_does_not_outlast_its_job(
     began = time.monotonic()
     assert list(backend.logs(job.id, follow=True)) == ["one"]
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("follow", [True, False])
+def test_the_end_of_an_ended_jobs_log_is_not_lost_in_silence(
+    hub: Hub, backend: HubBackend, monkeypatch: pytest.MonkeyPatch, follow: bool
+) -> None:
+    for name in ("SILENCE_S", "DRAINED_S", "STALLED_S"):
+        monkeypatch.setattr(_hub_stream, name, 0.3)
+    job = start(hub, backend)
+    sent = [*(f"line {number}" for number in range(8)), "error: the disk is full", 'RESULT {"steps": 5}']
+    job.log(*sent)
+    job.finish("ERROR", "Job failed with exit code: 1")
+    hub.fail_next("stall", LOGS, times=2, events=3, seconds=60)
+    assert list(backend.logs(job.id, follow=follow)) == sent
+    assert transcript(job) == "".join(f"{line}\n" for line in sent)
+    hub.fail_next("stall", LOGS, times=50, events=3, seconds=60)
+    with pytest.raises(ServiceError, match="did not answer in time"):
+        list(backend.logs(job.id, follow=follow))
+
+
+def test_the_log_of_a_job_that_goes_on_has_been_read_where_it_falls_silent(
+    hub: Hub, backend: HubBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_hub_stream, "DRAINED_S", 0.3)
+    job = start(hub, backend)
+    job.log("one", "two")
+    assert list(backend.logs(job.id, follow=False)) == ["one", "two"]
 
 
 def test_a_machine_that_slept_opens_the_stream_again(
@@ -242,7 +270,7 @@ def test_a_long_log_does_not_grow_the_memory(
 ) -> None:
     ended = threading.Event()
 
-    def log(*_: object, follow: bool) -> Iterator[Event]:
+    def log(*_: object, **__: object) -> Iterator[Event]:
         for number in range(count if not ended.is_set() else 0):
             text = f"step {number}/{count} | loss 1.5" if number % 2 else f"some other line {number}"
             yield Event(f"2026-01-01T00:00:00.{number:09}", text)

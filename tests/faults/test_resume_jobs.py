@@ -64,7 +64,9 @@ def start(backend: HubBackend, text: str | None = None, **changes: Any) -> Job:
 
 
 def again(backend: HubBackend, job: Job, **changes: str | None) -> JobRequest:
-    return resume.adapt(backend.recall(job.id), catalog.load(), **({"timeout": None, "flavor": None} | changes))
+    return resume.adapt(
+        backend.recall(job.id, to_resume=True), catalog.load(), **({"timeout": None, "flavor": None} | changes)
+    )
 
 
 def refused(backend: HubBackend, job: Job, kind: type[LauncherError], **changes: str | None) -> str:
@@ -158,6 +160,49 @@ def test_what_a_stage_allows(
     third.finish("CANCELED")
     assert launch(monkeypatch, "resume", third.id, "-d", "-q") == 0
     assert recorded.jobs[capsys.readouterr().out.strip()].spec["timeoutSeconds"] == 5400
+
+
+def test_a_run_that_another_job_has_finished_is_not_paid_for_again(
+    recorded: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = start(HubBackend(), of=plan(flavor="cpu-basic", timeout_s=2400))
+    recorded.jobs[first.id].finish("ERROR", "node lost")
+    assert launch(monkeypatch, "resume", first.id, "-d", "-q") == 0
+    second = recorded.jobs[capsys.readouterr().out.strip()]
+    second.log('RESULT {"steps": 2, "stopped": "deadline"}')
+    second.finish("COMPLETED")
+    assert launch(monkeypatch, "resume", first.id, "-d", "-q") == 0
+    third = recorded.jobs[capsys.readouterr().out.strip()]
+    third.log('RESULT {"steps": 3, "stopped": null}')
+    third.finish("COMPLETED")
+    for job in (first.id, second.id):
+        assert launch(monkeypatch, "resume", job, "-d") == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"Job {third.id} has come to the end of the run" in said
+    assert list(recorded.jobs) == [first.id, second.id, third.id]
+    assert HubBackend().recall(first.id).resumes == first.id  # whoever only wants to read it can
+
+
+def test_whether_a_run_is_finished_is_not_guessed(
+    recorded: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = start(HubBackend(), of=plan(flavor="cpu-basic", timeout_s=2400))
+    recorded.jobs[first.id].finish("ERROR", "node lost")
+    second = HubBackend().submit(again(HubBackend(), first))
+    recorded.jobs[second.id].log("a line")
+    recorded.jobs[second.id].finish("COMPLETED")
+    assert launch(monkeypatch, "resume", first.id, "-d") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"launch why {second.id}" in said and "has no RESULT" in said
+    recorded.fail_next(503, "GET /api/jobs/{namespace}/{id}/logs", times=50)
+    assert launch(monkeypatch, "resume", first.id, "-d") == 4
+    assert "its log can't be read now" in " ".join(capsys.readouterr().err.split())
+    folder = recorded.buckets["tester/jobs-artifacts"].folder / recorded.jobs[first.id].labels["artifacts"]
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "done").touch()
+    assert launch(monkeypatch, "resume", first.id, "-d") == 2
+    assert f"Job {second.id} has come to the end of the run" in " ".join(capsys.readouterr().err.split())
+    assert list(recorded.jobs) == [first.id, second.id]
 
 
 def test_another_flavor_must_hold_the_run(recorded: Hub) -> None:

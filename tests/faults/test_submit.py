@@ -11,6 +11,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +22,7 @@ import pytest
 from huggingface_hub.utils import _http, _xet
 
 from launcher import folders, runs
-from launcher.backends import _hub_client, _hub_submit
+from launcher.backends import _hub_client, _hub_retry, _hub_submit
 from launcher.backends._hub_retry import Pace, persist
 from launcher.backends.hub import HubBackend
 from launcher.errors import InterruptedSubmissionError, LauncherError, RefusedError, RequestError, ServiceError
@@ -186,13 +188,53 @@ def test_a_pause_that_is_asked_for_is_kept(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("stage", ["batch", "job"])
-def test_a_pause_of_an_hour_is_not(hub: Hub, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+def test_a_pause_of_two_minutes_is_cut_short(hub: Hub, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     monkeypatch.setattr(_hub_client, "LONGEST_WAIT_S", 0.2)
-    monkeypatch.setattr("launcher.backends._hub_retry.LONGEST_WAIT_S", 0.2)
-    hub.fail_next(429, STAGES[stage], retry_after=3600)
+    hub.fail_next(429, STAGES[stage], retry_after=120)
     began = time.monotonic()
     submit()
     assert time.monotonic() - began < 5
+
+
+def in_an_hour() -> str:
+    return format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+
+
+@pytest.mark.parametrize("after", ["seconds", "date"])
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("stage", ["account", "batch", "job"])
+def test_for_an_hour_nobody_waits_and_it_is_said(hub: Hub, stage: str, status: int, after: str) -> None:
+    asked = 3600 if after == "seconds" else in_an_hour()
+    hub.fail_next(status, STAGES[stage], times=1000, retry_after=asked)
+    with pytest.raises(ServiceError, match="asks to wait 60 minutes") as raised:
+        submit(pause_s=0.001)
+    assert raised.value.exit_code == 4
+    [failure] = hub.failures.queue
+    assert failure.times == 999  # asked once
+    assert hub.jobs == {}
+
+
+def test_a_pause_until_a_date_is_kept(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=waited.append)
+    monkeypatch.setattr(_hub_retry, "time", clock)
+    when = datetime.now(UTC) + timedelta(seconds=100)
+    hub.fail_next(429, STAGES["job"], retry_after=format_datetime(when, usegmt=True))
+    submit(pause_s=0.001)
+    assert any(60 < seconds <= 100 for seconds in waited)
+    waited.clear()
+    hub.fail_next(429, STAGES["job"], retry_after="Wed, 21 Oct 2015 07:28:00 GMT")
+    hub.fail_next(429, STAGES["job"], retry_after="soon")
+    submit(pause_s=0.001)
+    assert len(hub.jobs) == 2
+    assert max(waited) < 1
+
+
+def test_clients_that_fail_together_do_not_come_together_again() -> None:
+    for number, least, most in ((1, 0.75, 1.25), (3, 3.0, 5.0), (50, 22.5, 37.5)):
+        waits = {Pace(pause_s=1.0).pause(number) for _ in range(50)}
+        assert len(waits) > 1
+        assert least <= min(waits) and max(waits) <= most
 
 
 def test_the_time_is_bounded_whatever_the_number_of_tries() -> None:

@@ -138,6 +138,47 @@ def test_a_run_that_stopped_in_time_is_a_success_with_a_notice(hub: Hub, launch:
     assert why(launch, job)["status"] == "stopped"
 
 
+@pytest.mark.parametrize("steps", ['"steps": 0, "resumed_from": null', '"steps": 40, "resumed_from": 40'])
+def test_a_run_that_had_no_time_for_a_step_is_given_more(hub: Hub, launch: Launch, tmp_path: Path, steps: str) -> None:
+    """With the same timeout it would come as far again, and be paid for each time."""
+    job = start(hub)
+    job.log("deadline in 60s: stopping", f"RESULT {DONE[:-1]}, {steps}, " + '"stopped": "deadline"}')
+    job.finish("COMPLETED")
+    command = f"launch resume {job.id} --timeout 180m"
+    waited = launch("wait", job.id)
+    assert (waited.status, command in words(waited.err)) == (0, True), waited.err
+    assert json.loads(launch("wait", job.id, "--json").out)["next"] == [command]
+    assert why(launch, job, LAUNCH_HOME=str(tmp_path / "another"))["next"] == [command]
+
+
+def test_a_run_that_was_asked_to_stop_before_a_step_needs_no_more_time(hub: Hub, launch: Launch) -> None:
+    job = start(hub)
+    job.log(f"RESULT {DONE[:-1]}, " + '"steps": 0, "stopped": "signal"}')
+    job.finish("COMPLETED")
+    assert why(launch, job)["next"] == [f"launch resume {job.id}"]
+
+
+def test_what_a_result_holds_moves_no_terminal(hub: Hub, launch: Launch) -> None:
+    """JSON's own escapes are ASCII in the line, and become what they stand for when it is read."""
+    job = start(hub)
+    job.spec["labels"]["model"] = "m\x1b[2J"
+    escape = "\x1b]52;c;ZXZpbA==\x07"
+    sample = {name: escape + name for name in ("prompt", "expected", "before", "after")}
+    ending = {
+        "stopped": "dead\x1b[2Jline",
+        "url": escape,
+        "samples": [sample],
+        "exports": [{"kind": "\x1b[1m", "path": "p"}],
+    }
+    job.log(f"RESULT {json.dumps(json.loads(DONE) | ending)}")
+    job.finish("COMPLETED")
+    for command in ("wait", "why", "logs"):
+        answer = launch(command, job.id)
+        assert "\x1b" not in answer.out + answer.err
+    assert "\\u001b" not in launch("wait", job.id, "--json").out
+    assert "\x1b" not in launch("ps", "--all").out
+
+
 def test_a_result_that_the_stream_lost_is_read_again(hub: Hub, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stage changes before the last lines are in the log, as it does where a machine is slow to say its last."""
     job = start(hub)
@@ -188,11 +229,11 @@ def test_what_is_in_data_is_found_where_the_log_says_nothing(hub: Hub, launch: L
     job = start(hub)
     job.start()
     job.finish("ERROR", "Job failed with exit code: 137")
-    for step in (5, 40):
-        keep(hub, job, f"checkpoints/step-{step}/state.json")
+    for name in ("step-5/manifest.json", "step-40/manifest.json", "step-60/state.json", "step-60/manifest.json.new"):
+        keep(hub, job, f"checkpoints/{name}")
     found = why(launch, job)
     assert found["cause"] == "host-memory"
-    assert "checkpoint of step 40 is kept" in found["message"]
+    assert "checkpoint of step 40 is kept" in found["message"]  # the one of step 60 was never sealed
     assert found["next"][0] == f"launch resume {job.id} --flavor t4-medium"
 
 

@@ -31,7 +31,6 @@ def test_a_model_can_be_found_under_each_of_its_names(model: Model) -> None:
             assert TABLES.model(name).arch == model.arch
     assert model.source.startswith("https://")
     assert model.licence
-    assert model.generation_source
     assert ("vision" in model.modalities) == (model.vision is not None)
 
 

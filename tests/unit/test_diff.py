@@ -177,6 +177,16 @@ def test_a_variable_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch, caps
     assert "a value" not in said
 
 
+def test_a_plan_of_anybody_moves_no_terminal(monkeypatch: pytest.MonkeyPatch, capsys: Printed, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(planned().model_dump_json())
+    vram = planned().vram.model_copy(update={"parts": {"\x1b[2Jpart": 1.0}})
+    strange = planned(vram=vram, env={"A\x1b[2J": "b"}, run_name="\x1b[2J", reasons={"run_name": "\x1b[2J"})
+    (tmp_path / "b.json").write_text(strange.model_dump_json())
+    said = shown(monkeypatch, capsys, "--all", tmp_path / "a.json", tmp_path / "b.json")
+    assert "vram.parts.part" in said
+    assert "\x1b" not in said
+
+
 @pytest.mark.parametrize("content", ["{}", "[]", "no JSON", '{"reasons": {}}', '{"plan": {"reasons": 1}}'])
 def test_what_is_neither_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: Printed, tmp_path: Path, content: str

@@ -279,6 +279,35 @@ def test_here_nothing_is_pushed_unless_told_where() -> None:
     assert (pushed.output_repo, pushed.merged_repo, pushed.secrets) == (None, "me/m", ("HF_TOKEN",))
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"output_repo": "me/m", "merged_repo": "me/m"},
+        {"output_repo": "m", "merged_repo": "M"},
+        {"output_repo": "m", "merged_repo": "me/m"},
+        {"output_repo": "me/m", "merged_repo": "m"},
+        {"merged_repo": "m", "run_name": "m"},
+        {"output_repo": "m", "merged_repo": "org/m", "namespace": "org"},
+    ],
+)
+def test_no_merged_model_goes_where_its_adapter_is(asked: dict[str, Any]) -> None:
+    """Loaded by its repo's name, it would get the adapter a second time."""
+    with pytest.raises(RequestError, match="is the adapter's repo") as caught:
+        trained(merge="16bit", **asked)
+    assert caught.value.exit_code == 2
+    named = {name: value for name, value in asked.items() if name in ("output_repo", "merged_repo")}
+    if len(named) == 2 and "namespace" not in asked:
+        with pytest.raises(RequestError, match="is the adapter's repo"):
+            exported(merge="16bit", **named)
+
+
+def test_nor_does_one_of_an_adapter_that_was_there_before() -> None:
+    for name in ("me/houses", "houses"):
+        with pytest.raises(RequestError, match="is the adapter's repo"):
+            exported(merge="16bit", merged_repo=name, output_repo="elsewhere")
+    assert exported(merge="16bit", merged_repo="houses", place="you/houses").merged_repo == "me/houses"
+
+
 def test_what_it_was_trained_as_is_what_is_exported() -> None:
     base = TABLES.models["gemma-3-4b"].repo
     assert exported(base, merge="16bit").modality == TABLES.models["gemma-3-4b"].modalities[0] == "vision"

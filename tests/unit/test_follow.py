@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import random
 import time
@@ -61,6 +62,24 @@ from launcher.progress import KEPT, TAIL, Progress, watch
 )
 def test_every_form_of_the_scripts_is_understood(line: str, event: Event) -> None:
     assert parse(line) == event
+
+
+def test_what_json_decodes_to_moves_no_terminal_and_holds_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", 'n\u00f6-"body"-may-see')
+    values = {
+        "url": "\x1b]0;title\x07https://here",
+        "samples": [{"prom\x1b[2Jpt": "first\r\nsecond\x9b31m line", "after": ["hf_" + "Canary7" * 5, 7, None]}],
+        "stopped": 'n\u00f6-"body"-may-see',
+    }
+    assert parse("RESULT " + json.dumps(values)) == Result(
+        {
+            "url": "https://here",
+            "samples": [{"prompt": "first\nsecond line", "after": ["***", 7, None]}],
+            "stopped": "***",
+        }
+    )
+    assert parse('RESULT {"a": ' + "[" * 100 + "]" * 100 + "}") is not None
+    assert parse('RESULT {"a": ' + "[" * 90_000 + "]" * 90_000 + "}") is None
 
 
 @pytest.mark.parametrize(

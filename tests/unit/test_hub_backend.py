@@ -380,6 +380,15 @@ def test_check_refuses_what_the_account_may_not_do(hub: Hub, monkeypatch: pytest
     assert hub.jobs == {}
 
 
+def test_two_names_of_one_repo_are_told_when_the_account_is_known(hub: Hub, backend: HubBackend) -> None:
+    """A local run is planned without an account, so a name without a namespace stays one until here."""
+    with pytest.raises(RequestError, match="tester/m is the adapter's repo"):
+        backend.check_push(plan(output_repo="m", merged_repo="tester/m"))
+    with pytest.raises(RequestError, match="tester/m is the adapter's repo"):
+        backend.check_push(plan(task="export", adapter="tester/m", merged_repo="m"))
+    backend.check_push(plan(output_repo="m", merged_repo="tester/m-merged"))
+
+
 def test_check_needs_a_login(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", "/nowhere")

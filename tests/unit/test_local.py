@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 
 import pytest
 
-from launcher import backends, runs
+from launcher import backends, runs, why
 from launcher.backends import _process
 from launcher.backends.base import Job, wait
 from launcher.backends.local import LocalBackend
@@ -147,6 +147,20 @@ def test_the_timeout_ends_a_run(backend: LocalBackend) -> None:
     job = wait(backend, job.id, pause_s=0.05)
     assert (job.stage, job.message) == ("ERROR", "timeout: stopped after 2 seconds")
     assert all(gone(pid) for pid in running)
+
+
+def test_a_run_that_saved_its_work_at_the_timeout_has_stopped_and_not_failed(backend: LocalBackend) -> None:
+    """The supervisor's clock runs while uv installs, the script's does not: its own deadline is a later one."""
+    body = """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # uv passes it on too
+signal.sigwait({signal.SIGTERM})
+print('RESULT {"steps": 3, "stopped": "signal"}')
+"""
+    job = backend.submit(request(body, timeout_s=5))
+    job = wait(backend, job.id, pause_s=0.05)
+    assert (job.stage, job.message) == ("COMPLETED", None)
+    assert why.explain(backend, job, why.read(backend, job)).status == "stopped"
 
 
 def test_what_a_script_leaves_running_is_ended_with_it(backend: LocalBackend) -> None:

@@ -148,7 +148,7 @@ def test_data_that_is_gone_or_another_is_refused(
         rows.write_text('{"text": "another"}\n')
     capsys.readouterr()
     assert again(monkeypatch, first) == 2
-    said = capsys.readouterr().err.replace("\n", " ")
+    said = " ".join(capsys.readouterr().err.split())
     assert "rows.jsonl" in said
     assert ("is not there any more" if change == "gone" else "is not what the run was trained on") in said
     assert len(hub.jobs) == 1
@@ -261,7 +261,7 @@ def test_a_changed_script_runs_for_who_has_read_it(hub: Hub, monkeypatch: pytest
     content = files(planned(), TAMPERINGS["code"](render.render(planned(), TABLES.stack)))
     hub.add_repo("else/model", files=content)
     assert again(monkeypatch, "else/model") == 3
-    said = capsys.readouterr().err.replace("\n", " ")
+    said = " ".join(capsys.readouterr().err.split())
     assert "somebody has changed it" in said
     digest = hashlib.sha256(content["sft_text.py"]).hexdigest()
     assert f"--trust-script {digest}" in said
@@ -276,7 +276,7 @@ def test_another_version_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch, cap
     script = render.render(planned(), TABLES.stack) + "# as it was then\n"
     hub.add_repo("else/model", files=files(planned(), script, launcher="0.0.9"))
     assert again(monkeypatch, "else/model") == 3
-    assert "launch 0.0.9 made it" in capsys.readouterr().err.replace("\n", " ")
+    assert "launch 0.0.9 made it" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_script_that_is_not_the_recorded_one_is_refused(
@@ -287,7 +287,7 @@ def test_a_script_that_is_not_the_recorded_one_is_refused(
     hub.add_repo("else/model", files=content)
     for name in ("else/model", write(tmp_path / "model", content)):
         assert again(monkeypatch, name) == 3
-        assert "is not the script that ran" in capsys.readouterr().err.replace("\n", " ")
+        assert "is not the script that ran" in " ".join(capsys.readouterr().err.split())
     assert not hub.jobs
 
 
@@ -308,7 +308,7 @@ def test_a_strangers_variables_image_and_secrets_are_left_out(
     assert job.namespace == "tester"
     assert "evil" not in json.dumps(job.spec)
     assert sent(hub) == [content["sft_text.py"]]
-    said = capsys.readouterr().err.replace("\n", " ")
+    said = " ".join(capsys.readouterr().err.split())
     for name in ("UV_INDEX_URL", "PYTHONSTARTUP", "evil/image:1", "AWS_SECRET_ACCESS_KEY"):
         assert name in said
 
@@ -324,6 +324,17 @@ def test_who_trusts_the_script_gets_its_image_and_its_secrets(hub: Hub, monkeypa
     assert set(job.secrets) == {"HF_TOKEN", "WANDB_KEY"}
 
 
+def test_a_script_of_values_that_a_terminal_would_act_on_is_refused(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed, tmp_path: Path
+) -> None:
+    """The record is clean: the script writes the escape as Python does, in ASCII."""
+    text = render.render(planned(run_name="a\x1b[2Jrun"), TABLES.stack)
+    path = write(tmp_path / "model", files(planned(), text))
+    assert again(monkeypatch, path) == 2
+    assert "control characters" in " ".join(capsys.readouterr().err.split())
+    assert not hub.jobs
+
+
 @pytest.mark.parametrize("where", ["the plan", "an argument"])
 def test_the_python_of_a_model_repo_is_never_run_for_a_stranger(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed, where: str
@@ -336,7 +347,7 @@ def test_the_python_of_a_model_repo_is_never_run_for_a_stranger(
     digest = hashlib.sha256(content["sft_text.py"]).hexdigest()
     for more in ((), ("--trust-script", digest)):
         assert again(monkeypatch, "else/model", *more) == 3
-        assert "runs the Python of the repo" in capsys.readouterr().err.replace("\n", " ")
+        assert "runs the Python of the repo" in " ".join(capsys.readouterr().err.split())
     assert not hub.jobs
 
 
@@ -384,7 +395,7 @@ def test_anothers_repo_is_not_pushed_to(hub: Hub, monkeypatch: pytest.MonkeyPatc
     content = files(planned(output_repo="else/model"))
     hub.add_repo("else/model", files=content)
     assert again(monkeypatch, "else/model") == 3
-    said = capsys.readouterr().err.replace("\n", " ")
+    said = " ".join(capsys.readouterr().err.split())
     assert "else/model" in said
     assert "--output-repo" in said
     assert not hub.jobs
@@ -398,6 +409,88 @@ def test_anothers_repo_is_not_pushed_to(hub: Hub, monkeypatch: pytest.MonkeyPatc
     assert again(monkeypatch, "tester/mine") == 0
     assert list(hub.jobs.values())[1].spec["command"] == job.spec["command"]
     assert again(monkeypatch, "else/model", "--output-repo", "no good name") == 2
+
+
+MERGING = {"merge": "16bit", "output_repo": "else/model", "merged_repo": "else/model-merged"}
+
+
+def test_anothers_merged_copy_goes_where_one_may_write(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    content = files(planned(**MERGING))
+    hub.add_repo("else/model", files=content)
+    assert again(monkeypatch, "else/model") == 3
+    assert "--merged-repo NAME" in " ".join(capsys.readouterr().err.split())
+    assert again(monkeypatch, "else/model", "--output-repo", "mine", "--merged-repo", "mine-merged") == 0
+    assert again(monkeypatch, "else/model", "--output-repo", "mine") == 0
+    assert "goes into merged/ of mine, not into else/model-merged" in " ".join(capsys.readouterr().err.split())
+    named, inside = hub.jobs.values()
+    assert named.spec["command"][3:] == ["--output-repo", "mine", "--merged-repo", "mine-merged"]
+    assert inside.spec["command"][3:] == ["--output-repo", "mine", "--merged-repo="]
+    assert [runs.load(job).plan().merged_repo for job in hub.jobs] == ["mine-merged", None]
+    assert sent(hub) == [content["sft_text.py"]] * 2
+    # What they record can be run again as it is.
+    recorded = files(planned(**MERGING), content["sft_text.py"].decode(), args=inside.spec["command"][3:])
+    hub.add_repo("tester/mine", files=recorded)
+    assert again(monkeypatch, "tester/mine") == 0
+    assert list(hub.jobs.values())[2].spec["command"] == inside.spec["command"]
+
+
+def test_ones_own_first_merged_copy_is_not_overwritten(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    asked = (*ASKED, "--merge", "16bit", "--output-repo", "first", "--merged-repo", "first-merged")
+    assert launch(monkeypatch, *asked, "--detach", "-q") == 0
+    [first] = hub.jobs
+    assert again(monkeypatch, first, "--output-repo", "second") == 0
+    assert "not into tester/first-merged" in " ".join(capsys.readouterr().err.split())
+    second = list(hub.jobs)[1]
+    assert hub.jobs[second].spec["command"][3:] == ["--output-repo", "second", "--merged-repo="]
+    assert runs.load(second).plan().merged_repo is None
+    assert again(monkeypatch, first, "--merged-repo", "other-merged") == 0
+    assert list(hub.jobs.values())[2].spec["command"][3:] == ["--merged-repo", "other-merged"]
+    assert again(monkeypatch, first) == 0
+    assert list(hub.jobs.values())[3].spec["command"] == hub.jobs[first].spec["command"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--merged-repo", "no good name"], "should be NAME or NAMESPACE/NAME"),
+        (["--merged-repo", "first"], "is the adapter's repo"),
+        (["--output-repo", "a", "--merged-repo", "a"], "is the adapter's repo"),
+        (["--output-repo", "a", "--merged-repo", "tester/a"], "is the adapter's repo"),
+    ],
+)
+def test_a_merged_repo_that_can_not_be_meant(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed, more: list[str], said: str
+) -> None:
+    assert launch(monkeypatch, *ASKED, "--merge", "16bit", "--output-repo", "first", "--detach", "-q") == 0
+    [first] = hub.jobs
+    capsys.readouterr()
+    assert again(monkeypatch, first, *more) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert len(hub.jobs) == 1
+
+
+@pytest.mark.parametrize("name", ["sft_text.py", "sft_vlm.py", "export.py", "export_vlm.py"])
+def test_an_empty_merged_repo_is_none_to_every_script(name: str) -> None:
+    """The seam: `--merged-repo=` takes back what the script was rendered with."""
+    script = sample.load_script(name)
+    vars(script)["CHOSEN"] |= {"merge": "16bit", "merged_repo": "me/first-merged"}
+    assert script.parse_args([]).merged_repo == "me/first-merged"
+    args = script.parse_args(["--merged-repo="])
+    assert not args.merged_repo
+    assert args.merge == "16bit"
+
+
+def test_a_run_without_a_merged_copy_has_no_place_for_one(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    assert launch(monkeypatch, *ASKED, "--detach", "-q") == 0
+    [first] = hub.jobs
+    assert again(monkeypatch, first, "--merged-repo", "m") == 2
+    assert "makes no merged copy" in capsys.readouterr().err
 
 
 def test_anothers_space_gets_no_metrics(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
@@ -427,6 +520,7 @@ def test_a_script_that_was_run_by_hand(hub: Hub, monkeypatch: pytest.MonkeyPatch
         b"", b"[]", b"{}", b'{"version": 2}', b"\xff", b"[" * 100_000,
         files(planned(), python="\x1b]0;title\x07")["run.json"],
         files(planned(reasons={"flavor": "cheap\x1b[2J"}))["run.json"],
+        files(planned(env={"A\x1b[2J": "b"}))["run.json"],
         files(planned(), script={"name": "../x.py", "sha256": "0" * 64})["run.json"],
         files(planned(), plan={"model": "x"})["run.json"],
         b'{"version": 1, "x": "' + b"x" * 5_000_000 + b'"}',

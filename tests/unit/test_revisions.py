@@ -12,7 +12,7 @@ import pytest
 from launcher import catalog, planner, spec
 from launcher.errors import RequestError, ServiceError
 from launcher.plan import Plan
-from launcher.planning.revisions import Resolve
+from launcher.planning.revisions import Resolve, Seen
 from tests.emulator import Hub
 from tests.faults.command import launch
 
@@ -24,19 +24,20 @@ COMMITS = {"model": "a" * 40, "dataset": "b" * 40}
 def plan(resolve: Resolve | None, **options: object) -> tuple[Plan, list[tuple[str, str, str | None]]]:
     asked: list[tuple[str, str, str | None]] = []
 
-    def note(kind: str, repo: str, revision: str | None) -> str | None:
+    def note(kind: str, repo: str, revision: str | None) -> Seen:
         asked.append((kind, repo, revision))
-        return resolve(kind, repo, revision) if resolve else None
+        assert resolve
+        return resolve(kind, repo, revision)
 
     request = spec.build({"model": "qwen3-8b", **options})
     return planner.make_plan(request, TABLES, today=TODAY, resolve=note if resolve else None), asked
 
 
-def known(kind: str, repo: str, revision: str | None) -> str | None:
-    return COMMITS[kind]
+def known(kind: str, repo: str, revision: str | None) -> Seen:
+    return Seen(COMMITS[kind], licence="of-the-hub")
 
 
-def down(kind: str, repo: str, revision: str | None) -> str | None:
+def down(kind: str, repo: str, revision: str | None) -> Seen:
     raise ServiceError("the Hub can't be reached.")
 
 
@@ -86,17 +87,30 @@ def test_a_service_that_is_away_does_not_stop_a_plan() -> None:
     made, _ = plan(down, revision="v2")
     assert (made.revision, made.dataset_revision) == ("v2", None)
     assert "can't be reached" in made.reasons["revision"]
-    made, _ = plan(lambda kind, repo, revision: None)
+    made, _ = plan(lambda kind, repo, revision: Seen(None))
     assert made.revision is None
     assert "names no commit" in made.reasons["revision"]
 
 
 def test_what_is_not_there_is_an_error() -> None:
-    def missing(kind: str, repo: str, revision: str | None) -> str | None:
+    def missing(kind: str, repo: str, revision: str | None) -> Seen:
         raise RequestError(f"the {kind} '{repo}' does not exist.")
 
     with pytest.raises(RequestError, match="does not exist"):
         plan(missing)
+
+
+def test_the_catalogs_licence_stays_and_the_card_says_more_of_another_one() -> None:
+    assert plan(known)[0].licence == "apache-2.0"
+
+    def other(kind: str, repo: str, revision: str | None) -> Seen:
+        return Seen(COMMITS[kind], "other", "lfm1.0", "https://huggingface.co/LiquidAI/LFM2-1.2B/blob/main/LICENSE")
+
+    made = plan(other, model="lfm2-1.2b")[0]
+    assert (made.licence, made.licence_name) == ("other", "lfm1.0")
+    assert made.licence_link == "https://huggingface.co/LiquidAI/LFM2-1.2B/blob/main/LICENSE"
+    made = plan(other)[0]
+    assert (made.licence, made.licence_name, made.licence_link) == ("apache-2.0", None, None)
 
 
 @pytest.fixture
@@ -169,3 +183,40 @@ def test_resuming_keeps_the_commits(hub: Hub, monkeypatch: pytest.MonkeyPatch) -
     scripts = {data for path, data in bucket(hub).items() if path.endswith("sft_text.py")}
     assert len(scripts) == 1
     assert f'"revision": "{planned}",' in scripts.pop().decode()
+
+
+LLAMA = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 576, "intermediate_size": 1536,
+    "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152,
+    "max_position_embeddings": 8192, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("card", "found"),
+    [
+        ("license: apache-2.0\nlicense_name: unasked", ("apache-2.0", None, None)),
+        (
+            "license: other\nlicense_name: our-own\nlicense_link: https://example.com/LICENSE",
+            ("other", "our-own", "https://example.com/LICENSE"),
+        ),
+        ("license: other\nlicense_name: '](javascript:x)'\nlicense_link: LICENSE", ("other", None, None)),
+        ("license: Apache 2.0", (None, None, None)),
+        ("license: " + "a" * 65, (None, None, None)),
+        ('license: "mit\\nx: y"', (None, None, None)),
+        ("license: [mit, apache-2.0]", (None, None, None)),
+        ("tags: [a]", (None, None, None)),
+    ],
+)
+def test_a_model_that_the_catalog_does_not_know_has_the_licence_of_its_card(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], card: str,
+    found: tuple[str | None, str | None, str | None],
+) -> None:  # fmt: skip
+    files = {"config.json": json.dumps(LLAMA), "README.md": f"---\n{card}\n---\n"}
+    repo = hub.add_repo("else/llama", files=files)
+    for more in ([], ["--revision", repo.head.oid]):
+        asked = ["--model", "else/llama", *ASKED[2:], *more]
+        assert launch(monkeypatch, "plan", *asked, "--online", "--json") == 0
+        made = json.loads(capsys.readouterr().out)
+        assert (made["licence"], made["licence_name"], made["licence_link"]) == found
+        assert made["revision"] == repo.head.oid

@@ -320,6 +320,7 @@ token, key = os.environ["HF_TOKEN"], os.environ["WANDB_API_KEY"]
 for part in (token[:9], token[9:] + "\\n", "{foreign[:9]}", "{foreign[9:]}\\n", key + "\\n"):
     out.write(part.encode()); out.flush(); time.sleep(0.05)
 print(os.environ["DB_PASSWORD"], flush=True)
+print(key[:9] + "\\x1b[1m" + key[9:] + "\\x1b[0m", key[:4] + "\\x00" + key[4:], flush=True)
 print("done", flush=True)
 time.sleep(5)
 """
