@@ -48,9 +48,10 @@ def main() -> None:
     except LauncherError as error:
         from rich.text import Text
 
-        err().print(Text.assemble(("error: ", "bold red"), _shown(error.message)))
+        # A command in it is copied: what does not fit is the terminal's to wrap.
+        err().print(Text.assemble(("error: ", "bold red"), _shown(error.message)), soft_wrap=True)
         if error.hint:
-            err().print(Text(_shown(error.hint)))
+            err().print(Text(_shown(error.hint)), soft_wrap=True)
         sys.exit(error.exit_code)
     except Exception:
         # A bug keeps its traceback, whose last line may be what a service said.
@@ -225,7 +226,7 @@ def calibrate(
     measured = [calibrate.measure(name, tables) for name in names]
     for item in measured:
         for note in item.notes:
-            err().print(note, style="yellow", markup=False)
+            err().print(note, style="yellow", markup=False, soft_wrap=True)
     sys.stdout.write(calibrate.table(measured, header))
 
 
@@ -332,7 +333,7 @@ def rerun(
     if not quiet:
         _show_plan(request.plan)
     for note in again.notes:
-        err().print(note, style="yellow", markup=False)
+        err().print(note, style="yellow", markup=False, soft_wrap=True)
     backend = backends.get("local" if request.flavor == machine.LOCAL else "hub")
     session.submit(backend, request, detach=detach, as_json=as_json, quiet=quiet)
 
@@ -548,12 +549,12 @@ def _refresh() -> None:
     unknown = [f"{flavor.name} ({flavor.accelerator})" for flavor in after.values() if flavor.accelerator]
     problems += [f"nothing can be planned on {name}: its GPU is not known here" for name in unknown]
     for problem in problems:
-        err().print(problem, style="yellow", markup=False)
+        err().print(problem, style="yellow", markup=False, soft_wrap=True)
 
 
 def _say_notices(tables: Catalog) -> None:
     for notice in tables.notices:
-        err().print(notice, style="yellow", markup=False)
+        err().print(notice, style="yellow", markup=False, soft_wrap=True)
 
 
 def _request(plan: Plan) -> JobRequest:
@@ -578,4 +579,4 @@ def _dry_run(plan: Plan, as_json: bool) -> None:
         from rich.text import Text
 
         said = "dry run: nothing was submitted. It would run "
-        err().print(Text.assemble((said, "dim"), shlex.join(request.describe()["command"])))
+        err().print(Text.assemble((said, "dim"), shlex.join(request.describe()["command"])), soft_wrap=True)

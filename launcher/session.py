@@ -39,7 +39,7 @@ def submit(
     elif as_json:
         print_json(job.as_dict())
     else:
-        consoles.err().print(f"[dim]follow it with[/] launch logs -f {job.id}")
+        consoles.err().print(f"[dim]follow it with[/] launch logs -f {job.id}", soft_wrap=True)
         if quiet:
             print(job.id)
 

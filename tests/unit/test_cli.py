@@ -110,3 +110,17 @@ def test_without_a_token_nothing_is_submitted() -> None:
     assert answer.returncode == 3
     assert "hf auth login" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_what_is_copied_from_the_terminal_is_never_broken(tmp_path: Path) -> None:
+    """Wider than any terminal: an error stands on a line, and so does the command of a dry run."""
+    folder = tmp_path / ("folder-" * 20)
+    folder.mkdir()
+    answer = launch("export", str(folder), "--merge", "16bit", "--local")
+    assert answer.returncode == 2
+    assert f"{folder} holds no adapter_config.json" in answer.stderr
+    rows = tmp_path / f"{'rows-' * 30}.jsonl"
+    rows.write_text('{"text": "a"}\n', encoding="utf-8")
+    answer = launch("--model", "qwen3-8b", "--dataset", str(rows), "--dry-run")
+    assert answer.returncode == 0, answer.stderr
+    assert f"uv run /data/sft_text.py --dataset /data/{rows.name}\n" in answer.stderr
