@@ -13,7 +13,13 @@ lines='^(== (merge|export)|step |merged|gguf|[^ ]+\.gguf: |RESULT|error)|Error'
 mkdir -p "$out" "$root"
 [ ${#kinds[@]} -gt 0 ] || kinds=(text vision)
 gguf=()
-[ -z "${UNSLOTH_LLAMA_CPP_PATH:-}" ] || gguf=(--gguf f16 --gguf q4_k_m)
+if [ -n "${UNSLOTH_LLAMA_CPP_PATH:-}" ]; then
+  gguf=(--gguf f16 --gguf q4_k_m)
+  # The converter knows published tokenizers only, by a hash; the bench's own splits words as Qwen's does.
+  cp -r "$UNSLOTH_LLAMA_CPP_PATH" "$root/llama.cpp"
+  sed -i 's/raise NotImplementedError("BPE pre-tokenizer was not recognized.*/res = "qwen2"/' "$root/llama.cpp/conversion/base.py"
+  export UNSLOTH_LLAMA_CPP_PATH=$root/llama.cpp
+fi
 
 run() { # LOG SCRIPT FLAGS...
   python3 "${@:2}" > "$out/$1.log" 2>&1
@@ -23,7 +29,8 @@ run() { # LOG SCRIPT FLAGS...
 all() { # KIND MODEL TRAIN_SCRIPT EXPORT_SCRIPT COMPARE_FLAGS...
   local kind=$1 model=$2 train=job_scripts/$3 export=job_scripts/$4 where=$root/$1
   shift 4
-  [ -d "$where/model" ] || python3 bench/family_models.py "$model" "$where/model" > "$out/$kind-model.log" 2>&1
+  # More layers than pictures are added to: llama.cpp wants one after them.
+  [ -d "$where/model" ] || python3 bench/family_models.py --layers 4 "$model" "$where/model" > "$out/$kind-model.log" 2>&1
   [ -d "$where/rows" ] || PYTHONPATH=$PWD/bench:/tmp/site python3 -c \
     "import family_models, pathlib; family_models.write_${kind}_rows(pathlib.Path('$where/rows'))" \
     >> "$out/$kind-model.log" 2>&1

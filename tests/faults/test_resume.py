@@ -106,7 +106,7 @@ def test_what_a_job_has_done_is_not_done_again(trainings: Trainings, rows: Path,
     # The machine went down before its end was seen: another attempt is made of the same.
     again = trainings.run(None, dataset=rows, max_steps=2, env=job)
     assert again.result == first.result
-    assert "== " not in again.log
+    assert "== prepare data" not in again.log
 
 
 @pytest.mark.slow
