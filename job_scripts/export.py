@@ -299,13 +299,13 @@ def check_token(me, repo):
     raise UserError(f"{repo} can't be written to: {problem}.", hint, status=3)
 
 
-def push(folder, repo, paths=None):
+def push(folder, repo, paths=None, stale=()):
     """Upload the folder in one commit, and again until the Hub holds every file as it is here; the repo's address.
 
-    `paths` are the files to upload, instead of all that belong to the adapter.
+    `paths` are the files to upload, instead of all that belong to the adapter; `stale` are those to delete with it.
     Raises `UserError` with the command that brings the model to the repo later: it stays in the folder.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api, folder = HfApi(), Path(folder)
     files = {path: fingerprint(folder / path) for path in paths or pushed_files(folder)}
@@ -313,7 +313,10 @@ def push(folder, repo, paths=None):
     def attempt():
         # What the Hub holds already is left out of the commit, so that a lost answer makes no second one.
         additions = [CommitOperationAdd(path, folder / path) for path in files]
-        api.create_commit(repo, additions, commit_message="Trained with launch")
+        # The Hub refuses to delete what is gone, as after a lost answer.
+        gone = set(stale).intersection(api.list_repo_files(repo)) - files.keys() if stale else ()
+        deletions = [CommitOperationDelete(path) for path in sorted(gone)]
+        api.create_commit(repo, [*additions, *deletions], commit_message="Trained with launch")
         wrong = differing(api, repo, files)
         if wrong:
             raise RuntimeError(f"the Hub does not hold {', '.join(wrong)} as sent")

@@ -1,0 +1,81 @@
+"""What is pushed of exports, and what goes from the Hub with it: the scripts' own functions, on the stand-in Hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from uv import find_uv_bin
+
+from tests.emulator import Hub
+from tests.unit.sample import JOB_SCRIPTS
+
+REPO = "tester/houses"
+# Calls in the training stack's own environment, which has another release of the Hub's client; the last one's answer.
+CALL = """\
+import json, runpy, sys
+from pathlib import Path
+script = runpy.run_path(sys.argv[1], run_name="called")
+for name, words in json.loads(sys.argv[2]):
+    found = script[name](*words)
+print(json.dumps([found, words]))
+"""
+Call = Callable[..., Any]
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    with Hub(tmp_path / "hub") as hub:
+        hub.add_repo(REPO, files={"README.md": "---\n{}\n---\n", "adapter_model.safetensors": b"a"})
+        yield hub
+        assert hub.unknown_requests == []
+
+
+@pytest.fixture(scope="module")
+def python() -> str:
+    committed = str(JOB_SCRIPTS / "export.py")
+    sync = [find_uv_bin(), "sync", "--quiet", "--script", committed, "--python", sys.executable]
+    subprocess.run(sync, check=True, timeout=900)
+    find = [find_uv_bin(), "python", "find", "--script", committed]
+    return subprocess.run(find, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def call(hub: Hub, python: str) -> Call:
+    def run(*calls: tuple[str, list[Any]], script: str = "export.py") -> Any:
+        """What the last of the script's functions returns, and the words that it was called with, as it left them."""
+        command = [python, "-c", CALL, str(JOB_SCRIPTS / script), json.dumps(calls)]
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "VIRTUAL_"))}
+        done = subprocess.run(
+            command, env=inherited | hub.env(), capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
+
+
+def test_a_push_deletes_what_is_stale_in_its_own_commit(hub: Hub, call: Call, tmp_path: Path) -> None:
+    for name in ("new.bin", "same.bin"):
+        (tmp_path / name).write_bytes(b"new")
+    repo = hub.repos[REPO]
+    for name in ("old.bin", "same.bin", "mine.bin"):
+        repo.commit({**repo.head.files, name: repo.head.files["README.md"]}, "an earlier one")
+    before = len(repo.commits)
+    # The second is after a lost answer.
+    for failure in (None, "after_commit"):
+        if failure:
+            hub.fail_next(failure, f"POST /api/models/{REPO}/commit", times=1)
+            repo.commit({**repo.head.files, "old.bin": repo.head.files["README.md"]}, "once more")
+        stale = ["old.bin", "same.bin", "never-there.bin"]
+        call(("push", [str(tmp_path), REPO, ["new.bin", "same.bin"], stale]))
+        assert {"README.md", "new.bin", "same.bin", "mine.bin"} <= set(repo.files)
+        assert "old.bin" not in repo.files
+        assert repo.files["same.bin"] == b"new"
+    assert len(repo.commits) == before + 3
