@@ -1296,11 +1296,13 @@ model, tokenizer = {fast_model}.from_pretrained({place}, max_seq_length={max_len
 """
 MERGED_SNIPPET = """\
 # pip install transformers accelerate{quantizer}
-from transformers import {auto_model}, {auto_tokenizer}, GenerationConfig
+{fetch}from transformers import {auto_model}, {auto_tokenizer}, GenerationConfig
 
-tokenizer = {auto_tokenizer}.from_pretrained({place})
-model = {auto_model}.from_pretrained({place}, dtype="auto", device_map="auto"{code})
+place = {whole}
+tokenizer = {auto_tokenizer}.from_pretrained(place)
+model = {auto_model}.from_pretrained(place, dtype="auto", device_map="auto"{code})
 """
+FETCH = "from huggingface_hub import snapshot_download\n"
 
 
 def usage(folder, args, result, exports, commit):
@@ -1329,11 +1331,12 @@ def usage(folder, args, result, exports, commit):
     made = [export for export in exports if not export.get("error")]
     for export in made:
         if export["kind"] == "merged":
-            where = literal(export["repo"] or ".")
-            if export["repo"] in (None, repo):
-                where += f", subfolder={literal(export['path'])}"
-            more = " bitsandbytes" if export["name"] == "4bit" else ""
-            merged = snippet(MERGED_SNIPPET, place=where, quantizer=more)
+            path, more = export["path"], " bitsandbytes" if export["name"] == "4bit" else ""
+            whole, fetch = literal(export["repo"] or path), ""
+            if export["repo"] and export["repo"] == repo:
+                # A folder: with PEFT installed, transformers would take the adapter at the repo's root for the model.
+                whole, fetch = f'snapshot_download({whole}, allow_patterns="{path}/*") + "/{path}"', FETCH
+            merged = snippet(MERGED_SNIPPET, place="place", whole=whole, fetch=fetch, quantizer=more)
             shown.append((f"Merged, {export['name']}", "python", merged))
     files = [export for export in made if export["kind"] == "gguf"]
     if files:
