@@ -255,6 +255,8 @@ def check_args(args):
         refuse("merge", f"it is made of the 4-bit weights that are trained, and {where}")
     if args.merged_repo and not args.merge:
         refuse("merged-repo", "it says where a merged model goes; add --merge 16bit")
+    if args.merged_repo and args.merged_repo == args.output_repo:
+        refuse("merged-repo", ADAPTER_THERE)
     for flag in ("output-repo", "merged-repo"):
         name = getattr(args, flag.replace("-", "_"))
         if not name:
@@ -1140,6 +1142,11 @@ GGUF_BITS = {
 # Bytes a second that a disk and an upload may well take. The adapter is safe by then: an export that comes to nothing
 # for want of time costs only its time.
 EXPORT_DISK_SPEED, EXPORT_UPLOAD_SPEED = 200e6, 40e6
+# What is wrong with such a --merged-repo.
+ADAPTER_THERE = (
+    "the adapter is there, and transformers would add it to the merged weights once more; without it these go to "
+    f"{MERGED}/ of the output repo"
+)
 # Left for the RESULT line and the card.
 CLOSING_S = 20
 
@@ -1209,6 +1216,22 @@ def export_place(args, folder, pushes):
     work = Path(tempfile.mkdtemp(prefix="exporting-")) if in_bucket else folder / ".exporting"
     work.mkdir(exist_ok=True)
     return Path(tempfile.mkdtemp(prefix="exports-")) if in_bucket and pushes else folder, work
+
+
+def open_merged_repo(args, output_repo):
+    """The full name of the repo of the merged model, or none; opened as the output repo was.
+
+    Raises `UserError` of status 3 where it holds an adapter, or will.
+    """
+    if not args.merged_repo:
+        return None
+    from huggingface_hub import HfApi
+
+    name = open_repo(args.merged_repo, args.private)
+    held = persist(f"looking at {name}", lambda: HfApi().list_repo_files(name))
+    if name == output_repo or "adapter_config.json" in held:
+        raise UserError(f"--merged-repo {name}: {ADAPTER_THERE}.", "Name another repo.", status=3)
+    return name
 
 
 def find_whole(args):
@@ -2653,7 +2676,7 @@ def main(args):
     checkpoints, found = open_checkpoints(args)
     check_model(args.model, args.revision, args.trust_remote_code)
     output_repo = open_repo(args.output_repo, args.private) if args.output_repo else None
-    merged_repo = open_repo(args.merged_repo, args.private) if args.merged_repo else None
+    merged_repo = open_merged_repo(args, output_repo)
     llama_cpp = get_llama_cpp(args.gguf) if args.gguf else None
     # Unsloth goes first: it patches the libraries that are imported after it.
     from unsloth import FastVisionModel, is_bfloat16_supported

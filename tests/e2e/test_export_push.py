@@ -21,10 +21,15 @@ REPO = "tester/houses"
 CALL = """\
 import json, runpy, sys
 from pathlib import Path
+from argparse import Namespace
 script = runpy.run_path(sys.argv[1], run_name="called")
-for name, words in json.loads(sys.argv[2]):
-    found = script[name](*words)
-print(json.dumps([found, words]))
+given = lambda word: Namespace(**word) if isinstance(word, dict) and "run_name" in word else word
+try:
+    for name, words in json.loads(sys.argv[2]):
+        found = script[name](*map(given, words))
+    print(json.dumps(found))
+except script["UserError"] as problem:
+    print(json.dumps([problem.status, problem.paragraph]))
 """
 Call = Callable[..., Any]
 
@@ -49,7 +54,7 @@ def python() -> str:
 @pytest.fixture
 def call(hub: Hub, python: str) -> Call:
     def run(*calls: tuple[str, list[Any]], script: str = "export.py") -> Any:
-        """What the last of the script's functions returns, and the words that it was called with, as it left them."""
+        """What the last of the script's functions returns, or the status and the words of its refusal."""
         command = [python, "-c", CALL, str(JOB_SCRIPTS / script), json.dumps(calls)]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "VIRTUAL_"))}
         done = subprocess.run(
@@ -79,3 +84,14 @@ def test_a_push_deletes_what_is_stale_in_its_own_commit(hub: Hub, call: Call, tm
         assert "old.bin" not in repo.files
         assert repo.files["same.bin"] == b"new"
     assert len(repo.commits) == before + 3
+
+
+@pytest.mark.parametrize("name", ["houses", "tester/houses", "tester/other"])
+def test_a_merged_model_goes_to_no_repo_with_an_adapter(hub: Hub, call: Call, name: str) -> None:
+    hub.add_repo("tester/other", files={"adapter_config.json": "{}"})
+    args = {"run_name": "r", "merged_repo": name, "private": False}
+    status, said = call(("open_merged_repo", [args, REPO]))
+    assert status == 3
+    assert f"--merged-repo tester/{name.split('/')[-1]}: the adapter is there" in said
+    assert call(("open_merged_repo", [args | {"merged_repo": "whole"}, REPO])) == "tester/whole"
+    assert call(("open_merged_repo", [args | {"merged_repo": None}, REPO])) is None

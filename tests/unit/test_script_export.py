@@ -43,6 +43,8 @@ def run(name: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
         ("sft_vlm.py", ["--merged-repo", "me/m"], "add --merge 16bit"),
         ("sft_text.py", ["--merge", "16bit", "--merged-repo", "me/m"], "HF_TOKEN"),
         ("sft_text.py", ["--merge", "16bit", "--merged-repo", "a/b/c"], "NAMESPACE/NAME"),
+        ("sft_text.py", ["--merge", "16bit", "--output-repo", "me/m", "--merged-repo", "me/m"], "the adapter is there"),
+        ("export.py", ["--adapter", "me/m", "--merge", "16bit", "--merged-repo", "me/m"], "the adapter is there"),
         ("sft_text.py", ["--gguf", "q4"], "q4_k_m"),
         ("export.py", ["--gguf", "f16"], "name the adapter"),
         ("export.py", ["--adapter", "me/m"], "nothing is asked for"),
