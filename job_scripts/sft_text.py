@@ -991,6 +991,13 @@ QUANTIZER, ANSWERER = "llama-quantize", "llama-completion"
 CONVERTED = ("f16", "bf16", "q8_0")
 
 
+def open_llama_cpp(args):
+    """The folder of a llama.cpp that can make what was asked for of this model; before anything is loaded."""
+    folder = get_llama_cpp(args.gguf)
+    require_convertible(args, folder)
+    return folder
+
+
 def get_llama_cpp(types):
     """The folder of a llama.cpp that can make GGUF files of these types; fetched, and built, where there is none.
 
@@ -1019,6 +1026,28 @@ def get_llama_cpp(types):
     os.environ.update(UNSLOTH_LLAMA_CPP_PATH=str(folder), UNSLOTH_AUTO_INSTALL="0", UNSLOTH_LLAMA_CPP_OFFLINE="1")
     note(f"GGUF files are made by {folder}")
     return folder
+
+
+def require_convertible(args, llama_cpp):
+    """Refuse a model that the converter does not know, by the tables that it looks the architecture up in."""
+    settings = read_config(args)
+    tables = {"TEXT_MODEL_MAP": "text_config"}
+    for table, part in tables.items():
+        known, own = convertible(llama_cpp, table), settings.get(part) or {}
+        names = [name for whose in (own, settings) for name in whose.get("architectures") or ()]
+        if known and names and not known.intersection(names):
+            message = f"--gguf {args.gguf[0]}: llama.cpp can't convert {args.model}, a {names[-1]}"
+            raise UserError(f"{message}.", "Leave --gguf away; --merge 16bit works.", status=3)
+
+
+def convertible(llama_cpp, table):
+    """The names in that table of the converter's; empty where it keeps them otherwise, as other releases do."""
+    try:
+        text = (llama_cpp / "conversion" / "__init__.py").read_text(encoding="utf-8")
+    except OSError:
+        return set()
+    found = re.search("^" + table + r"\b[^\n]*\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
+    return set(re.findall(r'^ +"([\w.]+)":', found[1], re.MULTILINE)) if found else set()
 
 
 def tool(folder, name):
@@ -1228,19 +1257,25 @@ def open_merged_repo(args, output_repo):
     return name
 
 
+def read_config(args):
+    """The model's config.json."""
+    from huggingface_hub import hf_hub_download
+
+    own = Path(args.model, "config.json")
+    own = own if own.is_file() else Path(hf_hub_download(args.model, "config.json", revision=args.revision))
+    return json.loads(own.read_text(encoding="utf-8"))
+
+
 def find_whole(args):
     """Name and revision of the model in 16 bits: the one that is trained, or what its 4-bit upload was made of.
 
     Raises `UserError` of status 2 where that is not known, for exports that need it.
     """
-    from huggingface_hub import hf_hub_download
     from unsloth.models.loader_utils import get_model_name
 
     if not args.gguf and args.merge != "16bit":
         return args.model, args.revision
-    own = Path(args.model, "config.json")
-    own = own if own.is_file() else Path(hf_hub_download(args.model, "config.json", revision=args.revision))
-    settings = json.loads(own.read_text(encoding="utf-8")).get("quantization_config") or {}
+    settings = read_config(args).get("quantization_config") or {}
     if settings.get("quant_method") != "bitsandbytes":
         return args.model, args.revision
     try:
@@ -2520,7 +2555,7 @@ def main(args):
     check_model(args.model, args.revision, args.trust_remote_code)
     output_repo = open_repo(args.output_repo, args.private) if args.output_repo else None
     merged_repo = open_merged_repo(args, output_repo)
-    llama_cpp = get_llama_cpp(args.gguf) if args.gguf else None
+    llama_cpp = open_llama_cpp(args) if args.gguf else None
     # Unsloth goes first: it patches the libraries that are imported after it.
     from unsloth import FastLanguageModel, is_bfloat16_supported
     from unsloth.chat_templates import get_chat_template, train_on_responses_only  # isort: skip

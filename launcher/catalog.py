@@ -42,6 +42,8 @@ class Family(_Entry):
     upstream_gated: bool
     generation: dict[str, float]
     generation_source: str
+    gguf: bool = True
+    """Whether the pinned llama.cpp can convert it."""
 
 
 class Model(_Entry):
@@ -245,7 +247,7 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def _inherited(family: Family, entry: dict[str, Any]) -> dict[str, Any]:
-    return family.model_dump(exclude={"title"}) | entry
+    return family.model_dump(exclude={"title", "gguf"}) | entry
 
 
 def _from_folder(folder: Path) -> Model:

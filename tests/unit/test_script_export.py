@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import math
 import os
 import signal
@@ -146,6 +147,70 @@ def test_of_the_archive_only_llama_cpp_is_unpacked(script: ModuleType, tmp_path:
     script.unpack(tmp_path / "archive", "vendor/llama.cpp/", tmp_path / "out")
     found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert found == {name.removeprefix("pkg-1/vendor/llama.cpp/") for name, wanted in names.items() if wanted}
+
+
+# As they stand in the pinned release's conversion/__init__.py.
+TABLES = """\
+TEXT_MODEL_MAP: dict[str, str] = {
+    "LlamaForCausalLM": "llama",
+    "Gemma3ForConditionalGeneration": "gemma",
+    "modeling_grove_moe.GroveMoeForCausalLM": "grovemoe",
+}
+
+
+MMPROJ_MODEL_MAP: dict[str, str] = {
+    "Gemma3ForConditionalGeneration": "gemma",
+    "Idefics3ForConditionalGeneration": "smolvlm",
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("config", "refused"),
+    [
+        ({"architectures": ["MllamaForConditionalGeneration"]}, True),
+        ({"architectures": ["Gemma3ForConditionalGeneration"]}, False),
+        # The converter goes by the language model inside where that has a name of its own.
+        (
+            {
+                "architectures": ["Idefics3ForConditionalGeneration"],
+                "text_config": {"architectures": ["LlamaForCausalLM"]},
+            },
+            False,
+        ),
+        ({}, False),
+    ],
+)
+def test_a_model_that_llama_cpp_can_not_convert_is_refused(
+    script: ModuleType, config: dict[str, Any], refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = llama_cpp(tmp_path / "llama.cpp")
+    monkeypatch.setenv("UNSLOTH_LLAMA_CPP_PATH", str(folder))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    args = asked(model=str(tmp_path / "model"), gguf=("f16",))
+    # Other releases keep no such tables.
+    assert script.open_llama_cpp(args) == folder
+    (folder / "conversion").mkdir()
+    (folder / "conversion" / "__init__.py").write_text(TABLES, encoding="utf-8")
+    if not refused:
+        assert script.open_llama_cpp(args) == folder
+        return
+    with pytest.raises(script.UserError, match=r"can't convert .*, a MllamaForConditionalGeneration") as error:
+        script.open_llama_cpp(args)
+    assert error.value.status == 3
+    assert "--merge 16bit works" in error.value.paragraph
+
+
+def test_a_vision_model_is_refused_where_only_its_words_can_be_converted(tmp_path: Path) -> None:
+    (tmp_path / "conversion").mkdir()
+    (tmp_path / "conversion" / "__init__.py").write_text(TABLES, encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}', encoding="utf-8")
+    args = asked(model=str(tmp_path), gguf=("f16",))
+    load_script("sft_text.py").require_convertible(args, tmp_path)
+    script = load_script("sft_vlm.py")
+    with pytest.raises(script.UserError):
+        script.require_convertible(args, tmp_path)
 
 
 # ---- Comparison ------------------------------------------------------------------------------------------------------
