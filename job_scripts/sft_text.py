@@ -1156,6 +1156,8 @@ def build_llama_cpp(source):
 # ---- Exports ---------------------------------------------------------------------------------------------------------
 
 MERGED = "merged"
+# The names that transformers gives to a model's weights.
+WEIGHTS = r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
 # Beside GGUF files, for Ollama.
 FOR_OLLAMA = ("Modelfile", "params", "template")
 # Bits that a weight takes in a file of that type, rounded up for the parts that are kept more exact.
@@ -1334,7 +1336,7 @@ def export(args, folder, model, reader, stop, llama_cpp, whole, repo, merged_rep
                         entry["checked"] = checked[entry["name"]]
                         keep_merged(entry, copies, place, repo, merged_repo)
                     else:
-                        keep_gguf(entry, args, copies["16bit"], work, place, llama_cpp)
+                        keep_gguf(entry, args, gguf_name(args, repo), copies["16bit"], work, place, llama_cpp)
                         first = not any(other["kind"] == "gguf" and not other["error"] for other in exports)
                         if first:
                             write_modelfile(place, args, reader, entry["path"])
@@ -1446,17 +1448,18 @@ def keep_merged(entry, copies, place, repo, merged_repo):
     files = every_file(copy)
     entry |= {"path": MERGED, "gib": sum((copy / path).stat().st_size for path in files) / 2**30}
     if merged_repo:
-        push(copy, merged_repo, files)
+        push(copy, merged_repo, files, stale_files(merged_repo, files, WEIGHTS))
     elif repo:
-        push(place, repo, [f"{MERGED}/{path}" for path in files])
+        paths = [f"{MERGED}/{path}" for path in files]
+        push(place, repo, paths, stale_files(repo, paths, f"{MERGED}/.*"))
     entry["repo"] = merged_repo or repo
 
 
-def keep_gguf(entry, args, copy, work, place, llama_cpp):
+def keep_gguf(entry, args, name, copy, work, place, llama_cpp):
     """Convert the 16-bit copy, quantise it, check the file, and put it in its place."""
     from unsloth_zoo.llama_cpp import convert_to_gguf, quantize_gguf
 
-    kind, name = entry["name"], re.sub(r"[^\w.-]+", "-", args.run_name, flags=re.ASCII).strip(".-") or "model"
+    kind = entry["name"]
 
     def file_of(kind):
         return work / f"{name}.{kind.upper()}.gguf"
@@ -1485,20 +1488,46 @@ def keep_gguf(entry, args, copy, work, place, llama_cpp):
     if problem:
         raise RuntimeError(problem)
     # Other types are quantised from a 16-bit file, and what sees is not made again.
+    sees = seeing(file_of(kind))
     landed = land(file_of(kind), place / file_of(kind).name, keep=kind in ("bf16", "f16"))
-    for file in work.glob("*mmproj*.gguf"):
-        land(file, place / file.name, keep=True)
+    if sees:
+        land(sees, place / sees.name, keep=True)
     entry |= {"path": landed.name, "gib": landed.stat().st_size / 2**30, "checked": told}
+
+
+def gguf_name(args, repo):
+    """What GGUF files are called before their type: as the repo that they go to, so that later ones replace them."""
+    name = repo.split("/")[-1] if repo else args.run_name
+    return re.sub(r"[^\w.-]+|\.gguf$", "-", name, flags=re.ASCII).strip(".-") or "model"
 
 
 def push_gguf(entry, place, repo):
     """Push the file, with what sees and what Ollama needs."""
     if repo:
+        sees = seeing(place / entry["path"])
         beside = [name for name in FOR_OLLAMA if (place / name).is_file()]
-        stem = entry["path"].rpartition(f".{entry['name'].upper()}.gguf")[0]
-        seeing = [path.name for path in place.glob(f"{stem}.*mmproj*.gguf")]
-        push(place, repo, [entry["path"], *seeing, *beside])
+        paths = [entry["path"], *([sees.name] if sees else []), *beside]
+        # llama.cpp takes the first file of a type.
+        kinds = [entry["name"].upper()] + ["F16-mmproj"] * bool(sees)
+        push(place, repo, paths, stale_files(repo, paths, rf"[^/]+\.({'|'.join(kinds)})\.gguf"))
         entry["repo"] = repo
+
+
+def seeing(path):
+    """The file beside that GGUF file of what sees, or none; Unsloth names it."""
+    found = path.with_name(f"{path.stem.rpartition('.')[0]}.F16-mmproj.gguf")
+    return found if found.is_file() else None
+
+
+def stale_files(repo, fresh, pattern):
+    """What of the repo an earlier export left: files of such names that are not among the fresh ones."""
+    from huggingface_hub import HfApi
+
+    held = persist(f"looking at {repo}", lambda: HfApi().list_repo_files(repo))
+    found = [path for path in held if path not in fresh and re.fullmatch(pattern, path)]
+    if found:
+        note(f"of an earlier export, and deleted from {repo} with this push: {', '.join(found)}")
+    return found
 
 
 def land(source, target, keep=False):
@@ -1764,7 +1793,8 @@ def write_modelfile(folder, args, processor, gguf_name):
         template = go_template(processor, tokenizer)
     stops = [stop for stop in dict.fromkeys(stops) if stop and not re.search(r'["\\\n]', stop)]
     # The part of a vision model that sees is a file of its own.
-    files = [gguf_name, *sorted(path.name for path in Path(folder).glob("*mmproj*.gguf") if path.name != gguf_name)]
+    sees = seeing(Path(folder, gguf_name))
+    files = [gguf_name] + ([sees.name] if sees else [])
     lines = [f"FROM ./{name}" for name in files]
     lines += [f"PARAMETER {name} {value}" for name, value in settings.items()]
     lines += [f'PARAMETER stop "{stop}"' for stop in stops]
@@ -2247,9 +2277,9 @@ def usage(folder, args, result, exports, commit):
             shown.append((f"Merged, {export['name']}", "python", merged))
     files = [export for export in made if export["kind"] == "gguf"]
     if files:
-        called = [f"-hf {hub_file(file)}" if file["repo"] else f"-m {shlex.quote(file['path'])}" for file in files]
-        shown.append(("llama.cpp", "sh", "\n".join(f'llama-cli {file} -p "What can you do?"' for file in called)))
-        pulled = [f"ollama run hf.co/{hub_file(file)}" for file in files if file["repo"]]
+        asked = '-p "What can you do?"'
+        shown.append(("llama.cpp", "sh", "\n".join(f"llama-cli {called(file, files)} {asked}" for file in files)))
+        pulled = [f"ollama run hf.co/{file['repo']}:{tag(file, files)}" for file in files if file["repo"]]
         name = re.sub("[^a-z0-9._-]+", "-", args.run_name.lower()).strip("-._") or "mine"
         local = [f"ollama create {name} -f Modelfile", f"ollama run {name}"]
         shown.append(("Ollama", "sh", "\n".join(pulled or local)))
@@ -2261,9 +2291,20 @@ def literal(text):
     return json.dumps(text) if text.isascii() else repr(text)
 
 
-def hub_file(export):
-    """A GGUF file of a repo by its type, as llama.cpp and Ollama name it."""
-    return f"{export['repo']}:{export['name'].upper()}"
+def called(export, files):
+    """A GGUF file as llama.cpp is told of it; `files` are all of them."""
+    if not export["repo"]:
+        return f"-m {shlex.quote(export['path'])}"
+    name = tag(export, files)
+    return f"-hf {export['repo']} -hff {name}" if name == export["path"] else f"-hf {export['repo']}:{name}"
+
+
+def tag(export, files):
+    """The type of a repo's GGUF file; its whole name where llama.cpp, which takes the first match, finds another."""
+    kind = export["name"].upper()
+    held = sorted(file["path"] for file in files if file["repo"] == export["repo"])
+    first = next((path for path in held if re.search(f"{kind}[.-]", path, re.IGNORECASE)), None)
+    return kind if first == export["path"] else export["path"]
 
 
 def volume():

@@ -23,7 +23,12 @@ import json, runpy, sys
 from pathlib import Path
 from argparse import Namespace
 script = runpy.run_path(sys.argv[1], run_name="called")
-given = lambda word: Namespace(**word) if isinstance(word, dict) and "run_name" in word else word
+
+def given(word):
+    if isinstance(word, dict):
+        return Namespace(**word) if "run_name" in word else {name: given(value) for name, value in word.items()}
+    return Path(word) if isinstance(word, str) and word.startswith("/") else word
+
 try:
     for name, words in json.loads(sys.argv[2]):
         found = script[name](*map(given, words))
@@ -95,3 +100,49 @@ def test_a_merged_model_goes_to_no_repo_with_an_adapter(hub: Hub, call: Call, na
     assert f"--merged-repo tester/{name.split('/')[-1]}: the adapter is there" in said
     assert call(("open_merged_repo", [args | {"merged_repo": "whole"}, REPO])) == "tester/whole"
     assert call(("open_merged_repo", [args | {"merged_repo": None}, REPO])) is None
+
+
+def files_of(hub: Hub, name: str) -> set[str]:
+    return set(hub.repos[name].files) - {".gitattributes", "README.md"}
+
+
+def merged_copy(folder: Path, *names: str) -> Path:
+    folder.mkdir()
+    for name in ("config.json", *names):
+        (folder / name).write_bytes(b"{}")
+    return folder
+
+
+IN_SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json")
+
+
+@pytest.mark.parametrize("merged_repo", [None, "tester/whole"])
+def test_a_merged_copy_leaves_nothing_of_an_earlier_one(
+    hub: Hub, call: Call, tmp_path: Path, merged_repo: str | None
+) -> None:
+    """transformers would load the one file of the 4-bit copy, and not the shards of the later one."""
+    hub.add_repo("tester/whole", files={"NOTES.md": "mine"})
+    (tmp_path / "place").mkdir()
+    for kind, names in (("4bit", ("model.safetensors", "chat_template.jinja")), ("16bit", IN_SHARDS)):
+        copy = merged_copy(tmp_path / kind, *names)
+        entry = {"kind": "merged", "name": kind}
+        call(("keep_merged", [entry, {kind: str(copy)}, str(tmp_path / "place"), REPO, merged_repo]))
+    if merged_repo:
+        assert files_of(hub, merged_repo) == {"NOTES.md", "config.json", "chat_template.jinja", *IN_SHARDS}
+        assert files_of(hub, REPO) == {"adapter_model.safetensors"}
+    else:
+        merged = {f"merged/{name}" for name in ("config.json", *IN_SHARDS)}
+        assert files_of(hub, REPO) == {"adapter_model.safetensors", *merged}
+
+
+def test_a_gguf_file_takes_the_place_of_earlier_ones_of_its_type(hub: Hub, call: Call, tmp_path: Path) -> None:
+    """llama.cpp and Ollama would find the first of them by their type."""
+    earlier = ("houses-export-20261124.Q4_K_M.gguf", "houses-export-20261124.F16-mmproj.gguf", "houses.Q8_0.gguf")
+    hub.add_repo("tester/seeing", files=dict.fromkeys((*earlier, "Q4_K_M.md", "other/r.Q4_K_M.gguf"), b"GGUF"))
+    for name in ("seeing.Q4_K_M.gguf", "seeing.F16-mmproj.gguf", "houses.F16-mmproj.gguf", "Modelfile"):
+        (tmp_path / name).write_bytes(b"new")
+    entry = {"kind": "gguf", "name": "q4_k_m", "path": "seeing.Q4_K_M.gguf"}
+    call(("push_gguf", [entry, str(tmp_path), "tester/seeing"]), script="export_vlm.py")
+    new = {"seeing.Q4_K_M.gguf", "seeing.F16-mmproj.gguf", "Modelfile"}
+    assert files_of(hub, "tester/seeing") == {*new, "houses.Q8_0.gguf", "Q4_K_M.md", "other/r.Q4_K_M.gguf"}
+    assert len(hub.repos["tester/seeing"].commits) == 2

@@ -325,6 +325,17 @@ def test_the_last_words_say_how_to_try_again(script: ModuleType) -> None:
     assert said.endswith("launch export me/model --gguf q4_k_m")
 
 
+@pytest.mark.parametrize(
+    ("repo", "called"), [("me/houses", "houses"), ("me/x.gguf", "x-"), ("me/houses-GGUF", "houses-GGUF"), (None, None)]
+)
+def test_a_gguf_file_is_called_as_its_repo_whatever_the_day(
+    script: ModuleType, repo: str | None, called: str | None
+) -> None:
+    args = asked(run_name="houses-export-20261124", adapter="you/houses")
+    unpushed = "houses" if "export" in script.__name__ else "houses-export-20261124"
+    assert script.gguf_name(args, repo) == (called or unpushed).strip("-")
+
+
 def test_a_failed_merge_fails_what_is_made_of_it(script: ModuleType) -> None:
     exports = script.asked_exports(asked(merge="4bit", gguf=("f16",)))
     script.fail(exports, "it broke", "16bit")
