@@ -677,13 +677,13 @@ def export_bytes(args, whole, name=None):
     return parts
 
 
-def export_place(args, folder, pushes):
+def export_place(args, folder, repo, merged_repo):
     """Where exports are put, and where they are made: new folders, or for the first the adapter's.
 
     A Job's volume is a bucket behind a file system, on which no file is mapped or changed in place, and to which what
-    is pushed anyway would travel a second time.
+    is pushed anyway would travel a second time. What is not pushed belongs there.
     """
-    in_bucket = volume() and not args.output_dir
+    in_bucket, pushes = volume() and not args.output_dir, repo or (merged_repo and not args.gguf)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / ".exporting", ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix="exporting-")) if in_bucket else folder / ".exporting"
@@ -759,7 +759,7 @@ def export(args, folder, model, reader, stop, llama_cpp, whole, repo, merged_rep
     model; `repo` and `merged_repo` are where to push, or none.
     """
     exports = asked_exports(args)
-    place, work = export_place(args, folder, repo or merged_repo)
+    place, work = export_place(args, folder, repo, merged_repo)
     size, ends = whole_bytes(model), time.monotonic() + left_s
 
     def require_time(written, pushed):
@@ -782,7 +782,7 @@ def export(args, folder, model, reader, stop, llama_cpp, whole, repo, merged_rep
                 try:
                     if entry["kind"] == "merged":
                         entry["checked"] = checked[entry["name"]]
-                        keep_merged(entry, copies, place, repo, merged_repo)
+                        keep_merged(entry, args, copies, place, repo, merged_repo)
                     else:
                         keep_gguf(entry, args, gguf_name(args, repo), copies["16bit"], work, place, llama_cpp)
                         first = not any(other["kind"] == "gguf" and not other["error"] for other in exports)
@@ -888,7 +888,7 @@ def check_copies(args, copies, record, exports):
     return told
 
 
-def keep_merged(entry, copies, place, repo, merged_repo):
+def keep_merged(entry, args, copies, place, repo, merged_repo):
     """Put the merged copy in its place, and push it."""
     copy = land(copies[entry["name"]], place / MERGED)
     # GGUF files are made of it too.
@@ -896,11 +896,30 @@ def keep_merged(entry, copies, place, repo, merged_repo):
     files = every_file(copy)
     entry |= {"path": MERGED, "gib": sum((copy / path).stat().st_size for path in files) / 2**30}
     if merged_repo:
-        push(copy, merged_repo, files, stale_files(merged_repo, files, WEIGHTS))
+        push_merged(entry, args, copy, files, repo, merged_repo)
     elif repo:
         paths = [f"{MERGED}/{path}" for path in files]
         push(place, repo, paths, stale_files(repo, paths, f"{MERGED}/.*"))
     entry["repo"] = merged_repo or repo
+
+
+def push_merged(entry, args, copy, files, repo, merged_repo):
+    """Push the merged copy to a repo of its own, with a card where one can be made."""
+    adapter = args.adapter
+    stale = stale_files(merged_repo, files, WEIGHTS)
+    try:
+        # It is the repo, and in no folder of it.
+        whole = entry | {"path": None, "repo": merged_repo, "error": None}
+        text = copies_card(args, copy, [whole], merged_repo, adapter)
+        (copy / "README.md").write_text(text, encoding="utf-8")
+        push(copy, merged_repo, ["README.md", *files], stale)
+        return
+    except Exception as error:
+        # The Hub refuses a commit for a card that it does not take.
+        if isinstance(error, UserError) and "README.md" not in error.args[0]:
+            raise
+        note(f"{merged_repo} has no card ({reason(error)})")
+    push(copy, merged_repo, files, stale)
 
 
 def keep_gguf(entry, args, name, copy, work, place, llama_cpp):
@@ -1344,6 +1363,160 @@ def prompt(processor, system, *turns):
     return processor.apply_chat_template(messages, tokenize=False, **shown)
 
 
+# ---- Cards: what all have ---------------------------------------------------------------------------------------------
+
+
+# A template of Jinja's; what a user or the Hub named only ever comes as a value of it.
+CARD_TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ title }}
+
+{{ about }}
+{% if picture %}
+
+![The loss by step](loss.png)
+{% endif %}
+{% for heading, rows in tables %}
+
+## {{ heading }}
+
+| | |
+| --- | --- |
+{% for name, value in rows %}
+| {{ name }} | {{ value }} |
+{% endfor %}
+{% endfor %}
+
+## How to use it
+{% for name, language, snippet in snippets %}
+
+### {{ name }}
+
+```{{ language }}
+{{ snippet }}
+```
+{% endfor %}
+{% if settings %}
+
+## Sampling
+
+{{ settings }}
+{% endif %}
+{% if again %}
+
+## To run it again
+
+{{ again }}
+{% endif %}
+"""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+TASK = "text-generation"
+
+
+def fill_card(data, **values):
+    """The text of a card of these metadata; what has no value is left out."""
+    from huggingface_hub import ModelCard
+
+    # A statement of the template leaves no line of its own.
+    template = CARD_TEMPLATE.replace("%}\n", "%}")
+    empty = {"picture": False, "tables": [], "settings": "", "again": ""}
+    return str(ModelCard.from_template(data, template_str=template, **empty | values))
+
+
+def copies_card(args, folder, exports, repo, adapter):
+    """The text of a card for a repo of copies of that adapter's model; `folder` holds the tokenizer."""
+    from huggingface_hub import ModelCardData
+
+    commit = args.revision if re.fullmatch("[0-9a-f]{40}", args.revision or "") else None
+    made = [export for export in exports if not export["error"]]
+    merged, on_hub = any(export["kind"] == "merged" for export in made), is_hub_id(args.model)
+    datasets, licence = learned_from(args)
+    relation, library = ("finetune", "transformers") if merged else ("quantized", None)
+    base = place(args.model, commit)
+    of = f"the adapter {place(adapter, None)}" if adapter else "an adapter"
+    about = [f"{'' if merged else 'GGUF files of '}{base} with {of} merged into it."]
+    if repo == adapter:
+        relation, library, about = "adapter", "peft", [f"A LoRA adapter for {base}, and copies of the model with it."]
+    data = ModelCardData(
+        library_name=library,
+        base_model=args.model if on_hub else None,
+        base_model_relation=relation if on_hub else None,
+        datasets=datasets or None,
+        license=licence,
+        pipeline_tag=TASK,
+        tags=["lora", "unsloth", "launch"] if repo == adapter else ["unsloth", "launch"],
+    )
+    shown = usage(folder, args, {"output_repo": repo, "device": "cpu"}, exports, commit)
+    return fill_card(
+        data,
+        title=plain(repo.split("/")[-1]),
+        about=" ".join(about + tell_licence(licence)),
+        tables=[("Copies", export_rows(made))],
+        snippets=shown if repo == adapter else shown[2:],
+    )
+
+
+def is_hub_id(name):
+    """Whether that names a repo on the Hub: what is there on this machine wins, as it does when it is loaded."""
+    return bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
+
+
+def learned_from(args):
+    """The datasets that the adapter was trained on, by their names on the Hub, and the licence; as far as known."""
+    from huggingface_hub import ModelCard
+
+    folder, datasets, licence = fetch_adapter(args), None, None
+    try:
+        if (folder / "run.json").is_file():
+            plan = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("plan") or {}
+            datasets, licence = plan.get("dataset"), plan.get("licence")
+        if (folder / "README.md").is_file():
+            told = ModelCard.load(folder / "README.md").data.to_dict()
+            datasets, licence = told.get("datasets") or datasets, told.get("license") or licence
+    except Exception as error:
+        note(f"what the adapter was trained on can't be read ({reason(error)})")
+    datasets = [name for name in (datasets if isinstance(datasets, list) else [datasets]) if isinstance(name, str)]
+    licence = licence if isinstance(licence, str) and re.fullmatch("[a-z0-9][a-z0-9.-]*", licence) else None
+    return [name for name in datasets if is_hub_id(name)], licence
+
+
+def tell_licence(licence):
+    """The sentence on the licence, in a list, which is empty where none is known."""
+    named = "" if licence == "other" else f": {code(licence)}"
+    return [f"The base model's licence holds for it too{named}."] if licence else []
+
+
+def code(text):
+    """The text as code, on one line, that ends neither a table's cell nor the code."""
+    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(text)).replace("|", "¦").replace("`", "ˋ")
+    return f"`{text}`"
+
+
+def plain(text):
+    """The text as text on one line, whatever it holds."""
+    return re.sub(r"([\\`*_~|<>\[\]#$])", r"\\\1", " ".join(str(text).split()))
+
+
+def place(name, commit, kind=""):
+    """A Hub repo with its address and commit, or the name of what lay on the machine."""
+    if not is_hub_id(name):
+        return f"{code(Path(name).name)} (not on the Hub)"
+    return f"[{code(name)}](https://huggingface.co/{kind}{name})" + (f" at {code(commit[:12])}" if commit else "")
+
+
+def export_rows(exports):
+    """The copies beside the adapter, and those that could not be made."""
+    lines = []
+    for export in exports:
+        size = [f"{export['gib']:.2f} GiB"] if export.get("gib") else []
+        found = f"not made: {plain(export['error'])}" if export.get("error") else plain(export.get("checked") or "")
+        lines.append((code(export["path"] or export["name"]), ", ".join([*size, *filter(None, [found])])))
+    return lines
+
+
 # ---- How to use it: the card's snippets ------------------------------------------------------------------------------
 
 ASK = """\
@@ -1424,7 +1597,7 @@ def usage(folder, args, result, exports, commit):
         if export["kind"] == "merged":
             path, more = export["path"], " bitsandbytes" if export["name"] == "4bit" else ""
             whole, fetch = literal(export["repo"] or path), ""
-            if export["repo"] and export["repo"] == repo:
+            if path and export["repo"] and export["repo"] == repo:
                 # A folder: with PEFT installed, transformers would take the adapter at the repo's root for the model.
                 whole, fetch = f'snapshot_download({whole}, allow_patterns="{path}/*") + "/{path}"', FETCH
             merged = snippet(MERGED_SNIPPET, place="place", whole=whole, fetch=fetch, quantizer=more)
@@ -1558,7 +1731,6 @@ def load(args, folder, base, on_gpu):
     # Unsloth goes first: it patches the libraries that are imported after it.
     from unsloth import FastLanguageModel as FastModel  # isort: skip
     from peft import PeftModel
-    from transformers import AutoTokenizer as AutoReader
 
     with tempfile.TemporaryDirectory() as place:
         # It names the model as it was called where it was trained, and at no commit: here, the folder of its files.
@@ -1578,17 +1750,81 @@ def load(args, folder, base, on_gpu):
     if not isinstance(model, PeftModel):
         hint = "Its adapter_config.json says of what kind it is."
         raise UserError(f"Unsloth did not load {args.adapter} as an adapter.", hint)
-    if (folder / "tokenizer_config.json").is_file():
-        reader = AutoReader.from_pretrained(folder, trust_remote_code=args.trust_remote_code)
-    reader = getattr(reader, "tokenizer", reader)
+    reader = reader_of(args, folder, reader)
     FastModel.for_inference(model)
     return model, reader
 
 
-def amend_card(args, card, exports, result):
-    """The card with how to use the exports, in place of what it said of earlier ones of the same kind."""
-    text = card.read_text(encoding="utf-8")
-    for name, language, snippet in usage(card.parent, args, result, exports, None)[2:]:
+def reader_of(args, folder, own):
+    """The tokenizer in the adapter's folder, else the model's own."""
+    from transformers import AutoTokenizer as AutoReader
+
+    if (folder / "tokenizer_config.json").is_file():
+        own = AutoReader.from_pretrained(folder, trust_remote_code=args.trust_remote_code)
+    return getattr(own, "tokenizer", own)
+
+
+def tell_of_exports(args, folder, reader_at, output_dir, exports, result):
+    """Let a card beside the copies tell of them: the adapter's, or one of their own. Raises nothing."""
+    repo, card = result["output_repo"], output_dir / "README.md"
+    try:
+        own = find_card(folder, repo)
+        if own:
+            if own.resolve() != card.resolve():
+                shutil.copy(own, card)
+            amend_card(args, card, reader_at, exports + other_ggufs(output_dir, repo, exports), result)
+        elif any(entry["repo"] == repo for entry in exports if repo and not entry["error"]):
+            text = copies_card(args, reader_at, exports + other_ggufs(output_dir, repo, exports), repo, args.adapter)
+            card.write_text(text, encoding="utf-8")
+        else:
+            return
+        if repo:
+            push(output_dir, repo, ["README.md"])
+    except Exception as error:
+        note(f"the card does not tell of the exports ({getattr(error, 'paragraph', reason(error))})")
+
+
+def find_card(folder, repo):
+    """The adapter's card, else the one that the copies' repo has; none where neither has one."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if (folder / "README.md").is_file():
+        return folder / "README.md"
+    try:
+        return Path(persist("reading the card", lambda: hf_hub_download(repo, "README.md"))) if repo else None
+    except EntryNotFoundError:
+        return None
+
+
+def other_ggufs(folder, repo, exports):
+    """The GGUF files of earlier exports that lie beside these, as entries like theirs."""
+    from huggingface_hub import HfApi
+
+    if repo:
+        held = persist(f"looking at {repo}", lambda: list(HfApi().list_repo_tree(repo)))
+        sizes = {entry.path: entry.size for entry in held if hasattr(entry, "size")}
+    else:
+        sizes = {path.name: path.stat().st_size for path in folder.glob("*.gguf")}
+    named = {path: re.fullmatch(r"[^/]+\.(\w+)\.gguf", path) for path in sizes}
+    kinds = {path: found[1].lower() for path, found in named.items() if found}
+    known = {"kind": "gguf", "repo": repo, "checked": None, "error": None}
+    return [
+        known | {"name": kind, "path": path, "gib": sizes[path] / 2**30}
+        for path, kind in kinds.items()
+        if kind in GGUF_BITS and path not in [entry["path"] for entry in exports]
+    ]
+
+
+def amend_card(args, card, reader_at, exports, result):
+    """The card with the exports in its table and how to use them, in place of what it said of earlier ones."""
+    text = amend_table(card.read_text(encoding="utf-8"), [entry for entry in exports if not entry["error"]])
+    for entry in exports:
+        if entry["kind"] == "merged" and not entry["error"]:
+            # In that place lies one, of whichever kind.
+            there = re.escape(literal(entry["repo"] or entry["path"]))
+            text = re.sub(rf"### Merged, \w+\n\n```python\n((?!```).)*{there}.*?\n```\n+", "", text, flags=re.DOTALL)
+    for name, language, snippet in usage(reader_at, args, result, exports, None)[2:]:
         text = re.sub(rf"### {re.escape(name)}\n\n```.*?\n```\n+", "", text, flags=re.DOTALL)
         before, heading, after = text.partition("\n## How to use it\n")
         if not heading:
@@ -1596,6 +1832,25 @@ def amend_card(args, card, exports, result):
         own, *rest = re.split(r"(?=\n## )", after, maxsplit=1)
         text = f"{before}{heading}{own.rstrip()}\n\n### {name}\n\n```{language}\n{snippet}\n```\n{''.join(rest)}"
     card.write_text(text, encoding="utf-8")
+
+
+def amend_table(text, exports):
+    """The text with these exports in its table of copies, and without the GGUF files that are gone."""
+    before, heading, after = text.partition("\n## Copies\n")
+    if not heading:
+        before, use, rest = text.partition("\n## How to use it\n")
+        before, after = before.rstrip() + "\n", use + rest
+    table, after = re.split(r"(?=\n## )|\Z", after, maxsplit=1) if heading else ("", after)
+    rows = dict(re.findall(r"^\| (`[^`]*`) \| (.*) \|$", table, re.MULTILINE))
+    paths = [code(entry["path"]) for entry in exports]
+    # What could not be made before is called by its kind alone.
+    dropped = {code(entry["name"]) for entry in exports}
+    rows = {name: told for name, told in rows.items() if name not in dropped and (name in paths or ".gguf" not in name)}
+    # Of what was there before, more was told then.
+    fresh = {code(entry["path"]) for entry in exports if entry["checked"]}
+    rows |= {name: told for name, told in export_rows(exports) if name in fresh or name not in rows}
+    lines = "\n".join(f"| {name} | {told} |" for name, told in rows.items())
+    return f"{before}\n## Copies\n\n| | |\n| --- | --- |\n{lines}\n{after}"
 
 
 def main(args):
@@ -1619,6 +1874,8 @@ def main(args):
     folder = fetch_adapter(args)
     name_base(args, folder)
     require_kind(args)
+    # Of the snippets in the card.
+    args.max_length = 2048
     local = Path(args.adapter).is_dir() and not args.output_dir
     output_dir = folder if local else output_folder(args)
     output_repo = open_repo(args.output_repo, args.private) if args.output_repo else None
@@ -1635,7 +1892,7 @@ def main(args):
         model.get_base_model().generation_config = GenerationConfig.from_pretrained(folder)
     else:
         set_generation(model, args, stop)
-    parts = export_bytes(args, whole_bytes(model))
+    parts = export_bytes(args, whole_bytes(model), whole[0])
     place = Path(tempfile.gettempdir()) if volume() and not args.output_dir else output_dir
     told = [f"{name} {size / 1e9:.1f} GB" for name, size in parts.items()]
     require_disk(place, sum(parts.values()), told, "Free some, or give --output-dir on another disk.")
@@ -1663,17 +1920,9 @@ def main(args):
         "url": f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/{address}" if made and address else None,
         "pushed": bool(made) and all(entry["repo"] for entry in made),
     }
-    if made and (folder / "README.md").is_file():
-        args.max_length = 2048
-        card = output_dir / "README.md"
-        if card.resolve() != (folder / "README.md").resolve():
-            shutil.copy(folder / "README.md", card)
-        amend_card(args, card, exports, result)
-        if output_repo:
-            try:
-                push(output_dir, output_repo, ["README.md"])
-            except UserError as problem:
-                note(f"the card does not tell of the exports ({problem.paragraph})")
+    if made:
+        reader_at = folder if (folder / "tokenizer_config.json").is_file() else base
+        tell_of_exports(args, folder, reader_at, output_dir, exports, result)
     print("RESULT " + json.dumps(finite(result), allow_nan=False), flush=True)
     error = failed_exports(args, exports, args.adapter, None)
     if error:

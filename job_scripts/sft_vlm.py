@@ -1235,13 +1235,13 @@ def export_bytes(args, whole, name=None):
     return parts
 
 
-def export_place(args, folder, pushes):
+def export_place(args, folder, repo, merged_repo):
     """Where exports are put, and where they are made: new folders, or for the first the adapter's.
 
     A Job's volume is a bucket behind a file system, on which no file is mapped or changed in place, and to which what
-    is pushed anyway would travel a second time.
+    is pushed anyway would travel a second time. What is not pushed belongs there.
     """
-    in_bucket = volume() and not args.output_dir
+    in_bucket, pushes = volume() and not args.output_dir, repo or (merged_repo and not args.gguf)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / ".exporting", ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix="exporting-")) if in_bucket else folder / ".exporting"
@@ -1317,7 +1317,7 @@ def export(args, folder, model, reader, stop, llama_cpp, whole, repo, merged_rep
     model; `repo` and `merged_repo` are where to push, or none.
     """
     exports = asked_exports(args)
-    place, work = export_place(args, folder, repo or merged_repo)
+    place, work = export_place(args, folder, repo, merged_repo)
     size, ends = whole_bytes(model), time.monotonic() + left_s
 
     def require_time(written, pushed):
@@ -1340,7 +1340,7 @@ def export(args, folder, model, reader, stop, llama_cpp, whole, repo, merged_rep
                 try:
                     if entry["kind"] == "merged":
                         entry["checked"] = checked[entry["name"]]
-                        keep_merged(entry, copies, place, repo, merged_repo)
+                        keep_merged(entry, args, copies, place, repo, merged_repo)
                     else:
                         keep_gguf(entry, args, gguf_name(args, repo), copies["16bit"], work, place, llama_cpp)
                         first = not any(other["kind"] == "gguf" and not other["error"] for other in exports)
@@ -1446,7 +1446,7 @@ def check_copies(args, copies, record, exports):
     return told
 
 
-def keep_merged(entry, copies, place, repo, merged_repo):
+def keep_merged(entry, args, copies, place, repo, merged_repo):
     """Put the merged copy in its place, and push it."""
     copy = land(copies[entry["name"]], place / MERGED)
     # GGUF files are made of it too.
@@ -1454,11 +1454,30 @@ def keep_merged(entry, copies, place, repo, merged_repo):
     files = every_file(copy)
     entry |= {"path": MERGED, "gib": sum((copy / path).stat().st_size for path in files) / 2**30}
     if merged_repo:
-        push(copy, merged_repo, files, stale_files(merged_repo, files, WEIGHTS))
+        push_merged(entry, args, copy, files, repo, merged_repo)
     elif repo:
         paths = [f"{MERGED}/{path}" for path in files]
         push(place, repo, paths, stale_files(repo, paths, f"{MERGED}/.*"))
     entry["repo"] = merged_repo or repo
+
+
+def push_merged(entry, args, copy, files, repo, merged_repo):
+    """Push the merged copy to a repo of its own, with a card where one can be made."""
+    adapter = repo
+    stale = stale_files(merged_repo, files, WEIGHTS)
+    try:
+        # It is the repo, and in no folder of it.
+        whole = entry | {"path": None, "repo": merged_repo, "error": None}
+        text = copies_card(args, copy, [whole], merged_repo, adapter)
+        (copy / "README.md").write_text(text, encoding="utf-8")
+        push(copy, merged_repo, ["README.md", *files], stale)
+        return
+    except Exception as error:
+        # The Hub refuses a commit for a card that it does not take.
+        if isinstance(error, UserError) and "README.md" not in error.args[0]:
+            raise
+        note(f"{merged_repo} has no card ({reason(error)})")
+    push(copy, merged_repo, files, stale)
 
 
 def keep_gguf(entry, args, name, copy, work, place, llama_cpp):
@@ -1874,7 +1893,6 @@ RECORD, PLAN = "run.json", "plan.json"
 CARD, PICTURE = "README.md", "loss.png"
 # A path of this machine, and rows of a dataset that may be private.
 NOT_RECORDED = ("output_dir", "samples")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
 def write_record(folder, args, result, model):
@@ -1937,11 +1955,6 @@ def read_plan(script):
         return None
 
 
-def is_hub_id(name):
-    """Whether that names a repo on the Hub: what is there on this machine wins, as it does when it is loaded."""
-    return bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
-
-
 def commit_of(name, revision, kind):
     """The commit of a Hub repo that was loaded; none for a local one, and where the Hub's client kept none.
 
@@ -1964,54 +1977,8 @@ def commit_of(name, revision, kind):
 
 # ---- Model card ------------------------------------------------------------------------------------------------------
 
-
-# A template of Jinja's; what a user or the Hub named only ever comes as a value of it.
-CARD_TEMPLATE = """\
----
-{{ card_data }}
----
-
-# {{ title }}
-
-{{ about }}
-{% if picture %}
-
-![The loss by step](loss.png)
-{% endif %}
-{% for heading, rows in tables %}
-
-## {{ heading }}
-
-| | |
-| --- | --- |
-{% for name, value in rows %}
-| {{ name }} | {{ value }} |
-{% endfor %}
-{% endfor %}
-
-## How to use it
-{% for name, language, snippet in snippets %}
-
-### {{ name }}
-
-```{{ language }}
-{{ snippet }}
-```
-{% endfor %}
-{% if settings %}
-
-## Sampling
-
-{{ settings }}
-{% endif %}
-
-## To run it again
-
-{{ again }}
-"""
 # Matplotlib's import and, on a new machine, its list of fonts.
 PICTURE_S = 30
-TASK = "image-text-to-text"
 
 
 def write_card(folder, args, result, history, exports, left_s=math.inf):
@@ -2039,7 +2006,7 @@ def write_card(folder, args, result, history, exports, left_s=math.inf):
 
 def make_card(folder, args, result, exports, picture):
     """The text of the card; what is not known is left out."""
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCardData
 
     record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if (folder / RECORD).is_file() else {}
     repo, base_on_hub, known = result.get("output_repo"), is_hub_id(args.model), args.model == CHOSEN["model"]
@@ -2057,48 +2024,25 @@ def make_card(folder, args, result, exports, picture):
     about = [f"A LoRA adapter for {base}, fine-tuned on {dataset}."]
     if result["stopped"]:
         about.append(f"The training was stopped after step {result['steps']}, before its end.")
-    if known and LICENCE:
-        about.append(f"The base model's licence holds for it too{'' if LICENCE == 'other' else f': {code(LICENCE)}'}.")
+    about += tell_licence(LICENCE if known else None)
     tables = {
         "Training": training_rows(args, result),
         "Machine": machine_rows(record, result),
         "Copies": export_rows(exports),
     }
     sampling = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in recommended(args).items())
-    return str(
-        ModelCard.from_template(
-            data,
-            # A statement of the template leaves no line of its own.
-            template_str=CARD_TEMPLATE.replace("%}\n", "%}"),
-            title=plain(repo.split("/")[-1] if repo else args.run_name),
-            about=" ".join(about),
-            picture=picture,
-            tables=[(name, rows) for name, rows in tables.items() if rows],
-            snippets=usage(folder, args, result, exports, commits.get("model")),
-            settings=sampling and f"{sampling}, as the makers of the base model recommend (<{GENERATION_SOURCE}>). "
-                                  f"`generation_config.json` holds what transformers knows of it.",
-            again=(f"`{RECORD}` holds the plan, the commits, every package's version and the hashes; "
-                   f"{code(Path(__file__).name)} is the script that ran, and runs by itself: `uv run`."),
-        )
+    return fill_card(
+        data,
+        title=plain(repo.split("/")[-1] if repo else args.run_name),
+        about=" ".join(about),
+        picture=picture,
+        tables=[(name, rows) for name, rows in tables.items() if rows],
+        snippets=usage(folder, args, result, exports, commits.get("model")),
+        settings=sampling and f"{sampling}, as the makers of the base model recommend (<{GENERATION_SOURCE}>). "
+                              f"`generation_config.json` holds what transformers knows of it.",
+        again=(f"`{RECORD}` holds the plan, the commits, every package's version and the hashes; "
+               f"{code(Path(__file__).name)} is the script that ran, and runs by itself: `uv run`."),
     )  # fmt: skip
-
-
-def code(text):
-    """The text as code, on one line, that ends neither a table's cell nor the code."""
-    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(text)).replace("|", "¦").replace("`", "ˋ")
-    return f"`{text}`"
-
-
-def plain(text):
-    """The text as text on one line, whatever it holds."""
-    return re.sub(r"([\\`*_~|<>\[\]#$])", r"\\\1", " ".join(str(text).split()))
-
-
-def place(name, commit, kind=""):
-    """A Hub repo with its address and commit, or the name of what lay on the machine."""
-    if not is_hub_id(name):
-        return f"{code(Path(name).name)} (not on the Hub)"
-    return f"[{code(name)}](https://huggingface.co/{kind}{name})" + (f" at {code(commit[:12])}" if commit else "")
 
 
 def training_rows(args, result):
@@ -2159,16 +2103,6 @@ def machine_rows(record, result):
     return [(name, value) for name, value in lines if value]
 
 
-def export_rows(exports):
-    """The copies beside the adapter, and those that could not be made."""
-    lines = []
-    for export in exports:
-        size = [f"{export['gib']:.2f} GiB"] if export.get("gib") else []
-        found = f"not made: {plain(export['error'])}" if export.get("error") else plain(export.get("checked") or "")
-        lines.append((code(export["path"] or export["name"]), ", ".join([*size, *filter(None, [found])])))
-    return lines
-
-
 def span(seconds):
     minutes = round(seconds / 60)
     if minutes < 2:
@@ -2196,6 +2130,146 @@ def draw_losses(path, result, history):
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, format="png")
+
+
+# ---- Cards: what all have ---------------------------------------------------------------------------------------------
+
+
+# A template of Jinja's; what a user or the Hub named only ever comes as a value of it.
+CARD_TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ title }}
+
+{{ about }}
+{% if picture %}
+
+![The loss by step](loss.png)
+{% endif %}
+{% for heading, rows in tables %}
+
+## {{ heading }}
+
+| | |
+| --- | --- |
+{% for name, value in rows %}
+| {{ name }} | {{ value }} |
+{% endfor %}
+{% endfor %}
+
+## How to use it
+{% for name, language, snippet in snippets %}
+
+### {{ name }}
+
+```{{ language }}
+{{ snippet }}
+```
+{% endfor %}
+{% if settings %}
+
+## Sampling
+
+{{ settings }}
+{% endif %}
+{% if again %}
+
+## To run it again
+
+{{ again }}
+{% endif %}
+"""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+TASK = "image-text-to-text"
+
+
+def fill_card(data, **values):
+    """The text of a card of these metadata; what has no value is left out."""
+    from huggingface_hub import ModelCard
+
+    # A statement of the template leaves no line of its own.
+    template = CARD_TEMPLATE.replace("%}\n", "%}")
+    empty = {"picture": False, "tables": [], "settings": "", "again": ""}
+    return str(ModelCard.from_template(data, template_str=template, **empty | values))
+
+
+def copies_card(args, folder, exports, repo, adapter):
+    """The text of a card for a repo of copies of that adapter's model; `folder` holds the tokenizer."""
+    from huggingface_hub import ModelCardData
+
+    commit = args.revision if re.fullmatch("[0-9a-f]{40}", args.revision or "") else None
+    made = [export for export in exports if not export["error"]]
+    merged, on_hub = any(export["kind"] == "merged" for export in made), is_hub_id(args.model)
+    datasets, licence = learned_from(args)
+    relation, library = ("finetune", "transformers") if merged else ("quantized", None)
+    base = place(args.model, commit)
+    of = f"the adapter {place(adapter, None)}" if adapter else "an adapter"
+    about = [f"{'' if merged else 'GGUF files of '}{base} with {of} merged into it."]
+    if repo == adapter:
+        relation, library, about = "adapter", "peft", [f"A LoRA adapter for {base}, and copies of the model with it."]
+    data = ModelCardData(
+        library_name=library,
+        base_model=args.model if on_hub else None,
+        base_model_relation=relation if on_hub else None,
+        datasets=datasets or None,
+        license=licence,
+        pipeline_tag=TASK,
+        tags=["lora", "unsloth", "launch"] if repo == adapter else ["unsloth", "launch"],
+    )
+    shown = usage(folder, args, {"output_repo": repo, "device": "cpu"}, exports, commit)
+    return fill_card(
+        data,
+        title=plain(repo.split("/")[-1]),
+        about=" ".join(about + tell_licence(licence)),
+        tables=[("Copies", export_rows(made))],
+        snippets=shown if repo == adapter else shown[2:],
+    )
+
+
+def is_hub_id(name):
+    """Whether that names a repo on the Hub: what is there on this machine wins, as it does when it is loaded."""
+    return bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
+
+
+def learned_from(args):
+    """The datasets that the adapter was trained on, by their names on the Hub, and the licence; as far as known."""
+    return [args.dataset] * is_hub_id(args.dataset), LICENCE if args.model == CHOSEN["model"] else None
+
+
+def tell_licence(licence):
+    """The sentence on the licence, in a list, which is empty where none is known."""
+    named = "" if licence == "other" else f": {code(licence)}"
+    return [f"The base model's licence holds for it too{named}."] if licence else []
+
+
+def code(text):
+    """The text as code, on one line, that ends neither a table's cell nor the code."""
+    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(text)).replace("|", "¦").replace("`", "ˋ")
+    return f"`{text}`"
+
+
+def plain(text):
+    """The text as text on one line, whatever it holds."""
+    return re.sub(r"([\\`*_~|<>\[\]#$])", r"\\\1", " ".join(str(text).split()))
+
+
+def place(name, commit, kind=""):
+    """A Hub repo with its address and commit, or the name of what lay on the machine."""
+    if not is_hub_id(name):
+        return f"{code(Path(name).name)} (not on the Hub)"
+    return f"[{code(name)}](https://huggingface.co/{kind}{name})" + (f" at {code(commit[:12])}" if commit else "")
+
+
+def export_rows(exports):
+    """The copies beside the adapter, and those that could not be made."""
+    lines = []
+    for export in exports:
+        size = [f"{export['gib']:.2f} GiB"] if export.get("gib") else []
+        found = f"not made: {plain(export['error'])}" if export.get("error") else plain(export.get("checked") or "")
+        lines.append((code(export["path"] or export["name"]), ", ".join([*size, *filter(None, [found])])))
+    return lines
 
 
 # ---- How to use it: the card's snippets ------------------------------------------------------------------------------
@@ -2276,7 +2350,7 @@ def usage(folder, args, result, exports, commit):
         if export["kind"] == "merged":
             path, more = export["path"], " bitsandbytes" if export["name"] == "4bit" else ""
             whole, fetch = literal(export["repo"] or path), ""
-            if export["repo"] and export["repo"] == repo:
+            if path and export["repo"] and export["repo"] == repo:
                 # A folder: with PEFT installed, transformers would take the adapter at the repo's root for the model.
                 whole, fetch = f'snapshot_download({whole}, allow_patterns="{path}/*") + "/{path}"', FETCH
             merged = snippet(MERGED_SNIPPET, place="place", whole=whole, fetch=fetch, quantizer=more)

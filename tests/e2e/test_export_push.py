@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 from uv import find_uv_bin
 
 from tests.emulator import Hub
+from tests.emulator.cards import problems
+from tests.emulator.state import StoredFile
 from tests.unit.sample import JOB_SCRIPTS
 
 REPO = "tester/houses"
@@ -36,13 +41,21 @@ try:
 except script["UserError"] as problem:
     print(json.dumps([problem.status, problem.paragraph]))
 """
+CARD = "---\ndatasets:\n- trl-lib/Capybara\nlicense: apache-2.0\n---\n# houses\n\nWritten by hand.\n"
+ARGS = {"run_name": "r", "adapter": REPO, "adapter_revision": None, "model": "org/base", "revision": "c" * 40,
+        "trust_remote_code": False, "max_length": 64, "load_in": "16bit", "dataset": "trl-lib/Capybara"}  # fmt: skip
 Call = Callable[..., Any]
 
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
     with Hub(tmp_path / "hub") as hub:
-        hub.add_repo(REPO, files={"README.md": "---\n{}\n---\n", "adapter_model.safetensors": b"a"})
+        adapter: dict[str, bytes | str] = {
+            "adapter_config.json": "{}",
+            "adapter_model.safetensors": b"a",
+            "README.md": CARD,
+        }
+        hub.add_repo(REPO, files=adapter)
         yield hub
         assert hub.unknown_requests == []
 
@@ -113,6 +126,10 @@ def merged_copy(folder: Path, *names: str) -> Path:
     return folder
 
 
+def merged(kind: str) -> dict[str, Any]:
+    return {"kind": "merged", "name": kind, "repo": None, "error": "not made", "checked": "the same answer"}
+
+
 IN_SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json")
 
 
@@ -125,14 +142,15 @@ def test_a_merged_copy_leaves_nothing_of_an_earlier_one(
     (tmp_path / "place").mkdir()
     for kind, names in (("4bit", ("model.safetensors", "chat_template.jinja")), ("16bit", IN_SHARDS)):
         copy = merged_copy(tmp_path / kind, *names)
-        entry = {"kind": "merged", "name": kind}
-        call(("keep_merged", [entry, {kind: str(copy)}, str(tmp_path / "place"), REPO, merged_repo]))
+        call(("keep_merged", [merged(kind), ARGS, {kind: str(copy)}, str(tmp_path / "place"), REPO, merged_repo]))
+    adapter = {"adapter_config.json", "adapter_model.safetensors"}
     if merged_repo:
         assert files_of(hub, merged_repo) == {"NOTES.md", "config.json", "chat_template.jinja", *IN_SHARDS}
-        assert files_of(hub, REPO) == {"adapter_model.safetensors"}
+        assert files_of(hub, REPO) == adapter
     else:
-        merged = {f"merged/{name}" for name in ("config.json", *IN_SHARDS)}
-        assert files_of(hub, REPO) == {"adapter_model.safetensors", *merged}
+        assert files_of(hub, REPO) == adapter | {f"merged/{name}" for name in ("config.json", *IN_SHARDS)}
+    # The adapter's card is not this one's to write.
+    assert hub.repos[REPO].files["README.md"].decode() == CARD
 
 
 def test_a_gguf_file_takes_the_place_of_earlier_ones_of_its_type(hub: Hub, call: Call, tmp_path: Path) -> None:
@@ -146,3 +164,162 @@ def test_a_gguf_file_takes_the_place_of_earlier_ones_of_its_type(hub: Hub, call:
     new = {"seeing.Q4_K_M.gguf", "seeing.F16-mmproj.gguf", "Modelfile"}
     assert files_of(hub, "tester/seeing") == {*new, "houses.Q8_0.gguf", "Q4_K_M.md", "other/r.Q4_K_M.gguf"}
     assert len(hub.repos["tester/seeing"].commits) == 2
+
+
+def pushed_card(hub: Hub, name: str) -> tuple[str, dict[str, Any]]:
+    """The card of that repo, which the Hub takes, and its metadata."""
+    text = hub.repos[name].files["README.md"].decode()
+    assert problems(text) == ([], [])
+    assert "None" not in text
+    assert "{" + "{" not in text
+    found: dict[str, Any] = yaml.safe_load(text.split("---\n")[1])
+    return text, found
+
+
+@pytest.mark.parametrize("script", ["sft_text.py", "sft_vlm.py", "export.py", "export_vlm.py"])
+def test_a_merged_model_in_a_repo_of_its_own_has_a_card(hub: Hub, call: Call, tmp_path: Path, script: str) -> None:
+    (tmp_path / "place").mkdir()
+    copy = merged_copy(tmp_path / "copy", "model.safetensors", "chat_template.jinja")
+    words = [merged("16bit"), ARGS, {"16bit": str(copy)}, str(tmp_path / "place"), REPO, "tester/whole"]
+    hub.add_repo("tester/whole", files={})
+    call(("keep_merged", words), script=script)
+    text, data = pushed_card(hub, "tester/whole")
+    # Of a model that is not the chosen one a training knows no licence.
+    licence = {"license": "apache-2.0"} if script.startswith("export") else {}
+    assert data == licence | {
+        "library_name": "transformers", "base_model": "org/base", "base_model_relation": "finetune",
+        "datasets": ["trl-lib/Capybara"], "tags": ["unsloth", "launch"],
+        "pipeline_tag": "image-text-to-text" if "vlm" in script else "text-generation",
+    }  # fmt: skip
+    assert "# whole\n" in text
+    assert "[`tester/houses`](https://huggingface.co/tester/houses) merged into it" in text
+    assert "[`org/base`](https://huggingface.co/org/base) at `cccccccccccc`" in text
+    assert "| `16bit` | 0.00 GiB, the same answer |" in text
+    assert text.count("### ") == 1
+    assert 'place = "tester/whole"\n' in text
+    assert ("The base model's licence holds for it too: `apache-2.0`." in text) == bool(licence)
+
+
+def test_a_card_that_the_hub_refuses_costs_no_copy(hub: Hub, call: Call, tmp_path: Path) -> None:
+    repo = hub.repos[REPO]
+    # Of a licence that looks like one.
+    odd = CARD.replace("apache-2.0", "nobody-1.0")
+    repo.commit({**repo.head.files, "README.md": replace(repo.head.files["README.md"], data=odd.encode())}, "odd")
+    hub.add_repo("tester/whole", files={})
+    (tmp_path / "place").mkdir()
+    copy = merged_copy(tmp_path / "copy", "model.safetensors")
+    words = [merged("16bit"), ARGS, {"16bit": str(copy)}, str(tmp_path / "place"), REPO, "tester/whole"]
+    call(("keep_merged", words))
+    assert set(hub.repos["tester/whole"].files) - {".gitattributes"} == {"config.json", "model.safetensors"}
+
+
+def gguf(name: str, repo: str | None) -> dict[str, Any]:
+    known = {
+        "kind": "gguf",
+        "path": f"houses.{name.upper()}.gguf",
+        "gib": 0.5,
+        "checked": "the same answer in llama.cpp",
+    }
+    return known | {"name": name, "repo": repo, "error": None}
+
+
+def test_copies_of_an_adapter_without_a_card_get_one(hub: Hub, call: Call, tmp_path: Path) -> None:
+    plain, copies = "somebody/plain", "tester/plain-export"
+    hub.add_repo(plain, files={"adapter_config.json": "{}", "adapter_model.safetensors": b"a"})
+    hub.add_repo(copies, files={})
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "out").mkdir()
+    args, result = ARGS | {"adapter": plain}, {"output_repo": copies, "device": "cpu"}
+    words = [args, str(tmp_path / "adapter"), str(tmp_path / "adapter"), str(tmp_path / "out")]
+    call(("tell_of_exports", [*words, [gguf("q8_0", copies)], result]))
+    text, data = pushed_card(hub, copies)
+    assert (data["base_model"], data["base_model_relation"]) == ("org/base", "quantized")
+    assert "library_name" not in data
+    assert "GGUF files of [`org/base`]" in text
+    assert "[`somebody/plain`](https://huggingface.co/somebody/plain) merged into it" in text
+    assert f"llama-cli -hf {copies}:Q8_0 " in text
+    # A later export adds to it.
+    held = hub.repos[copies]
+    held.commit({**held.head.files, "houses.Q8_0.gguf": StoredFile(b"GGUF")}, "the first")
+    call(("tell_of_exports", [*words, [gguf("q4_k_m", copies)], result]))
+    text, _ = pushed_card(hub, copies)
+    assert [line for line in text.splitlines() if line.startswith("| `")] == [
+        "| `houses.Q8_0.gguf` | 0.50 GiB, the same answer in llama.cpp |",
+        "| `houses.Q4_K_M.gguf` | 0.50 GiB, the same answer in llama.cpp |",
+    ]
+    assert f"llama-cli -hf {copies}:Q8_0 " in text
+    assert f"llama-cli -hf {copies}:Q4_K_M " in text
+    assert text.count("### llama.cpp") == text.count("## Copies") == 1
+
+
+def test_the_card_beside_an_adapter_keeps_its_words_and_names_every_file(hub: Hub, call: Call, tmp_path: Path) -> None:
+    repo = hub.repos[REPO]
+    # One of an earlier export that is there, and a row of one that is gone.
+    card = f"{CARD}\n## Copies\n\n| | |\n| --- | --- |\n| `old.Q4_K_M.gguf` | 1 GiB |\n| `q4_k_m` | not made |\n"
+    stored = {name: StoredFile(b"GGUF") for name in ("houses.F16.gguf", "houses.Q4_K_M.gguf", "houses.F16-mmproj.gguf")}
+    repo.commit({**repo.head.files, **stored}, "an earlier export")
+    for name, text in (("README.md", card), ("tokenizer_config.json", '{"chat_template": "x"}')):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    place = {
+        "kind": "merged",
+        "name": "16bit",
+        "path": "merged",
+        "repo": REPO,
+        "gib": 2.0,
+        "checked": "so",
+        "error": None,
+    }
+    out = tmp_path / "out"
+    out.mkdir()
+    result = {"output_repo": REPO, "device": "cpu"}
+    for kind in ("4bit", "16bit"):
+        entries = [place | {"name": kind}, gguf("q4_k_m", REPO), gguf("q8_0", None) | {"error": "no"}]
+        call(("tell_of_exports", [ARGS, str(tmp_path), str(tmp_path), str(out), entries, result]))
+        (tmp_path / "README.md").write_bytes(repo.files["README.md"])
+    text, _ = pushed_card(hub, REPO)
+    assert "Written by hand." in text
+    assert [line for line in text.splitlines() if line.startswith("| `")] == [
+        "| `merged` | 2.00 GiB, so |",
+        "| `houses.Q4_K_M.gguf` | 0.50 GiB, the same answer in llama.cpp |",
+        "| `houses.F16.gguf` | 0.00 GiB |",
+    ]
+    assert re.findall("^### (.*)$", text, re.MULTILINE) == ["Merged, 16bit", "llama.cpp", "Ollama"]
+    assert "messages = [" in text
+    assert f"llama-cli -hf {REPO}:F16 " in text
+    assert f"llama-cli -hf {REPO}:Q4_K_M " in text
+    assert "Q8_0" not in text
+
+
+# Of a vision adapter whose folder holds a tokenizer alone, then a processor too, and of a model that sees nothing.
+READERS = """\
+import json, runpy, sys
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+from transformers import AutoTokenizer, CLIPImageProcessor, LlavaProcessor
+script = runpy.run_path(sys.argv[1], run_name="called")
+folder, args = Path(sys.argv[2]), Namespace(adapter="me/m", trust_remote_code=False)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[3])
+tokenizer.save_pretrained(folder)
+own = SimpleNamespace(image_processor="the model's own")
+kept = script["reader_of"](args, folder, own) is own
+try:
+    script["reader_of"](args, folder, SimpleNamespace(image_processor=None))
+except script["UserError"] as problem:
+    refused = problem.paragraph
+LlavaProcessor(CLIPImageProcessor(), tokenizer, patch_size=14).save_pretrained(folder)
+read = type(script["reader_of"](args, folder, own)).__name__
+print(json.dumps([kept, refused, read]))
+"""
+
+
+def test_a_vision_adapter_with_a_tokenizer_alone_keeps_the_models_processor(
+    python: str, smollm2: Path, tmp_path: Path
+) -> None:
+    command = [python, "-c", READERS, str(JOB_SCRIPTS / "export_vlm.py"), str(tmp_path), str(smollm2)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    kept, refused, read = json.loads(done.stdout.splitlines()[-1])
+    assert kept
+    assert refused.startswith("the processor of me/m takes no pictures.")
+    assert read == "LlavaProcessor"

@@ -336,6 +336,25 @@ def test_a_gguf_file_is_called_as_its_repo_whatever_the_day(
     assert script.gguf_name(args, repo) == (called or unpushed).strip("-")
 
 
+def test_what_is_not_pushed_is_put_where_it_outlives_the_job(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAUNCH_DATA_DIR", str(tmp_path))
+    output = tmp_path / "output"
+
+    def place(repo: str | None, merged_repo: str | None, **changes: Any) -> bool:
+        """Whether exports are put into the bucket."""
+        found, _ = script.export_place(asked(output_dir=None, merge="16bit", **changes), output, repo, merged_repo)
+        return bool(found == output)
+
+    assert place(None, None)
+    # The merged copy is pushed, and the GGUF file nowhere.
+    assert place(None, "me/m", gguf=("q8_0",))
+    assert not place(None, "me/m")
+    assert not place("me/houses", "me/m", gguf=("q8_0",))
+    assert not place("me/houses", None, gguf=("q8_0",))
+
+
 def test_a_failed_merge_fails_what_is_made_of_it(script: ModuleType) -> None:
     exports = script.asked_exports(asked(merge="4bit", gguf=("f16",)))
     script.fail(exports, "it broke", "16bit")
@@ -352,7 +371,8 @@ def test_a_card_tells_of_exports_once(tmp_path: Path) -> None:
     exports = [{"kind": "gguf", "name": "f16", "path": "m.F16.gguf", **made}]
     args = asked(trust_remote_code=False, max_length=64, load_in="16bit")
     for _ in range(2):
-        script.amend_card(args, card, exports, {"device": "cpu", "output_repo": None})
+        script.amend_card(args, card, tmp_path, exports, {"device": "cpu", "output_repo": None})
     text = card.read_text(encoding="utf-8")
-    assert text.count("### llama.cpp") == text.count("### Unsloth") == text.count("m.F16.gguf") == 1
+    assert text.count("### llama.cpp") == text.count("### Unsloth") == text.count("-m m.F16.gguf") == 1
+    assert text.count("## Copies") == text.count("| `m.F16.gguf` | 1.00 GiB, so |") == 1
     assert text.index("### llama.cpp") < text.index("## To run it again")
