@@ -993,6 +993,8 @@ LLAMA_CPP = (
 LLAMA_CPP_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 CONVERTER = "convert_hf_to_gguf.py"
 QUANTIZER, ANSWERER = "llama-quantize", "llama-mtmd-cli"
+# What is built, also for the scripts of the other kind of model.
+PROGRAMS = (QUANTIZER, "llama-completion", "llama-mtmd-cli")
 # The types that the converter writes by itself.
 CONVERTED = ("f16", "bf16", "q8_0")
 
@@ -1021,6 +1023,9 @@ def get_llama_cpp(types):
     else:
         found = (Path.home() / ".unsloth" / "llama.cpp", cache)
         folder = next((folder for folder in found if llama_cpp_flaw(folder, types) is None), None)
+        if folder == cache and tool(cache, ANSWERER) is None and can_build(()):
+            # An earlier release built one of the two that answer.
+            folder = None
     if folder is None:
         folder = cache
         phase("get llama.cpp")
@@ -1144,7 +1149,7 @@ def build_llama_cpp(source):
     options = ["-DCMAKE_BUILD_TYPE=Release", *(f"-D{name}=OFF" for name in off)]
     commands = (
         [*cmake, "-S", source, "-B", build, *options],
-        [*cmake, "--build", build, "--parallel", str(cores), "--target", QUANTIZER, ANSWERER],
+        [*cmake, "--build", build, "--parallel", str(cores), "--target", *PROGRAMS],
     )
     note(f"building llama.cpp on {cores} cores: a minute on twelve, five on two")
     for command in commands:
@@ -1154,7 +1159,7 @@ def build_llama_cpp(source):
             note(tail)
             hint = "The lines above say why. Name a build of llama.cpp with UNSLOTH_LLAMA_CPP_PATH instead."
             raise UserError(f"llama.cpp could not be built (status {done.returncode}).", hint, status=3)
-    for name in (QUANTIZER, ANSWERER):
+    for name in PROGRAMS:
         shutil.copy(build / "bin" / name, source / name)
     shutil.rmtree(build)
 
@@ -1430,13 +1435,13 @@ def check_copies(args, copies, record, exports):
     told = {}
     for kind, copy in copies.items():
         try:
-            told[kind], problem, words = in_own_process("check_merged", copy, record, args.trust_remote_code or "")
+            told[kind], problem, answer = in_own_process("check_merged", copy, record, args.trust_remote_code or "")
             if problem:
                 fail(exports, problem, kind)
             elif kind == "16bit":
                 # A GGUF file is made of it, and nearer to it than to what was trained in 4 bits.
                 known = json.loads(record.read_text(encoding="utf-8"))
-                record.write_text(json.dumps(known | {"merged_words": words}), encoding="utf-8")
+                record.write_text(json.dumps(known | answer), encoding="utf-8")
         except Exception as error:
             if re.search("out of memory|killed by signal 9", str(error)):
                 # What was trained in 4 bits may not fit in 16.
@@ -1509,7 +1514,7 @@ def keep_gguf(entry, args, name, copy, work, place, llama_cpp):
             convert(whole)
         quantizer = str(tool(llama_cpp, QUANTIZER))
         quantize_gguf(str(file_of(whole)), str(file_of(kind)), kind, quantizer, print_output=False)
-    told, problem = in_own_process("check_gguf", file_of(kind), work / "known.json", llama_cpp)
+    told, problem = in_own_process("check_gguf", file_of(kind), kind, work / "known.json", llama_cpp)
     if problem:
         raise RuntimeError(problem)
     # Other types are quantised from a 16-bit file, and what sees is not made again.
@@ -1598,7 +1603,10 @@ def failed_exports(args, exports, where, url):
 # ---- Comparing an export with the trained model ----------------------------------------------------------------------
 
 QUESTION = "What is shown here?"
-ANSWERED = 24
+ANSWERED, COMPLETE_S = 24, 900
+# How far a token's logit must lead the next one's for a GGUF file of that type to have to answer with it as well. Of a
+# model of 135M q4_k_m moved a lead by 2.3 at most, in 91 tokens, and q2_k by 5.7: of the smallest types none has to.
+LEADS = {"f16": 3, "bf16": 3, "q8_0": 3, "q6_k": 6, "q5_k_m": 6, "q4_k_m": 6}
 
 
 def ask(reader):
@@ -1616,8 +1624,11 @@ def picture():
     return Image.radial_gradient("L").convert("RGB")
 
 
-def probe(model, reader, stop):
-    """What the model makes of the prompt, as JSON: the likeliest token at each place, and its likeliest answer."""
+def probe(model, reader, stop, led=False):
+    """What the model makes of the prompt, as JSON: the likeliest token at each place, and its likeliest answer.
+
+    With `led` also the words at its beginning that lead all others by so much.
+    """
     import torch
 
     text, tokenizer = ask(reader), getattr(reader, "tokenizer", reader)
@@ -1626,26 +1637,41 @@ def probe(model, reader, stop):
     with torch.inference_mode():
         logits = model(**inputs).logits[0].float().cpu()
         # Greedy, and without what the recommended settings would change of it.
-        ids = model.generate(
+        made = model.generate(
             **inputs,
             max_new_tokens=ANSWERED,
             do_sample=False,
             repetition_penalty=1.0,
             eos_token_id=[stop],
             pad_token_id=tokenizer.pad_token_id,
+            **({"return_dict_in_generate": True, "output_logits": True} if led else {}),
         )
-    answer = ids[0, inputs["input_ids"].shape[1] :].tolist()
+    answer = (made.sequences if led else made)[0, inputs["input_ids"].shape[1] :].tolist()
+    pairs = [step[0].float().topk(2).values.tolist() for step in made.logits] if led else []
+    said = partial(tokenizer.decode, skip_special_tokens=True)
     return {
         "prompt": text,
         "ids": inputs["input_ids"][0].tolist(),
         "likeliest": logits.argmax(-1).tolist(),
         "last": logits[-1].tolist(),
         "answer": answer,
-        "words": tokenizer.decode(answer, skip_special_tokens=True),
+        "words": said(answer),
+        "led": {str(lead): leading_words(answer, pairs, lead, said) for lead in set(LEADS.values())} if led else {},
         "stop": stop,
         "eos": tokenizer.eos_token_id,
         "template": reader.chat_template,
     }
+
+
+def leading_words(answer, pairs, lead, said):
+    """The whole words at the beginning of an answer whose every token leads by so much; `pairs` are the best logits."""
+    count = next((n for n, (first, second) in enumerate(pairs) if first - second < lead), len(answer))
+    return words_of(said(answer) if count >= len(answer) else re.sub(r"\S*$", "", said(answer[:count])))
+
+
+def words_of(text):
+    """The words of an answer, without tags, of which llama.cpp shows others than transformers."""
+    return re.sub(r"<[^<>]*>", " ", text).split()
 
 
 def compare(known, found):
@@ -1681,7 +1707,10 @@ def tell_answers(known, found):
 
 
 def check_merged(folder, record, trusted):
-    """Load the merged model with plain transformers, without Unsloth: what `compare` finds, and what it answers."""
+    """Load the merged model with plain transformers, without Unsloth: what `compare` finds, and what it answers.
+
+    The answer is what a GGUF file's is compared with: it is made of that model.
+    """
     import torch
     from transformers import AutoModelForImageTextToText as AutoModel
     from transformers import AutoProcessor as AutoReader
@@ -1691,11 +1720,11 @@ def check_merged(folder, record, trusted):
     reader = AutoReader.from_pretrained(folder, **trust)
     where = {"device_map": "auto"} if torch.cuda.is_available() else {}
     model = AutoModel.from_pretrained(folder, dtype="auto", **where, **trust)
-    found = probe(model, reader, known["stop"])
-    return (*compare(known, found), found["words"])
+    found = probe(model, reader, known["stop"], led=True)
+    return (*compare(known, found), {"merged_words": found["words"], "led": found["led"]})
 
 
-def check_gguf(path, record, llama_cpp):
+def check_gguf(path, kind, record, llama_cpp):
     """Read what the file says of its tokens and template, and let llama.cpp answer from it where it is built."""
     sys.path.insert(0, str(Path(llama_cpp, "gguf-py")))
     from gguf import GGUFReader
@@ -1714,12 +1743,22 @@ def check_gguf(path, record, llama_cpp):
     answerer = tool(Path(llama_cpp), ANSWERER)
     if answerer is None:
         return f"{told}; not run, since {llama_cpp} has no {ANSWERER}", None
-    words, said = known["merged_words"].strip(), answer_gguf(answerer, path, known["prompt"], fields)
-    if words == said:
+    try:
+        said = answer_gguf(answerer, path, known["prompt"], fields)
+    except (MemoryError, subprocess.TimeoutExpired) as error:
+        return f"{told}; not run, for want of {'memory' if isinstance(error, MemoryError) else 'time'}", None
+    return compare_words(known["merged_words"].strip(), said, known["led"].get(str(LEADS.get(kind)), []), told)
+
+
+def compare_words(known, said, led, told):
+    """What is told of an answer in llama.cpp, and what is wrong with it, or none; `led` are the words it can't lack."""
+    if said == known:
         return f"the same answer in llama.cpp; {told}", None
-    if not said and words:
-        return None, "llama.cpp answers nothing from it"
-    return f"another answer in llama.cpp, {said[:60]!r} for {words[:60]!r}; {told}", None
+    differs = f"in llama.cpp it answers {said[:60]!r}, and the merged model {known[:60]!r}"
+    # Each makes the picture smaller in its own way.
+    if led and not set(words_of(said)).intersection(words_of(known)):
+        return None, f"it does not answer as the merged model: {differs}"
+    return f"another answer: {differs}; {told}", None
 
 
 def answer_gguf(answerer, path, prompt, fields):
@@ -1732,11 +1771,19 @@ def answer_gguf(answerer, path, prompt, fields):
 
 
 def complete(answerer, path, *asked):
-    """The likeliest words after what is asked; `RuntimeError` where llama.cpp fails."""
+    """The likeliest words after what is asked.
+
+    `RuntimeError` where llama.cpp fails, `MemoryError` where it is for want of memory, `TimeoutExpired` where it takes
+    too long, as with a file that is larger than the memory.
+    """
     # The file holds the recommended settings, a penalty for repetition among them.
     greedy = ("-n", ANSWERED, "-c", "1024", "--temp", "0", "--repeat-penalty", "1", "--poll", "0", "--no-warmup")
     command = [str(word) for word in (answerer, "-m", path, *asked, *greedy)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=900, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=COMPLETE_S, check=False)
+    if done.returncode and re.search("(failed|unable) to allocate|out of memory", done.stderr, re.IGNORECASE):
+        raise MemoryError
+    if done.returncode == -signal.SIGKILL:
+        raise MemoryError
     if done.returncode:
         raise RuntimeError(f"{answerer.name} ended with status {done.returncode}: {last_line(done.stderr)}")
     return done.stdout.removesuffix("\n").replace("[end of text]", "").strip()
@@ -2132,7 +2179,7 @@ def draw_losses(path, result, history):
     figure.savefig(path, format="png")
 
 
-# ---- Cards: what all have ---------------------------------------------------------------------------------------------
+# ---- Cards: what all have --------------------------------------------------------------------------------------------
 
 
 # A template of Jinja's; what a user or the Hub named only ever comes as a value of it.

@@ -106,6 +106,29 @@ def test_a_named_llama_cpp_that_lacks_something_is_refused(
     assert error.value.status == 3
 
 
+def test_what_an_earlier_script_built_without_this_ones_answerer_is_made_anew(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("UNSLOTH_LLAMA_CPP_PATH", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cache = llama_cpp(tmp_path / "launch" / "llama.cpp-0.3.36", quantizer=True)
+
+    def make(folder: Path, build: bool = True) -> None:
+        for name in script.PROGRAMS:
+            (folder / name).write_text("#!/bin/sh\necho usage\n", encoding="utf-8")
+            (folder / name).chmod(0o755)
+
+    monkeypatch.setattr(script, "make_llama_cpp", make)
+    monkeypatch.setattr(script, "can_build", lambda types: False)
+    assert script.get_llama_cpp(("q4_k_m",)) == cache
+    assert script.tool(cache, script.ANSWERER) is None
+    monkeypatch.delenv("UNSLOTH_LLAMA_CPP_PATH")
+    monkeypatch.setattr(script, "can_build", lambda types: True)
+    assert script.get_llama_cpp(("q4_k_m",)) == cache
+    assert all(script.tool(cache, name) for name in ("llama-quantize", "llama-completion", "llama-mtmd-cli"))
+
+
 def test_what_a_build_lacks_is_named_with_the_command_that_installs_it(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +264,82 @@ def test_another_model_and_another_prompt_are_errors(script: ModuleType) -> None
     # Other likeliest tokens of logits that are alike, as 4 bits make them, are not.
     assert script.compare(probed(), probed(likeliest=[5, 6, 0, 0], last=[0.1, 0.9]))[1] is None
     assert "another prompt" in script.compare(probed(), probed(ids=[1, 2, 3]))[1]
+
+
+WORDS = {"merged_words": "The capital of France is Paris.", "led": {"3": ["The", "capital", "of"], "6": ["The"]}}
+SAID = "The capital of France is Paris."
+
+
+@pytest.mark.parametrize(
+    ("kind", "does", "told", "problem"),
+    [
+        ("f16", f"echo '{SAID}'", "the same answer in llama.cpp", None),
+        ("q4_k_m", f"echo '<think> {SAID} [end of text]'", "another answer", None),
+        ("q8_0", "echo 'The capital is somewhere in France.'", "another answer: in llama.cpp it answers 'The", None),
+        ("f16", "echo '@@ xi xi'", None, "it does not answer as the merged model"),
+        ("q8_0", "true", None, "it does not answer as the merged model"),
+        ("q4_k_m", "echo '@@ xi xi'", None, "it does not answer as the merged model"),
+        # Of a model that knows little, 2 bits may leave this: the file is kept, and that is told.
+        ("q2_k", "echo '@@ xi xi'", "another answer: in llama.cpp it answers '@@ xi xi'", None),
+        ("f16", "kill -9 $$", "not run, for want of memory", None),
+        ("f16", "echo 'ggml: failed to allocate buffer' >&2; exit 1", "not run, for want of memory", None),
+        ("f16", "exec sleep 9", "not run, for want of time", None),
+        (
+            "f16",
+            "echo 'unknown model architecture' >&2; exit 3",
+            None,
+            "ended with status 3: unknown model architecture",
+        ),
+    ],
+)
+def test_what_llama_cpp_answers_decides_on_a_gguf_file(
+    script: ModuleType, kind: str, does: str, told: str | None, problem: str | None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(script, "COMPLETE_S", 1, raising=False)
+    monkeypatch.setattr(script, "picture", lambda: SimpleNamespace(save=lambda *_: None), raising=False)
+    fields = {"tokenizer.ggml.eos_token_id": SimpleNamespace(contents=lambda: 2)}
+    monkeypatch.setitem(sys.modules, "gguf", SimpleNamespace(GGUFReader=lambda _: SimpleNamespace(fields=fields)))
+    program = tmp_path / script.ANSWERER
+    program.write_text(f"#!/bin/sh\ncase $1 in --help) echo usage; exit;; esac\n{does}\n", encoding="utf-8")
+    program.chmod(0o755)
+    record = tmp_path / "known.json"
+    known = {"prompt": "p", "eos": 2, "stop": 2, "template": None}
+    record.write_text(json.dumps(known | WORDS), encoding="utf-8")
+    (tmp_path / "m.F16-mmproj.gguf").touch()
+    path = str(tmp_path / f"m.{kind.upper()}.gguf")
+    if problem and problem.startswith("ended"):
+        with pytest.raises(RuntimeError, match=problem):
+            script.check_gguf(path, kind, str(record), str(tmp_path))
+        return
+    found, wrong = script.check_gguf(path, kind, str(record), str(tmp_path))
+    assert (found is None) == (told is None)
+    assert (told or "") in (found or "")
+    assert (problem or "") in (wrong or "")
+    assert (wrong is None) == (problem is None)
+
+
+def test_an_answer_that_the_model_is_not_sure_of_binds_no_file(script: ModuleType) -> None:
+    """A random or barely trained one may say anything else after the smallest rounding."""
+    for said in ("@@ xi xi", ""):
+        told, problem = script.compare_words("zu ab ke", said, [], "so")
+        assert problem is None
+        assert f"answers {said!r}, and the merged model 'zu ab ke'" in told
+
+
+def test_the_words_that_lead_are_whole_ones(script: ModuleType) -> None:
+    tokens = {1: "<think>", 2: " The", 3: " cap", 4: "ital", 5: " is"}
+
+    def said(ids: list[int]) -> str:
+        return "".join(tokens[token] for token in ids)
+
+    def leading(*leads: float) -> Any:
+        return script.leading_words([1, 2, 3, 4, 5], [(lead, 0.0) for lead in leads], 3, said)
+
+    assert leading(9, 9, 9, 9, 9) == ["The", "capital", "is"]
+    assert leading(9, 9, 9, 1, 9) == ["The"]
+    assert leading(9, 9, 9, 9, 1) == ["The"]
+    assert leading(1, 9, 9, 9, 9) == []
 
 
 # ---- Disk, time and files --------------------------------------------------------------------------------------------
