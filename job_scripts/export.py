@@ -726,6 +726,7 @@ def find_whole(args):
 
     Raises `UserError` of status 2 where that is not known, for exports that need it.
     """
+    from huggingface_hub import HfApi
     from unsloth.models.loader_utils import get_model_name
 
     if not args.gguf and args.merge != "16bit":
@@ -740,7 +741,12 @@ def find_whole(args):
     if not name or name.lower() == args.model.lower():
         message = f"--model {args.model} is in 4 bits itself, and its 16-bit original, which exports need, is not known"
         raise UserError(f"{message}.", "Name that one, and add --load-in 4bit.", status=2)
-    return name, None
+    try:
+        return name, persist(f"looking up {name}", lambda: HfApi().model_info(name).sha)
+    except Exception as error:
+        # It may lie in the cache all the same.
+        note(f"the commit of {name} is not known ({reason(error)})")
+        return name, None
 
 
 def fetch_whole(name, revision):
@@ -829,14 +835,12 @@ def make_copies(args, work, model, reader, stop, whole, exports):
 
     The 4-bit one comes last: merging changes the weights that are loaded.
     """
-    import torch
-
     phase("merge")
     known, copies = probe(model, reader, stop), {}
     (work / "known.json").write_text(json.dumps(known | {"merged_words": known["words"]}), encoding="utf-8")
     for kind in [kind for kind in ("16bit", "4bit") if kind == args.merge or (kind == "16bit" and args.gguf)]:
         try:
-            base = fetch_whole(*whole) if kind == "16bit" and torch.cuda.is_available() else None
+            base = fetch_whole(*whole) if kind == "16bit" else None
             merge(model, reader, kind, work / kind, base)
             copies[kind] = work / kind
         except Exception as error:
