@@ -1936,7 +1936,8 @@ def main(args):
     merged_repo = open_merged_repo(args, output_repo)
     llama_cpp = open_llama_cpp(args) if args.gguf else None
     whole = find_whole(args)
-    base = fetch_whole(*(whole if args.load_in == "16bit" or not on_gpu else (args.model, args.revision)))
+    loads_whole = args.load_in == "16bit" or not on_gpu
+    base = fetch_whole(*(whole if loads_whole else (args.model, args.revision)))
     model, reader = load(args, folder, base, on_gpu)
     tokenizer = getattr(reader, "tokenizer", reader)
     stop = end_of_turn(reader, tokenizer) if reader.chat_template else tokenizer.eos_token_id
@@ -1946,7 +1947,7 @@ def main(args):
         model.get_base_model().generation_config = GenerationConfig.from_pretrained(folder)
     else:
         set_generation(model, args, stop)
-    parts = export_bytes(args, whole_bytes(model), whole[0])
+    parts = export_bytes(args, whole_bytes(model), None if loads_whole else whole[0])
     place = Path(tempfile.gettempdir()) if volume() and not args.output_dir else output_dir
     told = [f"{name} {size / 1e9:.1f} GB" for name, size in parts.items()]
     require_disk(place, sum(parts.values()), told, "Free some, or give --output-dir on another disk.")

@@ -187,8 +187,9 @@ def test_gguf_files_of_the_adapter_answer_in_llama_cpp_as_it_does(trained: Run, 
         hub.add_repo(
             "tester/houses", files={"houses-export-20261124.Q8_0.gguf": b"GGUF of an earlier export"}, private=True
         )
-        done = run("export.py", tmp_path, "--adapter", "mine", "--device", "cpu", "--load-in", "16bit", "--gguf", "f16",
-                   "--gguf", "bf16", "--gguf", "q8_0", "--output-repo", "tester/houses", **hub.env())  # fmt: skip
+        pushed = ("--output-repo", "tester/houses", "--gguf", "f16", "--gguf", "bf16", "--gguf", "q8_0")
+        done = run("export.py", tmp_path, "--adapter", "mine", "--device", "cpu", "--load-in", "16bit", *pushed,
+                   **hub.env(), HF_HUB_OFFLINE="0")  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         files = hub.repos["tester/houses"].files
         assert {name for name in files if name.endswith(".gguf")} == {
