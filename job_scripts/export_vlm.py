@@ -115,7 +115,7 @@ def parse_args(argv):
     add("--merge", choices=["16bit", "4bit"], help="merge the adapter into a copy of the model, in merged/")
     add("--merged-repo", help="where the merged model is pushed, instead of merged/ in the output repo")
     add("--gguf", action="append", choices=GGUF_BITS, help="export as a GGUF file of that type; may be repeated")
-    add("--run-name", help="what GGUF files are called")
+    add("--run-name", help="name of the export, and of its folder in outputs/")
     add("--timeout-s", type=int, help="seconds after which the Job is killed (0: never)")
     add("--device", choices=["auto", "cpu"], default="auto", help="cpu: without a GPU")
     # The chosen model is the chosen adapter's.
@@ -156,6 +156,8 @@ def check_args(args):
         refuse("run-name", "should be a name, of letters, digits, '-', '_', '.' and spaces")
     if args.merged_repo and not args.merge:
         refuse("merged-repo", "it says where a merged model goes; add --merge 16bit")
+    if args.merged_repo and args.merged_repo in (args.output_repo, args.adapter):
+        refuse("merged-repo", ADAPTER_THERE)
     for flag in ("output-repo", "merged-repo"):
         name = getattr(args, flag.replace("-", "_"))
         if not name:
@@ -378,13 +380,13 @@ def check_token(me, repo):
     raise UserError(f"{repo} can't be written to: {problem}.", hint, status=3)
 
 
-def push(folder, repo, paths=None):
+def push(folder, repo, paths=None, stale=()):
     """Upload the folder in one commit, and again until the Hub holds every file as it is here; the repo's address.
 
-    `paths` are the files to upload, instead of all that belong to the adapter.
+    `paths` are the files to upload, instead of all that belong to the adapter; `stale` are those to delete with it.
     Raises `UserError` with the command that brings the model to the repo later: it stays in the folder.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api, folder = HfApi(), Path(folder)
     files = {path: fingerprint(folder / path) for path in paths or pushed_files(folder)}
@@ -392,7 +394,10 @@ def push(folder, repo, paths=None):
     def attempt():
         # What the Hub holds already is left out of the commit, so that a lost answer makes no second one.
         additions = [CommitOperationAdd(path, folder / path) for path in files]
-        api.create_commit(repo, additions, commit_message="Trained with launch")
+        # The Hub refuses to delete what is gone, as after a lost answer.
+        gone = set(stale).intersection(api.list_repo_files(repo)) - files.keys() if stale else ()
+        deletions = [CommitOperationDelete(path) for path in sorted(gone)]
+        api.create_commit(repo, [*additions, *deletions], commit_message="Trained with launch")
         wrong = differing(api, repo, files)
         if wrong:
             raise RuntimeError(f"the Hub does not hold {', '.join(wrong)} as sent")
@@ -515,8 +520,17 @@ LLAMA_CPP = (
 LLAMA_CPP_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 CONVERTER = "convert_hf_to_gguf.py"
 QUANTIZER, ANSWERER = "llama-quantize", "llama-mtmd-cli"
+# What is built, also for the scripts of the other kind of model.
+PROGRAMS = (QUANTIZER, "llama-completion", "llama-mtmd-cli")
 # The types that the converter writes by itself.
 CONVERTED = ("f16", "bf16", "q8_0")
+
+
+def open_llama_cpp(args):
+    """The folder of a llama.cpp that can make what was asked for of this model; before anything is loaded."""
+    folder = get_llama_cpp(args.gguf)
+    require_convertible(args, folder)
+    return folder
 
 
 def get_llama_cpp(types):
@@ -536,6 +550,9 @@ def get_llama_cpp(types):
     else:
         found = (Path.home() / ".unsloth" / "llama.cpp", cache)
         folder = next((folder for folder in found if llama_cpp_flaw(folder, types) is None), None)
+        if folder == cache and tool(cache, ANSWERER) is None and can_build(()):
+            # An earlier release built one of the two that answer.
+            folder = None
     if folder is None:
         folder = cache
         phase("get llama.cpp")
@@ -547,6 +564,28 @@ def get_llama_cpp(types):
     os.environ.update(UNSLOTH_LLAMA_CPP_PATH=str(folder), UNSLOTH_AUTO_INSTALL="0", UNSLOTH_LLAMA_CPP_OFFLINE="1")
     note(f"GGUF files are made by {folder}")
     return folder
+
+
+def require_convertible(args, llama_cpp):
+    """Refuse a model that the converter does not know, by the tables that it looks the architecture up in."""
+    settings = read_config(args)
+    tables = {"TEXT_MODEL_MAP": "text_config", "MMPROJ_MODEL_MAP": "vision_config"}
+    for table, part in tables.items():
+        known, own = convertible(llama_cpp, table), settings.get(part) or {}
+        names = [name for whose in (own, settings) for name in whose.get("architectures") or ()]
+        if known and names and not known.intersection(names):
+            message = f"--gguf {args.gguf[0]}: llama.cpp can't convert {args.model}, a {names[-1]}"
+            raise UserError(f"{message}.", "Leave --gguf away; --merge 16bit works.", status=3)
+
+
+def convertible(llama_cpp, table):
+    """The names in that table of the converter's; empty where it keeps them otherwise, as other releases do."""
+    try:
+        text = (llama_cpp / "conversion" / "__init__.py").read_text(encoding="utf-8")
+    except OSError:
+        return set()
+    found = re.search("^" + table + r"\b[^\n]*\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
+    return set(re.findall(r'^ +"([\w.]+)":', found[1], re.MULTILINE)) if found else set()
 
 
 def tool(folder, name):
@@ -637,7 +676,7 @@ def build_llama_cpp(source):
     options = ["-DCMAKE_BUILD_TYPE=Release", *(f"-D{name}=OFF" for name in off)]
     commands = (
         [*cmake, "-S", source, "-B", build, *options],
-        [*cmake, "--build", build, "--parallel", str(cores), "--target", QUANTIZER, ANSWERER],
+        [*cmake, "--build", build, "--parallel", str(cores), "--target", *PROGRAMS],
     )
     note(f"building llama.cpp on {cores} cores: a minute on twelve, five on two")
     for command in commands:
@@ -647,7 +686,7 @@ def build_llama_cpp(source):
             note(tail)
             hint = "The lines above say why. Name a build of llama.cpp with UNSLOTH_LLAMA_CPP_PATH instead."
             raise UserError(f"llama.cpp could not be built (status {done.returncode}).", hint, status=3)
-    for name in (QUANTIZER, ANSWERER):
+    for name in PROGRAMS:
         shutil.copy(build / "bin" / name, source / name)
     shutil.rmtree(build)
 
@@ -655,6 +694,8 @@ def build_llama_cpp(source):
 # ---- Exports ---------------------------------------------------------------------------------------------------------
 
 MERGED = "merged"
+# The names that transformers gives to a model's weights.
+WEIGHTS = r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
 # Beside GGUF files, for Ollama.
 FOR_OLLAMA = ("Modelfile", "params", "template")
 # Bits that a weight takes in a file of that type, rounded up for the parts that are kept more exact.
@@ -664,6 +705,11 @@ GGUF_BITS = {
 # Bytes a second that a disk and an upload may well take. The adapter is safe by then: an export that comes to nothing
 # for want of time costs only its time.
 EXPORT_DISK_SPEED, EXPORT_UPLOAD_SPEED = 200e6, 40e6
+# What is wrong with such a --merged-repo.
+ADAPTER_THERE = (
+    "the adapter is there, and transformers would add it to the merged weights once more; without it these go to "
+    f"{MERGED}/ of the output repo"
+)
 # Left for the RESULT line and the card.
 CLOSING_S = 20
 
@@ -721,13 +767,13 @@ def export_bytes(args, whole, name=None):
     return parts
 
 
-def export_place(args, folder, pushes):
+def export_place(args, folder, repo, merged_repo):
     """Where exports are put, and where they are made: new folders, or for the first the adapter's.
 
     A Job's volume is a bucket behind a file system, on which no file is mapped or changed in place, and to which what
-    is pushed anyway would travel a second time.
+    is pushed anyway would travel a second time. What is not pushed belongs there.
     """
-    in_bucket = volume() and not args.output_dir
+    in_bucket, pushes = volume() and not args.output_dir, repo or (merged_repo and not args.gguf)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / ".exporting", ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix="exporting-")) if in_bucket else folder / ".exporting"
@@ -735,19 +781,42 @@ def export_place(args, folder, pushes):
     return Path(tempfile.mkdtemp(prefix="exports-")) if in_bucket and pushes else folder, work
 
 
+def open_merged_repo(args, output_repo):
+    """The full name of the repo of the merged model, or none; opened as the output repo was.
+
+    Raises `UserError` of status 3 where it holds an adapter, or will.
+    """
+    if not args.merged_repo:
+        return None
+    from huggingface_hub import HfApi
+
+    name = open_repo(args.merged_repo, args.private)
+    held = persist(f"looking at {name}", lambda: HfApi().list_repo_files(name))
+    if name == output_repo or "adapter_config.json" in held:
+        raise UserError(f"--merged-repo {name}: {ADAPTER_THERE}.", "Name another repo.", status=3)
+    return name
+
+
+def read_config(args):
+    """The model's config.json."""
+    from huggingface_hub import hf_hub_download
+
+    own = Path(args.model, "config.json")
+    own = own if own.is_file() else Path(hf_hub_download(args.model, "config.json", revision=args.revision))
+    return json.loads(own.read_text(encoding="utf-8"))
+
+
 def find_whole(args):
     """Name and revision of the model in 16 bits: the one that is trained, or what its 4-bit upload was made of.
 
     Raises `UserError` of status 2 where that is not known, for exports that need it.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi
     from unsloth.models.loader_utils import get_model_name
 
     if not args.gguf and args.merge != "16bit":
         return args.model, args.revision
-    own = Path(args.model, "config.json")
-    own = own if own.is_file() else Path(hf_hub_download(args.model, "config.json", revision=args.revision))
-    settings = json.loads(own.read_text(encoding="utf-8")).get("quantization_config") or {}
+    settings = read_config(args).get("quantization_config") or {}
     if settings.get("quant_method") != "bitsandbytes":
         return args.model, args.revision
     try:
@@ -757,7 +826,12 @@ def find_whole(args):
     if not name or name.lower() == args.model.lower():
         message = f"--model {args.model} is in 4 bits itself, and its 16-bit original, which exports need, is not known"
         raise UserError(f"{message}.", "Name that one, and add --load-in 4bit.", status=2)
-    return name, None
+    try:
+        return name, persist(f"looking up {name}", lambda: HfApi().model_info(name).sha)
+    except Exception as error:
+        # It may lie in the cache all the same.
+        note(f"the commit of {name} is not known ({reason(error)})")
+        return name, None
 
 
 def fetch_whole(name, revision):
@@ -781,7 +855,7 @@ def export(args, folder, model, reader, stop, llama_cpp, whole, repo, merged_rep
     model; `repo` and `merged_repo` are where to push, or none.
     """
     exports = asked_exports(args)
-    place, work = export_place(args, folder, repo or merged_repo)
+    place, work = export_place(args, folder, repo, merged_repo)
     size, ends = whole_bytes(model), time.monotonic() + left_s
 
     def require_time(written, pushed):
@@ -804,9 +878,9 @@ def export(args, folder, model, reader, stop, llama_cpp, whole, repo, merged_rep
                 try:
                     if entry["kind"] == "merged":
                         entry["checked"] = checked[entry["name"]]
-                        keep_merged(entry, copies, place, repo, merged_repo)
+                        keep_merged(entry, args, copies, place, repo, merged_repo)
                     else:
-                        keep_gguf(entry, args, copies["16bit"], work, place, llama_cpp)
+                        keep_gguf(entry, args, gguf_name(args, repo), copies["16bit"], work, place, llama_cpp)
                         first = not any(other["kind"] == "gguf" and not other["error"] for other in exports)
                         if first:
                             write_modelfile(place, args, reader, entry["path"])
@@ -846,14 +920,12 @@ def make_copies(args, work, model, reader, stop, whole, exports):
 
     The 4-bit one comes last: merging changes the weights that are loaded.
     """
-    import torch
-
     phase("merge")
     known, copies = probe(model, reader, stop), {}
     (work / "known.json").write_text(json.dumps(known | {"merged_words": known["words"]}), encoding="utf-8")
     for kind in [kind for kind in ("16bit", "4bit") if kind == args.merge or (kind == "16bit" and args.gguf)]:
         try:
-            base = fetch_whole(*whole) if kind == "16bit" and torch.cuda.is_available() else None
+            base = fetch_whole(*whole) if kind == "16bit" else None
             merge(model, reader, kind, work / kind, base)
             copies[kind] = work / kind
         except Exception as error:
@@ -894,13 +966,13 @@ def check_copies(args, copies, record, exports):
     told = {}
     for kind, copy in copies.items():
         try:
-            told[kind], problem, words = in_own_process("check_merged", copy, record, args.trust_remote_code or "")
+            told[kind], problem, answer = in_own_process("check_merged", copy, record, args.trust_remote_code or "")
             if problem:
                 fail(exports, problem, kind)
             elif kind == "16bit":
                 # A GGUF file is made of it, and nearer to it than to what was trained in 4 bits.
                 known = json.loads(record.read_text(encoding="utf-8"))
-                record.write_text(json.dumps(known | {"merged_words": words}), encoding="utf-8")
+                record.write_text(json.dumps(known | answer), encoding="utf-8")
         except Exception as error:
             if re.search("out of memory|killed by signal 9", str(error)):
                 # What was trained in 4 bits may not fit in 16.
@@ -910,7 +982,7 @@ def check_copies(args, copies, record, exports):
     return told
 
 
-def keep_merged(entry, copies, place, repo, merged_repo):
+def keep_merged(entry, args, copies, place, repo, merged_repo):
     """Put the merged copy in its place, and push it."""
     copy = land(copies[entry["name"]], place / MERGED)
     # GGUF files are made of it too.
@@ -918,24 +990,44 @@ def keep_merged(entry, copies, place, repo, merged_repo):
     files = every_file(copy)
     entry |= {"path": MERGED, "gib": sum((copy / path).stat().st_size for path in files) / 2**30}
     if merged_repo:
-        push(copy, merged_repo, files)
+        push_merged(entry, args, copy, files, repo, merged_repo)
     elif repo:
-        push(place, repo, [f"{MERGED}/{path}" for path in files])
+        paths = [f"{MERGED}/{path}" for path in files]
+        push(place, repo, paths, stale_files(repo, paths, f"{MERGED}/.*"))
     entry["repo"] = merged_repo or repo
 
 
-def keep_gguf(entry, args, copy, work, place, llama_cpp):
+def push_merged(entry, args, copy, files, repo, merged_repo):
+    """Push the merged copy to a repo of its own, with a card where one can be made."""
+    adapter = args.adapter
+    stale = stale_files(merged_repo, files, WEIGHTS)
+    try:
+        # It is the repo, and in no folder of it.
+        whole = entry | {"path": None, "repo": merged_repo, "error": None}
+        text = copies_card(args, copy, [whole], merged_repo, adapter)
+        (copy / "README.md").write_text(text, encoding="utf-8")
+        push(copy, merged_repo, ["README.md", *files], stale)
+        return
+    except Exception as error:
+        # The Hub refuses a commit for a card that it does not take.
+        if isinstance(error, UserError) and "README.md" not in error.args[0]:
+            raise
+        note(f"{merged_repo} has no card ({reason(error)})")
+    push(copy, merged_repo, files, stale)
+
+
+def keep_gguf(entry, args, name, copy, work, place, llama_cpp):
     """Convert the 16-bit copy, quantise it, check the file, and put it in its place."""
     from unsloth_zoo.llama_cpp import convert_to_gguf, quantize_gguf
 
-    kind, name = entry["name"], re.sub(r"[^\w.-]+", "-", args.run_name, flags=re.ASCII).strip(".-") or "model"
+    kind = entry["name"]
 
     def file_of(kind):
         return work / f"{name}.{kind.upper()}.gguf"
 
     def convert(kind):
         # What sees is a file of its own, and made once.
-        sees = not any(work.glob("*mmproj*.gguf"))
+        sees = seeing(file_of(kind)) is None
         converter = str(llama_cpp / CONVERTER)
         _, seen = convert_to_gguf(
             str(work / name), str(copy), "f16", kind, converter_location=converter, is_vlm=sees,
@@ -953,24 +1045,50 @@ def keep_gguf(entry, args, copy, work, place, llama_cpp):
             convert(whole)
         quantizer = str(tool(llama_cpp, QUANTIZER))
         quantize_gguf(str(file_of(whole)), str(file_of(kind)), kind, quantizer, print_output=False)
-    told, problem = in_own_process("check_gguf", file_of(kind), work / "known.json", llama_cpp)
+    told, problem = in_own_process("check_gguf", file_of(kind), kind, work / "known.json", llama_cpp)
     if problem:
         raise RuntimeError(problem)
     # Other types are quantised from a 16-bit file, and what sees is not made again.
+    sees = seeing(file_of(kind))
     landed = land(file_of(kind), place / file_of(kind).name, keep=kind in ("bf16", "f16"))
-    for file in work.glob("*mmproj*.gguf"):
-        land(file, place / file.name, keep=True)
+    if sees:
+        land(sees, place / sees.name, keep=True)
     entry |= {"path": landed.name, "gib": landed.stat().st_size / 2**30, "checked": told}
+
+
+def gguf_name(args, repo):
+    """What GGUF files are called before their type: as the repo that they go to, so that later ones replace them."""
+    name = repo.split("/")[-1] if repo else Path(args.adapter).resolve().name
+    return re.sub(r"[^\w.-]+|\.gguf$", "-", name, flags=re.ASCII).strip(".-") or "model"
 
 
 def push_gguf(entry, place, repo):
     """Push the file, with what sees and what Ollama needs."""
     if repo:
+        sees = seeing(place / entry["path"])
         beside = [name for name in FOR_OLLAMA if (place / name).is_file()]
-        stem = entry["path"].rpartition(f".{entry['name'].upper()}.gguf")[0]
-        seeing = [path.name for path in place.glob(f"{stem}.*mmproj*.gguf")]
-        push(place, repo, [entry["path"], *seeing, *beside])
+        paths = [entry["path"], *([sees.name] if sees else []), *beside]
+        # llama.cpp takes the first file of a type.
+        kinds = [entry["name"].upper()] + ["F16-mmproj"] * bool(sees)
+        push(place, repo, paths, stale_files(repo, paths, rf"[^/]+\.({'|'.join(kinds)})\.gguf"))
         entry["repo"] = repo
+
+
+def seeing(path):
+    """The file beside that GGUF file of what sees, or none; Unsloth names it."""
+    found = path.with_name(f"{path.stem.rpartition('.')[0]}.F16-mmproj.gguf")
+    return found if found.is_file() else None
+
+
+def stale_files(repo, fresh, pattern):
+    """What of the repo an earlier export left: files of such names that are not among the fresh ones."""
+    from huggingface_hub import HfApi
+
+    held = persist(f"looking at {repo}", lambda: HfApi().list_repo_files(repo))
+    found = [path for path in held if path not in fresh and re.fullmatch(pattern, path)]
+    if found:
+        note(f"of an earlier export, and deleted from {repo} with this push: {', '.join(found)}")
+    return found
 
 
 def land(source, target, keep=False):
@@ -1016,7 +1134,10 @@ def failed_exports(args, exports, where, url):
 # ---- Comparing an export with the trained model ----------------------------------------------------------------------
 
 QUESTION = "What is shown here?"
-ANSWERED = 24
+ANSWERED, COMPLETE_S = 24, 900
+# How far a token's logit must lead the next one's for a GGUF file of that type to have to answer with it as well. Of a
+# model of 135M q4_k_m moved a lead by 2.3 at most, in 91 tokens, and q2_k by 5.7: of the smallest types none has to.
+LEADS = {"f16": 3, "bf16": 3, "q8_0": 3, "q6_k": 6, "q5_k_m": 6, "q4_k_m": 6}
 
 
 def ask(reader):
@@ -1034,8 +1155,11 @@ def picture():
     return Image.radial_gradient("L").convert("RGB")
 
 
-def probe(model, reader, stop):
-    """What the model makes of the prompt, as JSON: the likeliest token at each place, and its likeliest answer."""
+def probe(model, reader, stop, led=False):
+    """What the model makes of the prompt, as JSON: the likeliest token at each place, and its likeliest answer.
+
+    With `led` also the words at its beginning that lead all others by so much.
+    """
     import torch
 
     text, tokenizer = ask(reader), getattr(reader, "tokenizer", reader)
@@ -1044,26 +1168,41 @@ def probe(model, reader, stop):
     with torch.inference_mode():
         logits = model(**inputs).logits[0].float().cpu()
         # Greedy, and without what the recommended settings would change of it.
-        ids = model.generate(
+        made = model.generate(
             **inputs,
             max_new_tokens=ANSWERED,
             do_sample=False,
             repetition_penalty=1.0,
             eos_token_id=[stop],
             pad_token_id=tokenizer.pad_token_id,
+            **({"return_dict_in_generate": True, "output_logits": True} if led else {}),
         )
-    answer = ids[0, inputs["input_ids"].shape[1] :].tolist()
+    answer = (made.sequences if led else made)[0, inputs["input_ids"].shape[1] :].tolist()
+    pairs = [step[0].float().topk(2).values.tolist() for step in made.logits] if led else []
+    said = partial(tokenizer.decode, skip_special_tokens=True)
     return {
         "prompt": text,
         "ids": inputs["input_ids"][0].tolist(),
         "likeliest": logits.argmax(-1).tolist(),
         "last": logits[-1].tolist(),
         "answer": answer,
-        "words": tokenizer.decode(answer, skip_special_tokens=True),
+        "words": said(answer),
+        "led": {str(lead): leading_words(answer, pairs, lead, said) for lead in set(LEADS.values())} if led else {},
         "stop": stop,
         "eos": tokenizer.eos_token_id,
         "template": reader.chat_template,
     }
+
+
+def leading_words(answer, pairs, lead, said):
+    """The whole words at the beginning of an answer whose every token leads by so much; `pairs` are the best logits."""
+    count = next((n for n, (first, second) in enumerate(pairs) if first - second < lead), len(answer))
+    return words_of(said(answer) if count >= len(answer) else re.sub(r"\S*$", "", said(answer[:count])))
+
+
+def words_of(text):
+    """The words of an answer, without tags, of which llama.cpp shows others than transformers."""
+    return re.sub(r"<[^<>]*>", " ", text).split()
 
 
 def compare(known, found):
@@ -1099,7 +1238,10 @@ def tell_answers(known, found):
 
 
 def check_merged(folder, record, trusted):
-    """Load the merged model with plain transformers, without Unsloth: what `compare` finds, and what it answers."""
+    """Load the merged model with plain transformers, without Unsloth: what `compare` finds, and what it answers.
+
+    The answer is what a GGUF file's is compared with: it is made of that model.
+    """
     import torch
     from transformers import AutoModelForImageTextToText as AutoModel
     from transformers import AutoProcessor as AutoReader
@@ -1109,11 +1251,11 @@ def check_merged(folder, record, trusted):
     reader = AutoReader.from_pretrained(folder, **trust)
     where = {"device_map": "auto"} if torch.cuda.is_available() else {}
     model = AutoModel.from_pretrained(folder, dtype="auto", **where, **trust)
-    found = probe(model, reader, known["stop"])
-    return (*compare(known, found), found["words"])
+    found = probe(model, reader, known["stop"], led=True)
+    return (*compare(known, found), {"merged_words": found["words"], "led": found["led"]})
 
 
-def check_gguf(path, record, llama_cpp):
+def check_gguf(path, kind, record, llama_cpp):
     """Read what the file says of its tokens and template, and let llama.cpp answer from it where it is built."""
     sys.path.insert(0, str(Path(llama_cpp, "gguf-py")))
     from gguf import GGUFReader
@@ -1132,17 +1274,27 @@ def check_gguf(path, record, llama_cpp):
     answerer = tool(Path(llama_cpp), ANSWERER)
     if answerer is None:
         return f"{told}; not run, since {llama_cpp} has no {ANSWERER}", None
-    words, said = known["merged_words"].strip(), answer_gguf(answerer, path, known["prompt"], fields)
-    if words == said:
+    try:
+        said = answer_gguf(answerer, path, known["prompt"], fields)
+    except (MemoryError, subprocess.TimeoutExpired) as error:
+        return f"{told}; not run, for want of {'memory' if isinstance(error, MemoryError) else 'time'}", None
+    return compare_words(known["merged_words"].strip(), said, known["led"].get(str(LEADS.get(kind)), []), told)
+
+
+def compare_words(known, said, led, told):
+    """What is told of an answer in llama.cpp, and what is wrong with it, or none; `led` are the words it can't lack."""
+    if said == known:
         return f"the same answer in llama.cpp; {told}", None
-    if not said and words:
-        return None, "llama.cpp answers nothing from it"
-    return f"another answer in llama.cpp, {said[:60]!r} for {words[:60]!r}; {told}", None
+    differs = f"in llama.cpp it answers {said[:60]!r}, and the merged model {known[:60]!r}"
+    # Each makes the picture smaller in its own way.
+    if led and not set(words_of(said)).intersection(words_of(known)):
+        return None, f"it does not answer as the merged model: {differs}"
+    return f"another answer: {differs}; {told}", None
 
 
 def answer_gguf(answerer, path, prompt, fields):
     """What llama.cpp answers to the question about the picture, as text; it makes the prompt by the file's template."""
-    [sees] = Path(path).parent.glob("*mmproj*.gguf")
+    sees = seeing(Path(path))
     with tempfile.NamedTemporaryFile(suffix=".png") as file:
         picture().save(file, "PNG")
         file.flush()
@@ -1150,11 +1302,19 @@ def answer_gguf(answerer, path, prompt, fields):
 
 
 def complete(answerer, path, *asked):
-    """The likeliest words after what is asked; `RuntimeError` where llama.cpp fails."""
+    """The likeliest words after what is asked.
+
+    `RuntimeError` where llama.cpp fails, `MemoryError` where it is for want of memory, `TimeoutExpired` where it takes
+    too long, as with a file that is larger than the memory.
+    """
     # The file holds the recommended settings, a penalty for repetition among them.
     greedy = ("-n", ANSWERED, "-c", "1024", "--temp", "0", "--repeat-penalty", "1", "--poll", "0", "--no-warmup")
     command = [str(word) for word in (answerer, "-m", path, *asked, *greedy)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=900, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=COMPLETE_S, check=False)
+    if done.returncode and re.search("(failed|unable) to allocate|out of memory", done.stderr, re.IGNORECASE):
+        raise MemoryError
+    if done.returncode == -signal.SIGKILL:
+        raise MemoryError
     if done.returncode:
         raise RuntimeError(f"{answerer.name} ended with status {done.returncode}: {last_line(done.stderr)}")
     return done.stdout.removesuffix("\n").replace("[end of text]", "").strip()
@@ -1273,7 +1433,8 @@ def write_modelfile(folder, args, processor, gguf_name):
         template = go_template(processor, tokenizer)
     stops = [stop for stop in dict.fromkeys(stops) if stop and not re.search(r'["\\\n]', stop)]
     # The part of a vision model that sees is a file of its own.
-    files = [gguf_name, *sorted(path.name for path in Path(folder).glob("*mmproj*.gguf") if path.name != gguf_name)]
+    sees = seeing(Path(folder, gguf_name))
+    files = [gguf_name] + ([sees.name] if sees else [])
     lines = [f"FROM ./{name}" for name in files]
     lines += [f"PARAMETER {name} {value}" for name, value in settings.items()]
     lines += [f'PARAMETER stop "{stop}"' for stop in stops]
@@ -1339,6 +1500,160 @@ def prompt(processor, system, *turns):
     return processor.apply_chat_template(messages, tokenize=False, **shown)
 
 
+# ---- Cards: what all have --------------------------------------------------------------------------------------------
+
+
+# A template of Jinja's; what a user or the Hub named only ever comes as a value of it.
+CARD_TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ title }}
+
+{{ about }}
+{% if picture %}
+
+![The loss by step](loss.png)
+{% endif %}
+{% for heading, rows in tables %}
+
+## {{ heading }}
+
+| | |
+| --- | --- |
+{% for name, value in rows %}
+| {{ name }} | {{ value }} |
+{% endfor %}
+{% endfor %}
+
+## How to use it
+{% for name, language, snippet in snippets %}
+
+### {{ name }}
+
+```{{ language }}
+{{ snippet }}
+```
+{% endfor %}
+{% if settings %}
+
+## Sampling
+
+{{ settings }}
+{% endif %}
+{% if again %}
+
+## To run it again
+
+{{ again }}
+{% endif %}
+"""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+TASK = "image-text-to-text"
+
+
+def fill_card(data, **values):
+    """The text of a card of these metadata; what has no value is left out."""
+    from huggingface_hub import ModelCard
+
+    # A statement of the template leaves no line of its own.
+    template = CARD_TEMPLATE.replace("%}\n", "%}")
+    empty = {"picture": False, "tables": [], "settings": "", "again": ""}
+    return str(ModelCard.from_template(data, template_str=template, **empty | values))
+
+
+def copies_card(args, folder, exports, repo, adapter):
+    """The text of a card for a repo of copies of that adapter's model; `folder` holds the tokenizer."""
+    from huggingface_hub import ModelCardData
+
+    commit = args.revision if re.fullmatch("[0-9a-f]{40}", args.revision or "") else None
+    made = [export for export in exports if not export["error"]]
+    merged, on_hub = any(export["kind"] == "merged" for export in made), is_hub_id(args.model)
+    datasets, licence = learned_from(args)
+    relation, library = ("finetune", "transformers") if merged else ("quantized", None)
+    base = place(args.model, commit)
+    of = f"the adapter {place(adapter, None)}" if adapter else "an adapter"
+    about = [f"{'' if merged else 'GGUF files of '}{base} with {of} merged into it."]
+    if repo == adapter:
+        relation, library, about = "adapter", "peft", [f"A LoRA adapter for {base}, and copies of the model with it."]
+    data = ModelCardData(
+        library_name=library,
+        base_model=args.model if on_hub else None,
+        base_model_relation=relation if on_hub else None,
+        datasets=datasets or None,
+        license=licence,
+        pipeline_tag=TASK,
+        tags=["lora", "unsloth", "launch"] if repo == adapter else ["unsloth", "launch"],
+    )
+    shown = usage(folder, args, {"output_repo": repo, "device": "cpu"}, exports, commit)
+    return fill_card(
+        data,
+        title=plain(repo.split("/")[-1]),
+        about=" ".join(about + tell_licence(licence)),
+        tables=[("Copies", export_rows(made))],
+        snippets=shown if repo == adapter else shown[2:],
+    )
+
+
+def is_hub_id(name):
+    """Whether that names a repo on the Hub: what is there on this machine wins, as it does when it is loaded."""
+    return bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
+
+
+def learned_from(args):
+    """The datasets that the adapter was trained on, by their names on the Hub, and the licence; as far as known."""
+    from huggingface_hub import ModelCard
+
+    folder, datasets, licence = fetch_adapter(args), None, None
+    try:
+        if (folder / "run.json").is_file():
+            plan = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("plan") or {}
+            datasets, licence = plan.get("dataset"), plan.get("licence")
+        if (folder / "README.md").is_file():
+            told = ModelCard.load(folder / "README.md").data.to_dict()
+            datasets, licence = told.get("datasets") or datasets, told.get("license") or licence
+    except Exception as error:
+        note(f"what the adapter was trained on can't be read ({reason(error)})")
+    datasets = [name for name in (datasets if isinstance(datasets, list) else [datasets]) if isinstance(name, str)]
+    licence = licence if isinstance(licence, str) and re.fullmatch("[a-z0-9][a-z0-9.-]*", licence) else None
+    return [name for name in datasets if is_hub_id(name)], licence
+
+
+def tell_licence(licence):
+    """The sentence on the licence, in a list, which is empty where none is known."""
+    named = "" if licence == "other" else f": {code(licence)}"
+    return [f"The base model's licence holds for it too{named}."] if licence else []
+
+
+def code(text):
+    """The text as code, on one line, that ends neither a table's cell nor the code."""
+    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(text)).replace("|", "¦").replace("`", "ˋ")
+    return f"`{text}`"
+
+
+def plain(text):
+    """The text as text on one line, whatever it holds."""
+    return re.sub(r"([\\`*_~|<>\[\]#$])", r"\\\1", " ".join(str(text).split()))
+
+
+def place(name, commit, kind=""):
+    """A Hub repo with its address and commit, or the name of what lay on the machine."""
+    if not is_hub_id(name):
+        return f"{code(Path(name).name)} (not on the Hub)"
+    return f"[{code(name)}](https://huggingface.co/{kind}{name})" + (f" at {code(commit[:12])}" if commit else "")
+
+
+def export_rows(exports):
+    """The copies beside the adapter, and those that could not be made."""
+    lines = []
+    for export in exports:
+        size = [f"{export['gib']:.2f} GiB"] if export.get("gib") else []
+        found = f"not made: {plain(export['error'])}" if export.get("error") else plain(export.get("checked") or "")
+        lines.append((code(export["path"] or export["name"]), ", ".join([*size, *filter(None, [found])])))
+    return lines
+
+
 # ---- How to use it: the card's snippets ------------------------------------------------------------------------------
 
 ASK = """\
@@ -1380,11 +1695,13 @@ model, tokenizer = {fast_model}.from_pretrained({place}, max_seq_length={max_len
 """
 MERGED_SNIPPET = """\
 # pip install transformers accelerate{quantizer}
-from transformers import {auto_model}, {auto_tokenizer}, GenerationConfig
+{fetch}from transformers import {auto_model}, {auto_tokenizer}, GenerationConfig
 
-tokenizer = {auto_tokenizer}.from_pretrained({place})
-model = {auto_model}.from_pretrained({place}, dtype="auto", device_map="auto"{code})
+place = {whole}
+tokenizer = {auto_tokenizer}.from_pretrained(place)
+model = {auto_model}.from_pretrained(place, dtype="auto", device_map="auto"{code})
 """
+FETCH = "from huggingface_hub import snapshot_download\n"
 
 
 def usage(folder, args, result, exports, commit):
@@ -1413,17 +1730,18 @@ def usage(folder, args, result, exports, commit):
     made = [export for export in exports if not export.get("error")]
     for export in made:
         if export["kind"] == "merged":
-            where = literal(export["repo"] or ".")
-            if export["repo"] in (None, repo):
-                where += f", subfolder={literal(export['path'])}"
-            more = " bitsandbytes" if export["name"] == "4bit" else ""
-            merged = snippet(MERGED_SNIPPET, place=where, quantizer=more)
+            path, more = export["path"], " bitsandbytes" if export["name"] == "4bit" else ""
+            whole, fetch = literal(export["repo"] or path), ""
+            if path and export["repo"] and export["repo"] == repo:
+                # A folder: with PEFT installed, transformers would take the adapter at the repo's root for the model.
+                whole, fetch = f'snapshot_download({whole}, allow_patterns="{path}/*") + "/{path}"', FETCH
+            merged = snippet(MERGED_SNIPPET, place="place", whole=whole, fetch=fetch, quantizer=more)
             shown.append((f"Merged, {export['name']}", "python", merged))
     files = [export for export in made if export["kind"] == "gguf"]
     if files:
-        called = [f"-hf {hub_file(file)}" if file["repo"] else f"-m {shlex.quote(file['path'])}" for file in files]
-        shown.append(("llama.cpp", "sh", "\n".join(f'llama-cli {file} -p "What can you do?"' for file in called)))
-        pulled = [f"ollama run hf.co/{hub_file(file)}" for file in files if file["repo"]]
+        asked = '--image picture.jpg -p "What is shown here?"'
+        shown.append(("llama.cpp", "sh", "\n".join(f"llama-cli {called(file, files)} {asked}" for file in files)))
+        pulled = [f"ollama run hf.co/{file['repo']}:{tag(file, files)}" for file in files if file["repo"]]
         name = re.sub("[^a-z0-9._-]+", "-", args.run_name.lower()).strip("-._") or "mine"
         local = [f"ollama create {name} -f Modelfile", f"ollama run {name}"]
         shown.append(("Ollama", "sh", "\n".join(pulled or local)))
@@ -1435,9 +1753,21 @@ def literal(text):
     return json.dumps(text) if text.isascii() else repr(text)
 
 
-def hub_file(export):
-    """A GGUF file of a repo by its type, as llama.cpp and Ollama name it."""
-    return f"{export['repo']}:{export['name'].upper()}"
+def called(export, files):
+    """A GGUF file as llama.cpp is told of it; `files` are all of them."""
+    if not export["repo"]:
+        sees = export["path"].removesuffix(f"{export['name'].upper()}.gguf") + "F16-mmproj.gguf"
+        return f"-m {shlex.quote(export['path'])} --mmproj {shlex.quote(sees)}"
+    name = tag(export, files)
+    return f"-hf {export['repo']} -hff {name}" if name == export["path"] else f"-hf {export['repo']}:{name}"
+
+
+def tag(export, files):
+    """The type of a repo's GGUF file; its whole name where llama.cpp, which takes the first match, finds another."""
+    kind = export["name"].upper()
+    held = sorted(file["path"] for file in files if file["repo"] == export["repo"])
+    first = next((path for path in held if re.search(f"{kind}[.-]", path, re.IGNORECASE)), None)
+    return kind if first == export["path"] else export["path"]
 
 
 def volume():
@@ -1525,11 +1855,7 @@ def name_base(args, folder):
 
 def require_kind(args):
     """Refuse a model that sees no pictures."""
-    from huggingface_hub import hf_hub_download
-
-    own = Path(args.model, "config.json")
-    own = own if own.is_file() else Path(hf_hub_download(args.model, "config.json", revision=args.revision))
-    settings = json.loads(own.read_text(encoding="utf-8"))
+    settings = read_config(args)
     if "vision_config" not in settings:
         raise UserError(f"{args.model} sees no pictures.", "Use export.py, or `launch export`, which knows.", status=2)
 
@@ -1539,7 +1865,6 @@ def load(args, folder, base, on_gpu):
     # Unsloth goes first: it patches the libraries that are imported after it.
     from unsloth import FastVisionModel as FastModel  # isort: skip
     from peft import PeftModel
-    from transformers import AutoProcessor as AutoReader
 
     with tempfile.TemporaryDirectory() as place:
         # It names the model as it was called where it was trained, and at no commit: here, the folder of its files.
@@ -1559,16 +1884,87 @@ def load(args, folder, base, on_gpu):
     if not isinstance(model, PeftModel):
         hint = "Its adapter_config.json says of what kind it is."
         raise UserError(f"Unsloth did not load {args.adapter} as an adapter.", hint)
-    if (folder / "tokenizer_config.json").is_file():
-        reader = AutoReader.from_pretrained(folder, trust_remote_code=args.trust_remote_code)
+    reader = reader_of(args, folder, reader)
     FastModel.for_inference(model)
     return model, reader
 
 
-def amend_card(args, card, exports, result):
-    """The card with how to use the exports, in place of what it said of earlier ones of the same kind."""
-    text = card.read_text(encoding="utf-8")
-    for name, language, snippet in usage(card.parent, args, result, exports, None)[2:]:
+def reader_of(args, folder, own):
+    """The processor in the adapter's folder, else the model's own."""
+    from transformers import AutoProcessor as AutoReader
+
+    found = [own]
+    if any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
+        found.insert(0, AutoReader.from_pretrained(folder, trust_remote_code=args.trust_remote_code))
+    # Where it finds a tokenizer alone, transformers gives that, which drops every picture without a word.
+    seeing_ones = [reader for reader in found if getattr(reader, "image_processor", None)]
+    if not seeing_ones:
+        hint = "Copy processor_config.json and preprocessor_config.json there from the model that it was trained on."
+        raise UserError(f"the processor of {args.adapter} takes no pictures.", hint)
+    return seeing_ones[0]
+
+
+def tell_of_exports(args, folder, reader_at, output_dir, exports, result):
+    """Let a card beside the copies tell of them: the adapter's, or one of their own. Raises nothing."""
+    repo, card = result["output_repo"], output_dir / "README.md"
+    try:
+        own = find_card(folder, repo)
+        if own:
+            if own.resolve() != card.resolve():
+                shutil.copy(own, card)
+            amend_card(args, card, reader_at, exports + other_ggufs(output_dir, repo, exports), result)
+        elif any(entry["repo"] == repo for entry in exports if repo and not entry["error"]):
+            text = copies_card(args, reader_at, exports + other_ggufs(output_dir, repo, exports), repo, args.adapter)
+            card.write_text(text, encoding="utf-8")
+        else:
+            return
+        if repo:
+            push(output_dir, repo, ["README.md"])
+    except Exception as error:
+        note(f"the card does not tell of the exports ({getattr(error, 'paragraph', reason(error))})")
+
+
+def find_card(folder, repo):
+    """The adapter's card, else the one that the copies' repo has; none where neither has one."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if (folder / "README.md").is_file():
+        return folder / "README.md"
+    try:
+        return Path(persist("reading the card", lambda: hf_hub_download(repo, "README.md"))) if repo else None
+    except EntryNotFoundError:
+        return None
+
+
+def other_ggufs(folder, repo, exports):
+    """The GGUF files of earlier exports that lie beside these, as entries like theirs."""
+    from huggingface_hub import HfApi
+
+    if repo:
+        held = persist(f"looking at {repo}", lambda: list(HfApi().list_repo_tree(repo)))
+        sizes = {entry.path: entry.size for entry in held if hasattr(entry, "size")}
+    else:
+        sizes = {path.name: path.stat().st_size for path in folder.glob("*.gguf")}
+    named = {path: re.fullmatch(r"[^/]+\.(\w+)\.gguf", path) for path in sizes}
+    kinds = {path: found[1].lower() for path, found in named.items() if found}
+    known = {"kind": "gguf", "repo": repo, "checked": None, "error": None}
+    return [
+        known | {"name": kind, "path": path, "gib": sizes[path] / 2**30}
+        for path, kind in kinds.items()
+        if kind in GGUF_BITS and path not in [entry["path"] for entry in exports]
+    ]
+
+
+def amend_card(args, card, reader_at, exports, result):
+    """The card with the exports in its table and how to use them, in place of what it said of earlier ones."""
+    text = amend_table(card.read_text(encoding="utf-8"), [entry for entry in exports if not entry["error"]])
+    for entry in exports:
+        if entry["kind"] == "merged" and not entry["error"]:
+            # In that place lies one, of whichever kind.
+            there = re.escape(literal(entry["repo"] or entry["path"]))
+            text = re.sub(rf"### Merged, \w+\n\n```python\n((?!```).)*{there}.*?\n```\n+", "", text, flags=re.DOTALL)
+    for name, language, snippet in usage(reader_at, args, result, exports, None)[2:]:
         text = re.sub(rf"### {re.escape(name)}\n\n```.*?\n```\n+", "", text, flags=re.DOTALL)
         before, heading, after = text.partition("\n## How to use it\n")
         if not heading:
@@ -1576,6 +1972,25 @@ def amend_card(args, card, exports, result):
         own, *rest = re.split(r"(?=\n## )", after, maxsplit=1)
         text = f"{before}{heading}{own.rstrip()}\n\n### {name}\n\n```{language}\n{snippet}\n```\n{''.join(rest)}"
     card.write_text(text, encoding="utf-8")
+
+
+def amend_table(text, exports):
+    """The text with these exports in its table of copies, and without the GGUF files that are gone."""
+    before, heading, after = text.partition("\n## Copies\n")
+    if not heading:
+        before, use, rest = text.partition("\n## How to use it\n")
+        before, after = before.rstrip() + "\n", use + rest
+    table, after = re.split(r"(?=\n## )|\Z", after, maxsplit=1) if heading else ("", after)
+    rows = dict(re.findall(r"^\| (`[^`]*`) \| (.*) \|$", table, re.MULTILINE))
+    paths = [code(entry["path"]) for entry in exports]
+    # What could not be made before is called by its kind alone.
+    dropped = {code(entry["name"]) for entry in exports}
+    rows = {name: told for name, told in rows.items() if name not in dropped and (name in paths or ".gguf" not in name)}
+    # Of what was there before, more was told then.
+    fresh = {code(entry["path"]) for entry in exports if entry["checked"]}
+    rows |= {name: told for name, told in export_rows(exports) if name in fresh or name not in rows}
+    lines = "\n".join(f"| {name} | {told} |" for name, told in rows.items())
+    return f"{before}\n## Copies\n\n| | |\n| --- | --- |\n{lines}\n{after}"
 
 
 def main(args):
@@ -1600,13 +2015,16 @@ def main(args):
     folder = fetch_adapter(args)
     name_base(args, folder)
     require_kind(args)
+    # Of the snippets in the card.
+    args.max_length = 2048
     local = Path(args.adapter).is_dir() and not args.output_dir
     output_dir = folder if local else output_folder(args)
     output_repo = open_repo(args.output_repo, args.private) if args.output_repo else None
-    merged_repo = open_repo(args.merged_repo, args.private) if args.merged_repo else None
-    llama_cpp = get_llama_cpp(args.gguf) if args.gguf else None
+    merged_repo = open_merged_repo(args, output_repo)
+    llama_cpp = open_llama_cpp(args) if args.gguf else None
     whole = find_whole(args)
-    base = fetch_whole(*(whole if args.load_in == "16bit" or not on_gpu else (args.model, args.revision)))
+    loads_whole = args.load_in == "16bit" or not on_gpu
+    base = fetch_whole(*(whole if loads_whole else (args.model, args.revision)))
     model, reader = load(args, folder, base, on_gpu)
     tokenizer = getattr(reader, "tokenizer", reader)
     stop = end_of_turn(reader, tokenizer) if reader.chat_template else tokenizer.eos_token_id
@@ -1616,7 +2034,7 @@ def main(args):
         model.get_base_model().generation_config = GenerationConfig.from_pretrained(folder)
     else:
         set_generation(model, args, stop)
-    parts = export_bytes(args, whole_bytes(model))
+    parts = export_bytes(args, whole_bytes(model), None if loads_whole else whole[0])
     place = Path(tempfile.gettempdir()) if volume() and not args.output_dir else output_dir
     told = [f"{name} {size / 1e9:.1f} GB" for name, size in parts.items()]
     require_disk(place, sum(parts.values()), told, "Free some, or give --output-dir on another disk.")
@@ -1644,17 +2062,9 @@ def main(args):
         "url": f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/{address}" if made and address else None,
         "pushed": bool(made) and all(entry["repo"] for entry in made),
     }
-    if made and (folder / "README.md").is_file():
-        args.max_length = 2048
-        card = output_dir / "README.md"
-        if card.resolve() != (folder / "README.md").resolve():
-            shutil.copy(folder / "README.md", card)
-        amend_card(args, card, exports, result)
-        if output_repo:
-            try:
-                push(output_dir, output_repo, ["README.md"])
-            except UserError as problem:
-                note(f"the card does not tell of the exports ({problem.paragraph})")
+    if made:
+        reader_at = folder if (folder / "tokenizer_config.json").is_file() else base
+        tell_of_exports(args, folder, reader_at, output_dir, exports, result)
     print("RESULT " + json.dumps(finite(result), allow_nan=False), flush=True)
     error = failed_exports(args, exports, args.adapter, None)
     if error:

@@ -42,6 +42,8 @@ class Family(_Entry):
     upstream_gated: bool
     generation: dict[str, float] = {}
     generation_source: str | None = None
+    gguf: bool = True
+    """Whether the pinned llama.cpp can convert it."""
 
 
 class Model(_Entry):
@@ -247,7 +249,7 @@ def _read(name: str) -> dict[str, Any]:
 def _inherited(family: Family, entry: dict[str, Any]) -> dict[str, Any]:
     # Settings of a model's own have a source of their own, or none.
     unshared = {"generation_source"} if "generation" in entry else set()
-    return family.model_dump(exclude={"title", *unshared}) | entry
+    return family.model_dump(exclude={"title", "gguf", *unshared}) | entry
 
 
 def _from_folder(folder: Path) -> Model:

@@ -15,7 +15,7 @@ from launcher.errors import RequestError
 from launcher.export_spec import ExportSpec
 from launcher.machine import LOCAL
 from launcher.plan import Plan, Vram
-from launcher.planning import budget, export_place, images
+from launcher.planning import budget, choices, export_place, images
 from launcher.planning.export_place import Export, Place
 
 
@@ -40,6 +40,7 @@ def make_plan(
     why["model"] = "what the adapter was trained on"
     _require_seen(asked, adapter)
     model = _base(asked, adapter, catalog, fetch_config, fetch_weights)
+    choices.require_convertible(model, asked.gguf, catalog)
     modality: Modality = _modality(adapter, of, model)
     output, merged = _repos(asked, adapter, of, user, why)
     spec.require_apart(merged, output, adapter.place)

@@ -44,6 +44,7 @@ def make_plan(
     if look_up and fetch_weights:
         model = _with_upload(model, asked, fetch_weights)
     modality = choices.modality(asked, model, why)
+    choices.require_convertible(model, asked.gguf, catalog)
     given = choices.place(asked, here, catalog, modality)
     workload = demand.workload(asked, model, modality, choices.load_in(asked, model, given), look_up, why)
     container = images.choose(asked, image, catalog.stack, why)

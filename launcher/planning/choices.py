@@ -173,6 +173,18 @@ def copies(asked: RunSpec) -> Copies:
     return Copies(asked.merge, asked.gguf, pushed=pushed, volume=not asked.local)
 
 
+def require_convertible(model: Model, gguf: tuple[str, ...], catalog: Catalog) -> None:
+    """Raise `RefusedError` for GGUF files of what llama.cpp can't convert, as far as the catalog knows."""
+    family = next(
+        (one for one in catalog.families.values() if one.model_type == model.model_type and not one.gguf), None
+    )
+    if gguf and family:
+        raise RefusedError(
+            f"--gguf {gguf[0]}: llama.cpp can't convert {model.alias}, a {family.title} ({family.model_type}) model.",
+            "Leave --gguf away; --merge 16bit works.",
+        )
+
+
 def merged_repo(asked: RunSpec, output: str | None, user: str | None, why: dict[str, str]) -> str | None:
     """Where the merged copy is pushed; None where it goes into the `output` repo, or nowhere."""
     if asked.merged_repo is None:

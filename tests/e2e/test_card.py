@@ -165,7 +165,36 @@ def snippets(card: str) -> dict[str, str]:
 @pytest.mark.parametrize("heading", ["transformers and PEFT", "Unsloth"])
 def test_a_snippet_of_the_card_gives_an_answer(trained: Trained, tmp_path: Path, heading: str) -> None:
     """As it stands: base and adapter come from the stand-in Hub."""
-    (tmp_path / "snippet.py").write_text(snippets(trained.text("README.md"))[heading], encoding="utf-8")
+    run_snippet(trained, tmp_path, snippets(trained.text("README.md"))[heading])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("merged_repo", [None, "tester/whole-houses"])
+def test_the_snippet_of_a_merged_copy_gives_an_answer(
+    trained: Trained, tmp_path: Path, merged_repo: str | None
+) -> None:
+    """Beside the adapter, which transformers would take for the model where PEFT is installed, and alone."""
+    export = Path(__file__).parents[2] / "job_scripts" / "export.py"
+    uv = [find_uv_bin(), "run", "--quiet", "--python", sys.executable]
+    where = ("--output-repo", REPO, *(("--merged-repo", merged_repo) if merged_repo else ()))
+    done = subprocess.run(
+        [*uv, export, "--adapter", REPO, "--merge", "16bit", "--device", "cpu", "--load-in", "16bit", *where],
+        cwd=tmp_path, env=environment(trained.hub), capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    files = trained.hub.repos[merged_repo or REPO].files
+    prefix = "" if merged_repo else "merged/"
+    assert {f"{prefix}{name}" for name in ("model.safetensors", "config.json", "tokenizer.json")} <= set(files)
+    assert problems(files["README.md"].decode()) == ([], [])
+    card = snippets(files["README.md"].decode())
+    assert list(card) == ["Merged, 16bit"] if merged_repo else {"transformers and PEFT", "Merged, 16bit"} <= set(card)
+    assert "apply_chat_template" in card["Merged, 16bit"]
+    run_snippet(trained, tmp_path, card["Merged, 16bit"])
+
+
+def run_snippet(trained: Trained, tmp_path: Path, snippet: str) -> None:
+    """Run it in the scripts' environment, which has PEFT, and read its answer."""
+    (tmp_path / "snippet.py").write_text(snippet, encoding="utf-8")
     uv = find_uv_bin()
     find = (uv, "python", "find", "--script", str(trained.script))
     python = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
@@ -174,6 +203,7 @@ def test_a_snippet_of_the_card_gives_an_answer(trained: Trained, tmp_path: Path,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    answer = done.stdout.strip().splitlines()[-1]
+    # It may be cut after the number of a list.
+    answer = done.stdout.strip()[-80:]
     assert re.search(r"[a-z]{3}", answer), done.stdout
     assert "<|im_end|>" not in done.stdout

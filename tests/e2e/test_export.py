@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from uv import find_uv_bin
+
+from tests.emulator import Hub
 
 ROOT = Path(__file__).parents[2]
 BUILD = os.environ.get("UNSLOTH_LLAMA_CPP_PATH")
@@ -174,5 +177,68 @@ def test_gguf_files_of_the_adapter_answer_in_llama_cpp_as_it_does(trained: Run, 
     # Two that are as exact as what was merged.
     assert all(entry["checked"].startswith("the same answer in llama.cpp") for entry in found[:2])
     assert (tmp_path / "mine" / "Modelfile").read_text(encoding="utf-8").startswith("FROM ./mine.F16.gguf")
-    assert "mine.Q4_K_M.gguf" in (tmp_path / "mine" / "README.md").read_text(encoding="utf-8")
+    card = (tmp_path / "mine" / "README.md").read_text(encoding="utf-8")
     assert not (tmp_path / "mine" / "merged").exists()
+    for kind, line in zip(types, llama_cpp_lines(card), strict=True):
+        assert loaded_by(line, tmp_path, tmp_path / "mine") == f"mine.{kind.upper()}.gguf"
+
+    # Of a pushed one the line names the repo and the type, under which another file may be found first.
+    with Hub(tmp_path / "hub") as hub:
+        hub.add_repo(
+            "tester/houses", files={"houses-export-20261124.Q8_0.gguf": b"GGUF of an earlier export"}, private=True
+        )
+        pushed = ("--output-repo", "tester/houses", "--gguf", "f16", "--gguf", "bf16", "--gguf", "q8_0")
+        done = run("export.py", tmp_path, "--adapter", "mine", "--device", "cpu", "--load-in", "16bit", *pushed,
+                   **hub.env(), HF_HUB_OFFLINE="0")  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        files = hub.repos["tester/houses"].files
+        assert {name for name in files if name.endswith(".gguf")} == {
+            f"houses.{kind}.gguf" for kind in ("F16", "BF16", "Q8_0")
+        }
+        lines = llama_cpp_lines(files["README.md"].decode())
+        for kind, line in zip(("F16", "BF16", "Q8_0"), lines, strict=True):
+            assert " -hf tester/houses" in line
+            assert loaded_by(line, tmp_path, tmp_path, **hub.env()) == f"houses.{kind}.gguf"
+        assert not hub.unknown_requests
+
+
+def llama_cpp_lines(card: str) -> list[str]:
+    """The commands of the card's section on llama.cpp."""
+    [block] = re.findall("### llama.cpp\n\n```sh\n(.*?)\n```", card, re.DOTALL)
+    return str(block).splitlines()
+
+
+def loaded_by(line: str, tmp_path: Path, folder: Path, **env: str) -> str:
+    """The file that llama.cpp takes for such a line, and answers from; of llama-completion, since llama-cli is built
+    with llama.cpp's server only."""
+    program = tmp_path / "bin" / "llama-cli"
+    program.parent.mkdir(exist_ok=True)
+    options = "-no-cnv -n 8 -c 256 --no-warmup -v"
+    program.write_text(f'#!/bin/sh\nexec {BUILD}/llama-completion "$@" {options}\n', encoding="utf-8")
+    program.chmod(0o755)
+    found = os.environ | {"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"} | env
+    done = subprocess.run(line, shell=True, cwd=folder, env=found | {"HF_HOME": str(tmp_path / "hf")}, input="",
+                          capture_output=True, text=True, timeout=300, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    assert "What can you do?" in done.stdout
+    [path] = set(re.findall(r"loaded meta data .* from (\S+\.gguf)", done.stderr))
+    return Path(path).name
+
+
+@pytest.mark.slow
+def test_a_merge_on_a_cpu_takes_the_revision_that_was_trained_on(smollm2: Path, tmp_path: Path) -> None:
+    """The repo's newest commit holds no model at all any more: its weights are zeros."""
+    with Hub(tmp_path / "hub") as hub:
+        repo = hub.add_repo("tester/base", folder=smollm2)
+        trained, weights = repo.head, repo.head.files["model.safetensors"]
+        start = 8 + int.from_bytes(weights.data[:8], "little")
+        zeros = weights.data[:start] + bytes(len(weights.data) - start)
+        repo.commit({**trained.files, "model.safetensors": replace(weights, data=zeros)}, "zeros")
+        write_rows(tmp_path)
+        asked = (*training(Path("tester/base")), "--revision", trained.oid, "--max-steps", 2, "--merge", "16bit")
+        done = run("sft_text.py", tmp_path, *asked, **hub.env(), HF_HUB_OFFLINE="0")
+        assert done.returncode == 0, done.stdout + done.stderr
+        [merged] = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))["exports"]
+        assert merged["error"] is None
+        assert "the same answer of " in merged["checked"]
+        assert f"merged into tester/base of commit {trained.oid}" in done.stdout

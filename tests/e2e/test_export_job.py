@@ -18,6 +18,7 @@ from launcher.backends.hub import HubBackend
 from launcher.plan import Plan
 from tests.e2e.test_launch import LAUNCH, rows
 from tests.emulator import Hub
+from tests.emulator.cards import problems
 from tests.emulator.state import StoredFile
 from tests.faults import command
 from tests.unit.sample import plan, request
@@ -304,4 +305,12 @@ def test_a_run_is_exported_by_a_job_of_its_own(tmp_path: Path, smollm2: Path) ->
         assert {"merged/config.json", "merged/model.safetensors", "merged/tokenizer.json"} <= set(after)
         assert before <= set(after)
         assert hub.jobs[final["id"]].spec["flavor"].startswith("cpu-")
+        # The Job's folder holds no tokenizer, by which the card knows that there is a chat template.
+        card = after["README.md"].decode()
+        assert problems(card) == ([], [])
+        assert f"| `merged` | {made['gib']:.2f} GiB, the same answer" in card
+        merged_section = card.partition("### Merged, 16bit\n")[2]
+        assert 'snapshot_download("tester/houses", allow_patterns="merged/*") + "/merged"' in merged_section
+        assert "apply_chat_template" in merged_section
+        assert "## To run it again" in merged_section
         assert not hub.unknown_requests

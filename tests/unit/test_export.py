@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,35 @@ def test_what_can_not_be_merged_in_4_bits_is_refused() -> None:
     made = trained("qwen3-0.6b", merge="4bit")
     assert (made.load_in, made.reasons["load_in"]) == ("4bit", "what --merge 4bit saves, merged")
     assert trained("qwen3-0.6b", merge="16bit").load_in == "16bit"
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_what_llama_cpp_can_not_convert_is_refused_before_anything_is_paid_for(local: bool) -> None:
+    folder = Adapter("me/houses", None, "unsloth/Llama-3.2-11B-Vision-Instruct", None, 16, 16, modality="vision")
+    asked = export_spec.build(source="me/houses", gguf=["q4_k_m"], local=local)
+    makers: list[Callable[[], Plan]] = [
+        lambda: trained("llama-3.2-11b-vision", gguf=["q4_k_m"]),
+        lambda: trained("llama-3.2-90b-vision", gguf=["f16"], merge="16bit"),
+        lambda: export.make_plan(asked, folder, TABLES, today=TODAY, user="me", here=LAPTOP),
+    ]
+    for make in makers:
+        with pytest.raises(RefusedError, match=r"llama\.cpp can't convert llama-3") as error:
+            make()
+        assert error.value.exit_code == 3
+        assert "--merge 16bit works" in str(error.value.hint)
+    assert trained("llama-3.2-11b-vision", merge="16bit").merge == "16bit"
+
+
+def test_a_config_of_an_architecture_that_llama_cpp_can_not_convert_is_refused() -> None:
+    known = TABLES.models["llama-3.2-11b-vision"]
+    for model_type, refused in (("mllama", True), ("llama", False)):
+        model = known.model_copy(update={"alias": "me/own", "family": None, "model_type": model_type})
+        if refused:
+            with pytest.raises(RefusedError, match="can't convert me/own"):
+                choices.require_convertible(model, ("f16",), TABLES)
+        else:
+            choices.require_convertible(model, ("f16",), TABLES)
+        choices.require_convertible(model, (), TABLES)
 
 
 def test_a_merged_repo_is_the_users_like_the_output_repo() -> None:

@@ -62,6 +62,25 @@ def test_every_snippet_is_python(script: ModuleType, tmp_path: Path) -> None:
     assert "ollama run hf.co/me/model:Q4_K_M" in text
 
 
+def test_llama_cpp_is_told_the_file_where_the_type_finds_another(script: ModuleType, tmp_path: Path) -> None:
+    pair = (GGUF | {"name": "f16", "path": "m.F16.gguf"}, GGUF | {"name": "bf16", "path": "m.BF16.gguf"}, GGUF)
+    text = card(script, tmp_path, exports=pair)
+    # It looks for the type anywhere in a name, and BF16 comes first.
+    assert "llama-cli -hf me/model -hff m.F16.gguf " in text
+    assert "llama-cli -hf me/model:BF16 " in text
+    assert "llama-cli -hf me/model:Q4_K_M " in text
+    assert "ollama run hf.co/me/model:m.F16.gguf\n" in text
+    assert "llama-cli -hf me/model:F16 " in card(script, tmp_path, exports=pair[:1])
+
+
+def test_what_sees_is_shown_a_picture_in_llama_cpp(tmp_path: Path) -> None:
+    script = load_script("sft_vlm.py")
+    shown = '--image picture.jpg -p "What is shown here?"\n'
+    assert f"llama-cli -hf me/model:Q4_K_M {shown}" in card(script, tmp_path, exports=(GGUF,))
+    text = card(script, tmp_path, exports=(GGUF | {"repo": None},))
+    assert f"llama-cli -m m.Q4_K_M.gguf --mmproj m.F16-mmproj.gguf {shown}" in text
+
+
 def test_another_model_has_neither_licence_nor_settings_of_the_chosen_one(script: ModuleType, tmp_path: Path) -> None:
     text = card(script, tmp_path, "--model", "somebody/else")
     assert "license" not in text
@@ -212,11 +231,13 @@ def test_a_template_that_has_no_equal_is_left_out(jinja: str, tmp_path: Path) ->
 
 def test_the_modelfile_holds_settings_and_stops(tmp_path: Path) -> None:
     script = load_script("sft_vlm.py")
-    (tmp_path / "m-mmproj.gguf").touch()
+    # Of another model, or as an earlier export called it.
+    for name in ("m.F16-mmproj.gguf", "old.F16-mmproj.gguf"):
+        (tmp_path / name).touch()
     tokenizer = Tokenizer("{% for m in messages %}{{ m.content[0].text }}{% endfor %}")
-    script.write_modelfile(tmp_path, script.parse_args([]), tokenizer, "m.gguf")
+    script.write_modelfile(tmp_path, script.parse_args([]), tokenizer, "m.Q8_0.gguf")
     lines = (tmp_path / "Modelfile").read_text(encoding="utf-8").splitlines()
-    assert lines[:2] == ["FROM ./m.gguf", "FROM ./m-mmproj.gguf"]
+    assert [line for line in lines if line.startswith("FROM")] == ["FROM ./m.Q8_0.gguf", "FROM ./m.F16-mmproj.gguf"]
     assert {"PARAMETER temperature 0.7", "PARAMETER top_k 20", "PARAMETER repeat_penalty 1.0"} <= set(lines)
     assert {"PARAMETER presence_penalty 1.5", 'PARAMETER stop "<|im_end|>"'} <= set(lines)
     params = json.loads((tmp_path / "params").read_text(encoding="utf-8"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import math
 import os
 import signal
@@ -43,6 +44,8 @@ def run(name: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
         ("sft_vlm.py", ["--merged-repo", "me/m"], "add --merge 16bit"),
         ("sft_text.py", ["--merge", "16bit", "--merged-repo", "me/m"], "HF_TOKEN"),
         ("sft_text.py", ["--merge", "16bit", "--merged-repo", "a/b/c"], "NAMESPACE/NAME"),
+        ("sft_text.py", ["--merge", "16bit", "--output-repo", "me/m", "--merged-repo", "me/m"], "the adapter is there"),
+        ("export.py", ["--adapter", "me/m", "--merge", "16bit", "--merged-repo", "me/m"], "the adapter is there"),
         ("sft_text.py", ["--gguf", "q4"], "q4_k_m"),
         ("export.py", ["--gguf", "f16"], "name the adapter"),
         ("export.py", ["--adapter", "me/m"], "nothing is asked for"),
@@ -103,6 +106,29 @@ def test_a_named_llama_cpp_that_lacks_something_is_refused(
     assert error.value.status == 3
 
 
+def test_what_an_earlier_script_built_without_this_ones_answerer_is_made_anew(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("UNSLOTH_LLAMA_CPP_PATH", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cache = llama_cpp(tmp_path / "launch" / "llama.cpp-0.3.36", quantizer=True)
+
+    def make(folder: Path, build: bool = True) -> None:
+        for name in script.PROGRAMS:
+            (folder / name).write_text("#!/bin/sh\necho usage\n", encoding="utf-8")
+            (folder / name).chmod(0o755)
+
+    monkeypatch.setattr(script, "make_llama_cpp", make)
+    monkeypatch.setattr(script, "can_build", lambda types: False)
+    assert script.get_llama_cpp(("q4_k_m",)) == cache
+    assert script.tool(cache, script.ANSWERER) is None
+    monkeypatch.delenv("UNSLOTH_LLAMA_CPP_PATH")
+    monkeypatch.setattr(script, "can_build", lambda types: True)
+    assert script.get_llama_cpp(("q4_k_m",)) == cache
+    assert all(script.tool(cache, name) for name in ("llama-quantize", "llama-completion", "llama-mtmd-cli"))
+
+
 def test_what_a_build_lacks_is_named_with_the_command_that_installs_it(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +172,70 @@ def test_of_the_archive_only_llama_cpp_is_unpacked(script: ModuleType, tmp_path:
     assert found == {name.removeprefix("pkg-1/vendor/llama.cpp/") for name, wanted in names.items() if wanted}
 
 
+# As they stand in the pinned release's conversion/__init__.py.
+TABLES = """\
+TEXT_MODEL_MAP: dict[str, str] = {
+    "LlamaForCausalLM": "llama",
+    "Gemma3ForConditionalGeneration": "gemma",
+    "modeling_grove_moe.GroveMoeForCausalLM": "grovemoe",
+}
+
+
+MMPROJ_MODEL_MAP: dict[str, str] = {
+    "Gemma3ForConditionalGeneration": "gemma",
+    "Idefics3ForConditionalGeneration": "smolvlm",
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("config", "refused"),
+    [
+        ({"architectures": ["MllamaForConditionalGeneration"]}, True),
+        ({"architectures": ["Gemma3ForConditionalGeneration"]}, False),
+        # The converter goes by the language model inside where that has a name of its own.
+        (
+            {
+                "architectures": ["Idefics3ForConditionalGeneration"],
+                "text_config": {"architectures": ["LlamaForCausalLM"]},
+            },
+            False,
+        ),
+        ({}, False),
+    ],
+)
+def test_a_model_that_llama_cpp_can_not_convert_is_refused(
+    script: ModuleType, config: dict[str, Any], refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = llama_cpp(tmp_path / "llama.cpp")
+    monkeypatch.setenv("UNSLOTH_LLAMA_CPP_PATH", str(folder))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    args = asked(model=str(tmp_path / "model"), gguf=("f16",))
+    # Other releases keep no such tables.
+    assert script.open_llama_cpp(args) == folder
+    (folder / "conversion").mkdir()
+    (folder / "conversion" / "__init__.py").write_text(TABLES, encoding="utf-8")
+    if not refused:
+        assert script.open_llama_cpp(args) == folder
+        return
+    with pytest.raises(script.UserError, match=r"can't convert .*, a MllamaForConditionalGeneration") as error:
+        script.open_llama_cpp(args)
+    assert error.value.status == 3
+    assert "--merge 16bit works" in error.value.paragraph
+
+
+def test_a_vision_model_is_refused_where_only_its_words_can_be_converted(tmp_path: Path) -> None:
+    (tmp_path / "conversion").mkdir()
+    (tmp_path / "conversion" / "__init__.py").write_text(TABLES, encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}', encoding="utf-8")
+    args = asked(model=str(tmp_path), gguf=("f16",))
+    load_script("sft_text.py").require_convertible(args, tmp_path)
+    script = load_script("sft_vlm.py")
+    with pytest.raises(script.UserError):
+        script.require_convertible(args, tmp_path)
+
+
 # ---- Comparison ------------------------------------------------------------------------------------------------------
 
 
@@ -174,6 +264,82 @@ def test_another_model_and_another_prompt_are_errors(script: ModuleType) -> None
     # Other likeliest tokens of logits that are alike, as 4 bits make them, are not.
     assert script.compare(probed(), probed(likeliest=[5, 6, 0, 0], last=[0.1, 0.9]))[1] is None
     assert "another prompt" in script.compare(probed(), probed(ids=[1, 2, 3]))[1]
+
+
+WORDS = {"merged_words": "The capital of France is Paris.", "led": {"3": ["The", "capital", "of"], "6": ["The"]}}
+SAID = "The capital of France is Paris."
+
+
+@pytest.mark.parametrize(
+    ("kind", "does", "told", "problem"),
+    [
+        ("f16", f"echo '{SAID}'", "the same answer in llama.cpp", None),
+        ("q4_k_m", f"echo '<think> {SAID} [end of text]'", "another answer", None),
+        ("q8_0", "echo 'The capital is somewhere in France.'", "another answer: in llama.cpp it answers 'The", None),
+        ("f16", "echo '@@ xi xi'", None, "it does not answer as the merged model"),
+        ("q8_0", "true", None, "it does not answer as the merged model"),
+        ("q4_k_m", "echo '@@ xi xi'", None, "it does not answer as the merged model"),
+        # Of a model that knows little, 2 bits may leave this: the file is kept, and that is told.
+        ("q2_k", "echo '@@ xi xi'", "another answer: in llama.cpp it answers '@@ xi xi'", None),
+        ("f16", "kill -9 $$", "not run, for want of memory", None),
+        ("f16", "echo 'ggml: failed to allocate buffer' >&2; exit 1", "not run, for want of memory", None),
+        ("f16", "exec sleep 9", "not run, for want of time", None),
+        (
+            "f16",
+            "echo 'unknown model architecture' >&2; exit 3",
+            None,
+            "ended with status 3: unknown model architecture",
+        ),
+    ],
+)
+def test_what_llama_cpp_answers_decides_on_a_gguf_file(
+    script: ModuleType, kind: str, does: str, told: str | None, problem: str | None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(script, "COMPLETE_S", 1, raising=False)
+    monkeypatch.setattr(script, "picture", lambda: SimpleNamespace(save=lambda *_: None), raising=False)
+    fields = {"tokenizer.ggml.eos_token_id": SimpleNamespace(contents=lambda: 2)}
+    monkeypatch.setitem(sys.modules, "gguf", SimpleNamespace(GGUFReader=lambda _: SimpleNamespace(fields=fields)))
+    program = tmp_path / script.ANSWERER
+    program.write_text(f"#!/bin/sh\ncase $1 in --help) echo usage; exit;; esac\n{does}\n", encoding="utf-8")
+    program.chmod(0o755)
+    record = tmp_path / "known.json"
+    known = {"prompt": "p", "eos": 2, "stop": 2, "template": None}
+    record.write_text(json.dumps(known | WORDS), encoding="utf-8")
+    (tmp_path / "m.F16-mmproj.gguf").touch()
+    path = str(tmp_path / f"m.{kind.upper()}.gguf")
+    if problem and problem.startswith("ended"):
+        with pytest.raises(RuntimeError, match=problem):
+            script.check_gguf(path, kind, str(record), str(tmp_path))
+        return
+    found, wrong = script.check_gguf(path, kind, str(record), str(tmp_path))
+    assert (found is None) == (told is None)
+    assert (told or "") in (found or "")
+    assert (problem or "") in (wrong or "")
+    assert (wrong is None) == (problem is None)
+
+
+def test_an_answer_that_the_model_is_not_sure_of_binds_no_file(script: ModuleType) -> None:
+    """A random or barely trained one may say anything else after the smallest rounding."""
+    for said in ("@@ xi xi", ""):
+        told, problem = script.compare_words("zu ab ke", said, [], "so")
+        assert problem is None
+        assert f"answers {said!r}, and the merged model 'zu ab ke'" in told
+
+
+def test_the_words_that_lead_are_whole_ones(script: ModuleType) -> None:
+    tokens = {1: "<think>", 2: " The", 3: " cap", 4: "ital", 5: " is"}
+
+    def said(ids: list[int]) -> str:
+        return "".join(tokens[token] for token in ids)
+
+    def leading(*leads: float) -> Any:
+        return script.leading_words([1, 2, 3, 4, 5], [(lead, 0.0) for lead in leads], 3, said)
+
+    assert leading(9, 9, 9, 9, 9) == ["The", "capital", "is"]
+    assert leading(9, 9, 9, 1, 9) == ["The"]
+    assert leading(9, 9, 9, 9, 1) == ["The"]
+    assert leading(1, 9, 9, 9, 9) == []
 
 
 # ---- Disk, time and files --------------------------------------------------------------------------------------------
@@ -258,6 +424,36 @@ def test_the_last_words_say_how_to_try_again(script: ModuleType) -> None:
     assert said.endswith("launch export me/model --gguf q4_k_m")
 
 
+@pytest.mark.parametrize(
+    ("repo", "called"), [("me/houses", "houses"), ("me/x.gguf", "x-"), ("me/houses-GGUF", "houses-GGUF"), (None, None)]
+)
+def test_a_gguf_file_is_called_as_its_repo_whatever_the_day(
+    script: ModuleType, repo: str | None, called: str | None
+) -> None:
+    args = asked(run_name="houses-export-20261124", adapter="you/houses")
+    unpushed = "houses" if "export" in script.__name__ else "houses-export-20261124"
+    assert script.gguf_name(args, repo) == (called or unpushed).strip("-")
+
+
+def test_what_is_not_pushed_is_put_where_it_outlives_the_job(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAUNCH_DATA_DIR", str(tmp_path))
+    output = tmp_path / "output"
+
+    def place(repo: str | None, merged_repo: str | None, **changes: Any) -> bool:
+        """Whether exports are put into the bucket."""
+        found, _ = script.export_place(asked(output_dir=None, merge="16bit", **changes), output, repo, merged_repo)
+        return bool(found == output)
+
+    assert place(None, None)
+    # The merged copy is pushed, and the GGUF file nowhere.
+    assert place(None, "me/m", gguf=("q8_0",))
+    assert not place(None, "me/m")
+    assert not place("me/houses", "me/m", gguf=("q8_0",))
+    assert not place("me/houses", None, gguf=("q8_0",))
+
+
 def test_a_failed_merge_fails_what_is_made_of_it(script: ModuleType) -> None:
     exports = script.asked_exports(asked(merge="4bit", gguf=("f16",)))
     script.fail(exports, "it broke", "16bit")
@@ -274,7 +470,8 @@ def test_a_card_tells_of_exports_once(tmp_path: Path) -> None:
     exports = [{"kind": "gguf", "name": "f16", "path": "m.F16.gguf", **made}]
     args = asked(trust_remote_code=False, max_length=64, load_in="16bit")
     for _ in range(2):
-        script.amend_card(args, card, exports, {"device": "cpu", "output_repo": None})
+        script.amend_card(args, card, tmp_path, exports, {"device": "cpu", "output_repo": None})
     text = card.read_text(encoding="utf-8")
-    assert text.count("### llama.cpp") == text.count("### Unsloth") == text.count("m.F16.gguf") == 1
+    assert text.count("### llama.cpp") == text.count("### Unsloth") == text.count("-m m.F16.gguf") == 1
+    assert text.count("## Copies") == text.count("| `m.F16.gguf` | 1.00 GiB, so |") == 1
     assert text.index("### llama.cpp") < text.index("## To run it again")

@@ -1,0 +1,325 @@
+"""What is pushed of exports, and what goes from the Hub with it: the scripts' own functions, on the stand-in Hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+from uv import find_uv_bin
+
+from tests.emulator import Hub
+from tests.emulator.cards import problems
+from tests.emulator.state import StoredFile
+from tests.unit.sample import JOB_SCRIPTS
+
+REPO = "tester/houses"
+# Calls in the training stack's own environment, which has another release of the Hub's client; the last one's answer.
+CALL = """\
+import json, runpy, sys
+from pathlib import Path
+from argparse import Namespace
+script = runpy.run_path(sys.argv[1], run_name="called")
+
+def given(word):
+    if isinstance(word, dict):
+        return Namespace(**word) if "run_name" in word else {name: given(value) for name, value in word.items()}
+    return Path(word) if isinstance(word, str) and word.startswith("/") else word
+
+try:
+    for name, words in json.loads(sys.argv[2]):
+        found = script[name](*map(given, words))
+    print(json.dumps(found))
+except script["UserError"] as problem:
+    print(json.dumps([problem.status, problem.paragraph]))
+"""
+CARD = "---\ndatasets:\n- trl-lib/Capybara\nlicense: apache-2.0\n---\n# houses\n\nWritten by hand.\n"
+ARGS = {"run_name": "r", "adapter": REPO, "adapter_revision": None, "model": "org/base", "revision": "c" * 40,
+        "trust_remote_code": False, "max_length": 64, "load_in": "16bit", "dataset": "trl-lib/Capybara"}  # fmt: skip
+Call = Callable[..., Any]
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    with Hub(tmp_path / "hub") as hub:
+        adapter: dict[str, bytes | str] = {
+            "adapter_config.json": "{}",
+            "adapter_model.safetensors": b"a",
+            "README.md": CARD,
+        }
+        hub.add_repo(REPO, files=adapter)
+        yield hub
+        assert hub.unknown_requests == []
+
+
+@pytest.fixture(scope="module")
+def python() -> str:
+    committed = str(JOB_SCRIPTS / "export.py")
+    sync = [find_uv_bin(), "sync", "--quiet", "--script", committed, "--python", sys.executable]
+    subprocess.run(sync, check=True, timeout=900)
+    find = [find_uv_bin(), "python", "find", "--script", committed]
+    return subprocess.run(find, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def call(hub: Hub, python: str) -> Call:
+    def run(*calls: tuple[str, list[Any]], script: str = "export.py") -> Any:
+        """What the last of the script's functions returns, or the status and the words of its refusal."""
+        command = [python, "-c", CALL, str(JOB_SCRIPTS / script), json.dumps(calls)]
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "VIRTUAL_"))}
+        done = subprocess.run(
+            command, env=inherited | hub.env(), capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
+
+
+def test_a_push_deletes_what_is_stale_in_its_own_commit(hub: Hub, call: Call, tmp_path: Path) -> None:
+    for name in ("new.bin", "same.bin"):
+        (tmp_path / name).write_bytes(b"new")
+    repo = hub.repos[REPO]
+    for name in ("old.bin", "same.bin", "mine.bin"):
+        repo.commit({**repo.head.files, name: repo.head.files["README.md"]}, "an earlier one")
+    before = len(repo.commits)
+    # The second is after a lost answer.
+    for failure in (None, "after_commit"):
+        if failure:
+            hub.fail_next(failure, f"POST /api/models/{REPO}/commit", times=1)
+            repo.commit({**repo.head.files, "old.bin": repo.head.files["README.md"]}, "once more")
+        stale = ["old.bin", "same.bin", "never-there.bin"]
+        call(("push", [str(tmp_path), REPO, ["new.bin", "same.bin"], stale]))
+        assert {"README.md", "new.bin", "same.bin", "mine.bin"} <= set(repo.files)
+        assert "old.bin" not in repo.files
+        assert repo.files["same.bin"] == b"new"
+    assert len(repo.commits) == before + 3
+
+
+@pytest.mark.parametrize("name", ["houses", "tester/houses", "tester/other"])
+def test_a_merged_model_goes_to_no_repo_with_an_adapter(hub: Hub, call: Call, name: str) -> None:
+    hub.add_repo("tester/other", files={"adapter_config.json": "{}"})
+    args = {"run_name": "r", "merged_repo": name, "private": False}
+    status, said = call(("open_merged_repo", [args, REPO]))
+    assert status == 3
+    assert f"--merged-repo tester/{name.split('/')[-1]}: the adapter is there" in said
+    assert call(("open_merged_repo", [args | {"merged_repo": "whole"}, REPO])) == "tester/whole"
+    assert call(("open_merged_repo", [args | {"merged_repo": None}, REPO])) is None
+
+
+def files_of(hub: Hub, name: str) -> set[str]:
+    return set(hub.repos[name].files) - {".gitattributes", "README.md"}
+
+
+def merged_copy(folder: Path, *names: str) -> Path:
+    folder.mkdir()
+    for name in ("config.json", *names):
+        (folder / name).write_bytes(b"{}")
+    return folder
+
+
+def merged(kind: str) -> dict[str, Any]:
+    return {"kind": "merged", "name": kind, "repo": None, "error": "not made", "checked": "the same answer"}
+
+
+IN_SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json")
+
+
+@pytest.mark.parametrize("merged_repo", [None, "tester/whole"])
+def test_a_merged_copy_leaves_nothing_of_an_earlier_one(
+    hub: Hub, call: Call, tmp_path: Path, merged_repo: str | None
+) -> None:
+    """transformers would load the one file of the 4-bit copy, and not the shards of the later one."""
+    hub.add_repo("tester/whole", files={"NOTES.md": "mine"})
+    (tmp_path / "place").mkdir()
+    for kind, names in (("4bit", ("model.safetensors", "chat_template.jinja")), ("16bit", IN_SHARDS)):
+        copy = merged_copy(tmp_path / kind, *names)
+        call(("keep_merged", [merged(kind), ARGS, {kind: str(copy)}, str(tmp_path / "place"), REPO, merged_repo]))
+    adapter = {"adapter_config.json", "adapter_model.safetensors"}
+    if merged_repo:
+        assert files_of(hub, merged_repo) == {"NOTES.md", "config.json", "chat_template.jinja", *IN_SHARDS}
+        assert files_of(hub, REPO) == adapter
+    else:
+        assert files_of(hub, REPO) == adapter | {f"merged/{name}" for name in ("config.json", *IN_SHARDS)}
+    # The adapter's card is not this one's to write.
+    assert hub.repos[REPO].files["README.md"].decode() == CARD
+
+
+def test_a_gguf_file_takes_the_place_of_earlier_ones_of_its_type(hub: Hub, call: Call, tmp_path: Path) -> None:
+    """llama.cpp and Ollama would find the first of them by their type."""
+    earlier = ("houses-export-20261124.Q4_K_M.gguf", "houses-export-20261124.F16-mmproj.gguf", "houses.Q8_0.gguf")
+    hub.add_repo("tester/seeing", files=dict.fromkeys((*earlier, "Q4_K_M.md", "other/r.Q4_K_M.gguf"), b"GGUF"))
+    for name in ("seeing.Q4_K_M.gguf", "seeing.F16-mmproj.gguf", "houses.F16-mmproj.gguf", "Modelfile"):
+        (tmp_path / name).write_bytes(b"new")
+    entry = {"kind": "gguf", "name": "q4_k_m", "path": "seeing.Q4_K_M.gguf"}
+    call(("push_gguf", [entry, str(tmp_path), "tester/seeing"]), script="export_vlm.py")
+    new = {"seeing.Q4_K_M.gguf", "seeing.F16-mmproj.gguf", "Modelfile"}
+    assert files_of(hub, "tester/seeing") == {*new, "houses.Q8_0.gguf", "Q4_K_M.md", "other/r.Q4_K_M.gguf"}
+    assert len(hub.repos["tester/seeing"].commits) == 2
+
+
+def pushed_card(hub: Hub, name: str) -> tuple[str, dict[str, Any]]:
+    """The card of that repo, which the Hub takes, and its metadata."""
+    text = hub.repos[name].files["README.md"].decode()
+    assert problems(text) == ([], [])
+    assert "None" not in text
+    assert "{" + "{" not in text
+    found: dict[str, Any] = yaml.safe_load(text.split("---\n")[1])
+    return text, found
+
+
+@pytest.mark.parametrize("script", ["sft_text.py", "sft_vlm.py", "export.py", "export_vlm.py"])
+def test_a_merged_model_in_a_repo_of_its_own_has_a_card(hub: Hub, call: Call, tmp_path: Path, script: str) -> None:
+    (tmp_path / "place").mkdir()
+    copy = merged_copy(tmp_path / "copy", "model.safetensors", "chat_template.jinja")
+    words = [merged("16bit"), ARGS, {"16bit": str(copy)}, str(tmp_path / "place"), REPO, "tester/whole"]
+    hub.add_repo("tester/whole", files={})
+    call(("keep_merged", words), script=script)
+    text, data = pushed_card(hub, "tester/whole")
+    # Of a model that is not the chosen one a training knows no licence.
+    licence = {"license": "apache-2.0"} if script.startswith("export") else {}
+    assert data == licence | {
+        "library_name": "transformers", "base_model": "org/base", "base_model_relation": "finetune",
+        "datasets": ["trl-lib/Capybara"], "tags": ["unsloth", "launch"],
+        "pipeline_tag": "image-text-to-text" if "vlm" in script else "text-generation",
+    }  # fmt: skip
+    assert "# whole\n" in text
+    assert "[`tester/houses`](https://huggingface.co/tester/houses) merged into it" in text
+    assert "[`org/base`](https://huggingface.co/org/base) at `cccccccccccc`" in text
+    assert "| `16bit` | 0.00 GiB, the same answer |" in text
+    assert text.count("### ") == 1
+    assert 'place = "tester/whole"\n' in text
+    assert ("The base model's licence holds for it too: `apache-2.0`." in text) == bool(licence)
+
+
+def test_a_card_that_the_hub_refuses_costs_no_copy(hub: Hub, call: Call, tmp_path: Path) -> None:
+    repo = hub.repos[REPO]
+    # Of a licence that looks like one.
+    odd = CARD.replace("apache-2.0", "nobody-1.0")
+    repo.commit({**repo.head.files, "README.md": replace(repo.head.files["README.md"], data=odd.encode())}, "odd")
+    hub.add_repo("tester/whole", files={})
+    (tmp_path / "place").mkdir()
+    copy = merged_copy(tmp_path / "copy", "model.safetensors")
+    words = [merged("16bit"), ARGS, {"16bit": str(copy)}, str(tmp_path / "place"), REPO, "tester/whole"]
+    call(("keep_merged", words))
+    assert set(hub.repos["tester/whole"].files) - {".gitattributes"} == {"config.json", "model.safetensors"}
+
+
+def gguf(name: str, repo: str | None) -> dict[str, Any]:
+    known = {
+        "kind": "gguf",
+        "path": f"houses.{name.upper()}.gguf",
+        "gib": 0.5,
+        "checked": "the same answer in llama.cpp",
+    }
+    return known | {"name": name, "repo": repo, "error": None}
+
+
+def test_copies_of_an_adapter_without_a_card_get_one(hub: Hub, call: Call, tmp_path: Path) -> None:
+    plain, copies = "somebody/plain", "tester/plain-export"
+    hub.add_repo(plain, files={"adapter_config.json": "{}", "adapter_model.safetensors": b"a"})
+    hub.add_repo(copies, files={})
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "out").mkdir()
+    args, result = ARGS | {"adapter": plain}, {"output_repo": copies, "device": "cpu"}
+    words = [args, str(tmp_path / "adapter"), str(tmp_path / "adapter"), str(tmp_path / "out")]
+    call(("tell_of_exports", [*words, [gguf("q8_0", copies)], result]))
+    text, data = pushed_card(hub, copies)
+    assert (data["base_model"], data["base_model_relation"]) == ("org/base", "quantized")
+    assert "library_name" not in data
+    assert "GGUF files of [`org/base`]" in text
+    assert "[`somebody/plain`](https://huggingface.co/somebody/plain) merged into it" in text
+    assert f"llama-cli -hf {copies}:Q8_0 " in text
+    # A later export adds to it.
+    held = hub.repos[copies]
+    held.commit({**held.head.files, "houses.Q8_0.gguf": StoredFile(b"GGUF")}, "the first")
+    call(("tell_of_exports", [*words, [gguf("q4_k_m", copies)], result]))
+    text, _ = pushed_card(hub, copies)
+    assert [line for line in text.splitlines() if line.startswith("| `")] == [
+        "| `houses.Q8_0.gguf` | 0.50 GiB, the same answer in llama.cpp |",
+        "| `houses.Q4_K_M.gguf` | 0.50 GiB, the same answer in llama.cpp |",
+    ]
+    assert f"llama-cli -hf {copies}:Q8_0 " in text
+    assert f"llama-cli -hf {copies}:Q4_K_M " in text
+    assert text.count("### llama.cpp") == text.count("## Copies") == 1
+
+
+def test_the_card_beside_an_adapter_keeps_its_words_and_names_every_file(hub: Hub, call: Call, tmp_path: Path) -> None:
+    repo = hub.repos[REPO]
+    # One of an earlier export that is there, and a row of one that is gone.
+    card = f"{CARD}\n## Copies\n\n| | |\n| --- | --- |\n| `old.Q4_K_M.gguf` | 1 GiB |\n| `q4_k_m` | not made |\n"
+    stored = {name: StoredFile(b"GGUF") for name in ("houses.F16.gguf", "houses.Q4_K_M.gguf", "houses.F16-mmproj.gguf")}
+    repo.commit({**repo.head.files, **stored}, "an earlier export")
+    for name, text in (("README.md", card), ("tokenizer_config.json", '{"chat_template": "x"}')):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    place = {
+        "kind": "merged",
+        "name": "16bit",
+        "path": "merged",
+        "repo": REPO,
+        "gib": 2.0,
+        "checked": "so",
+        "error": None,
+    }
+    out = tmp_path / "out"
+    out.mkdir()
+    result = {"output_repo": REPO, "device": "cpu"}
+    for kind in ("4bit", "16bit"):
+        entries = [place | {"name": kind}, gguf("q4_k_m", REPO), gguf("q8_0", None) | {"error": "no"}]
+        call(("tell_of_exports", [ARGS, str(tmp_path), str(tmp_path), str(out), entries, result]))
+        (tmp_path / "README.md").write_bytes(repo.files["README.md"])
+    text, _ = pushed_card(hub, REPO)
+    assert "Written by hand." in text
+    assert [line for line in text.splitlines() if line.startswith("| `")] == [
+        "| `merged` | 2.00 GiB, so |",
+        "| `houses.Q4_K_M.gguf` | 0.50 GiB, the same answer in llama.cpp |",
+        "| `houses.F16.gguf` | 0.00 GiB |",
+    ]
+    assert re.findall("^### (.*)$", text, re.MULTILINE) == ["Merged, 16bit", "llama.cpp", "Ollama"]
+    assert "messages = [" in text
+    assert f"llama-cli -hf {REPO}:F16 " in text
+    assert f"llama-cli -hf {REPO}:Q4_K_M " in text
+    assert "Q8_0" not in text
+
+
+# Of a vision adapter whose folder holds a tokenizer alone, then a processor too, and of a model that sees nothing.
+READERS = """\
+import json, runpy, sys
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+from transformers import AutoTokenizer, CLIPImageProcessor, LlavaProcessor
+script = runpy.run_path(sys.argv[1], run_name="called")
+folder, args = Path(sys.argv[2]), Namespace(adapter="me/m", trust_remote_code=False)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[3])
+tokenizer.save_pretrained(folder)
+own = SimpleNamespace(image_processor="the model's own")
+kept = script["reader_of"](args, folder, own) is own
+try:
+    script["reader_of"](args, folder, SimpleNamespace(image_processor=None))
+except script["UserError"] as problem:
+    refused = problem.paragraph
+LlavaProcessor(CLIPImageProcessor(), tokenizer, patch_size=14).save_pretrained(folder)
+read = type(script["reader_of"](args, folder, own)).__name__
+print(json.dumps([kept, refused, read]))
+"""
+
+
+def test_a_vision_adapter_with_a_tokenizer_alone_keeps_the_models_processor(
+    python: str, smollm2: Path, tmp_path: Path
+) -> None:
+    command = [python, "-c", READERS, str(JOB_SCRIPTS / "export_vlm.py"), str(tmp_path), str(smollm2)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    kept, refused, read = json.loads(done.stdout.splitlines()[-1])
+    assert kept
+    assert refused.startswith("the processor of me/m takes no pictures.")
+    assert read == "LlavaProcessor"
