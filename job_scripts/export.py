@@ -54,7 +54,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
@@ -850,13 +850,12 @@ def fetch_whole(name, revision):
     return folder
 
 
-def export(args, folder, model, reader, stop, llama_cpp, whole, repo, merged_repo, left_s):
-    """Make what was asked for of the trained model, compare each with it, and push it; what became of each.
+def export(args, exports, folder, model, reader, stop, llama_cpp, whole, repo, merged_repo, left_s):
+    """Make what was asked for of the trained model, compare each with it, and push it, and note in `exports` what became.
 
     Nothing is raised, and the model is gone from memory afterwards. `whole` is the name and revision of the 16-bit
     model; `repo` and `merged_repo` are where to push, or none.
     """
-    exports = asked_exports(args)
     place, work = export_place(args, folder, repo, merged_repo)
     size, ends = whole_bytes(model), time.monotonic() + left_s
 
@@ -891,7 +890,7 @@ def export(args, folder, model, reader, stop, llama_cpp, whole, repo, merged_rep
                     where = f"pushed to {entry['repo']}" if entry["repo"] else f"in {place}"
                     note(f"{entry['path']}: {entry['gib']:.2f} GiB, {where}; {entry['checked']}")
                 except Exception as error:
-                    entry["error"] = error.args[0] if isinstance(error, UserError) else reason(error)
+                    entry["error"] = reason(error)
                     note(f"{entry['kind']} {entry['name']} failed: {entry['error']}")
     except TimeUp as end:
         fail(exports, f"left out: {end}")
@@ -901,7 +900,6 @@ def export(args, folder, model, reader, stop, llama_cpp, whole, repo, merged_rep
     if place != folder and not any(entry["error"] for entry in exports):
         # All of it was pushed.
         shutil.rmtree(place, ignore_errors=True)
-    return exports
 
 
 def fail(exports, problem, kind=None):
@@ -1100,6 +1098,8 @@ def land(source, target, keep=False):
         if old.is_dir():
             shutil.rmtree(old)
     if keep:
+        # Of two names of one file neither would replace the other.
+        target.unlink(missing_ok=True)
         try:
             os.link(source, draft)
         except OSError:
@@ -1564,6 +1564,9 @@ def fill_card(data, **values):
     return str(ModelCard.from_template(data, template_str=template, **empty | values))
 
 
+LICENCE_FIELDS = ("license", "license_name", "license_link")
+
+
 def copies_card(args, folder, exports, repo, adapter):
     """The text of a card for a repo of copies of that adapter's model; `folder` holds the tokenizer."""
     from huggingface_hub import ModelCardData
@@ -1583,9 +1586,9 @@ def copies_card(args, folder, exports, repo, adapter):
         base_model=args.model if on_hub else None,
         base_model_relation=relation if on_hub else None,
         datasets=datasets or None,
-        license=licence,
         pipeline_tag=TASK,
         tags=["lora", "unsloth", "launch"] if repo == adapter else ["unsloth", "launch"],
+        **licence,
     )
     shown = usage(folder, args, {"output_repo": repo, "device": "cpu"}, exports, commit)
     return fill_card(
@@ -1603,28 +1606,30 @@ def is_hub_id(name):
 
 
 def learned_from(args):
-    """The datasets that the adapter was trained on, by their names on the Hub, and the licence; as far as known."""
+    """The datasets that the adapter was trained on, by their names on the Hub, and the licence as a card's fields."""
     from huggingface_hub import ModelCard
 
-    folder, datasets, licence = fetch_adapter(args), None, None
+    folder, datasets, told = fetch_adapter(args), None, {}
     try:
         if (folder / "run.json").is_file():
             plan = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("plan") or {}
-            datasets, licence = plan.get("dataset"), plan.get("licence")
+            datasets = plan.get("dataset")
+            told = {name: plan.get(name.replace("license", "licence")) for name in LICENCE_FIELDS}
         if (folder / "README.md").is_file():
-            told = ModelCard.load(folder / "README.md").data.to_dict()
-            datasets, licence = told.get("datasets") or datasets, told.get("license") or licence
+            card = ModelCard.load(folder / "README.md").data.to_dict()
+            datasets, told = card.get("datasets") or datasets, card if card.get("license") else told
     except Exception as error:
         note(f"what the adapter was trained on can't be read ({reason(error)})")
     datasets = [name for name in (datasets if isinstance(datasets, list) else [datasets]) if isinstance(name, str)]
-    licence = licence if isinstance(licence, str) and re.fullmatch("[a-z0-9][a-z0-9.-]*", licence) else None
-    return [name for name in datasets if is_hub_id(name)], licence
+    licence = {name: told[name] for name in LICENCE_FIELDS if isinstance(told.get(name), str)}
+    known = re.fullmatch("[a-z0-9][a-z0-9.-]*", licence.get("license", ""))
+    return [name for name in datasets if is_hub_id(name)], licence if known else {}
 
 
 def tell_licence(licence):
     """The sentence on the licence, in a list, which is empty where none is known."""
-    named = "" if licence == "other" else f": {code(licence)}"
-    return [f"The base model's licence holds for it too{named}."] if licence else []
+    name = licence.get("license_name") if licence.get("license") == "other" else licence.get("license")
+    return [f"The base model's licence holds for it too{f': {code(name)}' if name else ''}."] if licence else []
 
 
 def code(text):
@@ -1995,6 +2000,26 @@ def main(args):
     # ---- Load --------------------------------------------------------------------------------------------------------
 
     phase("load model")
+    exports, result = asked_exports(args), {"output_dir": str(output_folder(args)), "output_repo": args.output_repo}
+    result |= {"status": "failed", "stopped": None, "adapter": args.adapter, "model": args.model, "url": None}
+
+    def tell():
+        """Print the RESULT line; the error of an export that is not all there, or none."""
+        print("RESULT " + json.dumps(finite(result | {"exports": exports}), allow_nan=False), flush=True)
+        return failed_exports(args, exports, args.adapter, None)
+
+    def cut_off():
+        """The last words where something does not return in time."""
+        fail(exports, f"left out: {'asked to stop' if CLOCK.signalled else 'the time was up'}")
+        error = tell()
+        if error:
+            print(f"error: {error.paragraph}", file=sys.stderr, flush=True)
+        return error.status if error else 0
+
+    CLOCK.start(deadline(args.timeout_s))
+    # Until something is made there is nothing to keep.
+    setup = ExitStack()
+    setup.enter_context(CLOCK.or_else(cut_off, at_once=True))
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # Where CI is set, torch takes the memory planning that Unsloth turns on for an error.
@@ -2038,32 +2063,29 @@ def main(args):
 
     # ---- Export ------------------------------------------------------------------------------------------------------
 
-    left_s = deadline(args.timeout_s) - time.monotonic() - CLOSING_S
-    exports = export(args, output_dir, model, reader, stop, llama_cpp, whole, output_repo, merged_repo, left_s)
+    setup.close()
+    with CLOCK.or_else(cut_off):
+        left_s = CLOCK.left_s() - CLOSING_S
+        export(args, exports, output_dir, model, reader, stop, llama_cpp, whole, output_repo, merged_repo, left_s)
 
-    # ---- Result ------------------------------------------------------------------------------------------------------
+        # ---- Result --------------------------------------------------------------------------------------------------
 
-    made = [entry for entry in exports if not entry["error"]]
-    device = torch.cuda.get_device_name() if on_gpu else "cpu"
-    address = output_repo or merged_repo
-    result = {
-        "status": "done" if len(made) == len(exports) else "failed",
-        "stopped": None,
-        "adapter": args.adapter,
-        "model": args.model,
-        "exports": exports,
-        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
-        "device": device,
-        "output_dir": str(output_dir.resolve()),
-        "output_repo": output_repo,
-        "url": f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/{address}" if made and address else None,
-        "pushed": bool(made) and all(entry["repo"] for entry in made),
-    }
-    if made:
-        reader_at = folder if (folder / "tokenizer_config.json").is_file() else base
-        tell_of_exports(args, folder, reader_at, output_dir, exports, result)
-    print("RESULT " + json.dumps(finite(result), allow_nan=False), flush=True)
-    error = failed_exports(args, exports, args.adapter, None)
+        made = [entry for entry in exports if not entry["error"]]
+        address = output_repo or merged_repo
+        result |= {
+            "status": "done" if len(made) == len(exports) else "failed",
+            "model": args.model,
+            "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
+            "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+            "output_dir": str(output_dir.resolve()),
+            "output_repo": output_repo,
+            "url": f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/{address}" if made and address else None,
+            "pushed": bool(made) and all(entry["repo"] for entry in made),
+        }
+        if made:
+            reader_at = folder if (folder / "tokenizer_config.json").is_file() else base
+            tell_of_exports(args, folder, reader_at, output_dir, exports, result)
+    error = tell()
     if error:
         raise error
 
@@ -2074,5 +2096,6 @@ if __name__ == "__main__":
         check_args(arguments)
         main(arguments)
     except UserError as problem:
+        CLOCK.last_words = None
         print(f"error: {problem.paragraph}", file=sys.stderr, flush=True)
         sys.exit(problem.status)

@@ -117,6 +117,9 @@ GENERATION = {
 }
 GENERATION_SOURCE = "https://huggingface.co/Qwen/Qwen3-8B#best-practices"
 LICENCE = "apache-2.0"
+# What its makers call one that the Hub does not know, and where it stands.
+LICENCE_NAME = None
+LICENCE_LINK = None
 PREDICTED_PEAK_GIB = 7.77
 # The prediction holds while these are as planned.
 DECIDES_MEMORY = ("model", "load_in", "max_length", "batch_size", "lora_r", "optim")
@@ -1491,13 +1494,12 @@ def fetch_whole(name, revision):
     return folder
 
 
-def export(args, folder, model, reader, stop, llama_cpp, whole, repo, merged_repo, left_s):
-    """Make what was asked for of the trained model, compare each with it, and push it; what became of each.
+def export(args, exports, folder, model, reader, stop, llama_cpp, whole, repo, merged_repo, left_s):
+    """Make what was asked for of the trained model, compare each with it, and push it, and note in `exports` what became.
 
     Nothing is raised, and the model is gone from memory afterwards. `whole` is the name and revision of the 16-bit
     model; `repo` and `merged_repo` are where to push, or none.
     """
-    exports = asked_exports(args)
     place, work = export_place(args, folder, repo, merged_repo)
     size, ends = whole_bytes(model), time.monotonic() + left_s
 
@@ -1532,7 +1534,7 @@ def export(args, folder, model, reader, stop, llama_cpp, whole, repo, merged_rep
                     where = f"pushed to {entry['repo']}" if entry["repo"] else f"in {place}"
                     note(f"{entry['path']}: {entry['gib']:.2f} GiB, {where}; {entry['checked']}")
                 except Exception as error:
-                    entry["error"] = error.args[0] if isinstance(error, UserError) else reason(error)
+                    entry["error"] = reason(error)
                     note(f"{entry['kind']} {entry['name']} failed: {entry['error']}")
     except TimeUp as end:
         fail(exports, f"left out: {end}")
@@ -1542,7 +1544,6 @@ def export(args, folder, model, reader, stop, llama_cpp, whole, repo, merged_rep
     if place != folder and not any(entry["error"] for entry in exports):
         # All of it was pushed.
         shutil.rmtree(place, ignore_errors=True)
-    return exports
 
 
 def fail(exports, problem, kind=None):
@@ -1741,6 +1742,8 @@ def land(source, target, keep=False):
         if old.is_dir():
             shutil.rmtree(old)
     if keep:
+        # Of two names of one file neither would replace the other.
+        target.unlink(missing_ok=True)
         try:
             os.link(source, draft)
         except OSError:
@@ -2229,22 +2232,22 @@ def make_card(folder, args, result, exports, picture):
     from huggingface_hub import ModelCardData
 
     record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if (folder / RECORD).is_file() else {}
-    repo, base_on_hub, known = result.get("output_repo"), is_hub_id(args.model), args.model == CHOSEN["model"]
+    repo, base_on_hub = result.get("output_repo"), is_hub_id(args.model)
     data = ModelCardData(
         library_name="peft",
         base_model=args.model if base_on_hub else None,
         base_model_relation="adapter" if base_on_hub else None,
         datasets=[args.dataset] if is_hub_id(args.dataset) else None,
-        license=LICENCE if known else None,
         pipeline_tag=TASK,
         tags=["lora", "sft", "trl", "unsloth", "launch"],
+        **licence_of(args),
     )
     commits = record.get("revisions", {})
     base, dataset = place(args.model, commits.get("model")), place(args.dataset, commits.get("dataset"), "datasets/")
     about = [f"A LoRA adapter for {base}, fine-tuned on {dataset}."]
     if result["stopped"]:
         about.append(f"The training was stopped after step {result['steps']}, before its end.")
-    about += tell_licence(LICENCE if known else None)
+    about += tell_licence(licence_of(args))
     tables = {
         "Training": training_rows(args, result),
         "Machine": machine_rows(record, result),
@@ -2433,9 +2436,9 @@ def copies_card(args, folder, exports, repo, adapter):
         base_model=args.model if on_hub else None,
         base_model_relation=relation if on_hub else None,
         datasets=datasets or None,
-        license=licence,
         pipeline_tag=TASK,
         tags=["lora", "unsloth", "launch"] if repo == adapter else ["unsloth", "launch"],
+        **licence,
     )
     shown = usage(folder, args, {"output_repo": repo, "device": "cpu"}, exports, commit)
     return fill_card(
@@ -2453,14 +2456,20 @@ def is_hub_id(name):
 
 
 def learned_from(args):
-    """The datasets that the adapter was trained on, by their names on the Hub, and the licence; as far as known."""
-    return [args.dataset] * is_hub_id(args.dataset), LICENCE if args.model == CHOSEN["model"] else None
+    """The datasets that the adapter was trained on, by their names on the Hub, and the licence as a card's fields."""
+    return [args.dataset] * is_hub_id(args.dataset), licence_of(args)
+
+
+def licence_of(args):
+    """The licence of the planned model, as a card's fields; empty for another one."""
+    told = {"license": LICENCE, "license_name": LICENCE_NAME, "license_link": LICENCE_LINK}
+    return {name: value for name, value in told.items() if value} if args.model == CHOSEN["model"] else {}
 
 
 def tell_licence(licence):
     """The sentence on the licence, in a list, which is empty where none is known."""
-    named = "" if licence == "other" else f": {code(licence)}"
-    return [f"The base model's licence holds for it too{named}."] if licence else []
+    name = licence.get("license_name") if licence.get("license") == "other" else licence.get("license")
+    return [f"The base model's licence holds for it too{f': {code(name)}' if name else ''}."] if licence else []
 
 
 def code(text):
@@ -3204,8 +3213,8 @@ def main(args):
             # None was made where an earlier attempt had trained to the end.
             if trainer.optimizer is not None:
                 trainer.optimizer.state.clear()
-            exports[:] = export(
-                args, output_dir, model, tokenizer, stop, llama_cpp, whole,
+            export(
+                args, exports, output_dir, model, tokenizer, stop, llama_cpp, whole,
                 output_repo, merged_repo, CLOCK.left_s() - CLOSING_S,
             )  # fmt: skip
             result |= {"url": url, "pushed": url is not None, "exports": exports}

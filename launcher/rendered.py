@@ -22,7 +22,9 @@ from launcher.plan import Plan
 
 _HEADER = re.compile(r"^# /// script$\s(?P<content>(?:^#(?:| .*)$\s)+)^# ///$", re.MULTILINE)
 # What of a plan decides the text of a script stands in it under these names; the flavor and the secrets in its header.
-_LITERALS = ("CHOSEN", "GENERATION", "GENERATION_SOURCE", "LICENCE", "PREDICTED_PEAK_GIB")
+_LITERALS = (
+    "CHOSEN", "GENERATION", "GENERATION_SOURCE", "LICENCE", "LICENCE_NAME", "LICENCE_LINK", "PREDICTED_PEAK_GIB",
+)  # fmt: skip
 _STOPS = {"max_steps": "num_train_epochs", "num_train_epochs": "max_steps"}
 _SWITCHES = frozenset(name for name, field in Plan.model_fields.items() if field.annotation is bool)
 
@@ -43,7 +45,8 @@ def read_plan(script: str, name: str, tables: Catalog, known: Plan | None = None
         if "lora_targets" in values:
             values["lora_targets"] = tuple(values["lora_targets"].split(","))
         values |= {"generation": literals["GENERATION"], "generation_source": literals["GENERATION_SOURCE"]}
-        values |= {"licence": literals["LICENCE"], "secrets": header["secrets"], "flavor": header["flavor"]}
+        values |= {name.lower(): literals[name] for name in ("LICENCE", "LICENCE_NAME", "LICENCE_LINK")}
+        values |= {"secrets": header["secrets"], "flavor": header["flavor"]}
         values["timeout_s"] = spec.seconds(str(header["timeout"]))
         base = known.model_dump() if known else _blank(name, str(header["flavor"]), tables)
         vram = base["vram"] | {"peak_gib": literals["PREDICTED_PEAK_GIB"]}

@@ -242,3 +242,16 @@ def test_the_modelfile_holds_settings_and_stops(tmp_path: Path) -> None:
     assert {"PARAMETER presence_penalty 1.5", 'PARAMETER stop "<|im_end|>"'} <= set(lines)
     params = json.loads((tmp_path / "params").read_text(encoding="utf-8"))
     assert (params["top_k"], params["stop"]) == (20, ["<|im_end|>"])
+
+
+def test_a_licence_of_its_makers_own_has_its_name_and_its_place(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"LICENCE": "other", "LICENCE_NAME": "lfm1.0", "LICENCE_LINK": "https://example.org/LICENSE"}
+    for name, value in told.items():
+        monkeypatch.setattr(script, name, value)
+    text = card(script, tmp_path)
+    assert problems(text) == ([], [])
+    assert "license: other\nlicense_name: lfm1.0\nlicense_link: https://example.org/LICENSE\n" in text
+    assert "The base model's licence holds for it too: `lfm1.0`." in text
+    assert "license" not in card(script, tmp_path, "--model", "somebody/else")

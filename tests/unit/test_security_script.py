@@ -66,7 +66,9 @@ def test_the_fields_are_found() -> None:
 
 
 # What of a script is a plan's: each a literal at its top.
-VALUES = ("CHOSEN", "GENERATION", "GENERATION_SOURCE", "LICENCE", "PREDICTED_PEAK_GIB")
+VALUES = (
+    "CHOSEN", "GENERATION", "GENERATION_SOURCE", "LICENCE", "LICENCE_NAME", "LICENCE_LINK", "PREDICTED_PEAK_GIB",
+)  # fmt: skip
 
 
 def skeleton(text: str) -> str:
