@@ -849,7 +849,7 @@ def fetch_whole(name, revision):
 
 
 def export(args, exports, folder, model, reader, stop, llama_cpp, whole, repo, merged_repo, left_s):
-    """Make each of the `exports` of the trained model, compare it with that and push it; what became of it is noted there.
+    """Make each of the `exports` of the trained model, compare it with that, and push it; each notes what became of it.
 
     Nothing is raised, and the model is gone from memory afterwards. `whole` is the name and revision of the 16-bit
     model; `repo` and `merged_repo` are where to push, or none.

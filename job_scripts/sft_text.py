@@ -346,9 +346,9 @@ def finite(value):
 # ---- Checkpoints -----------------------------------------------------------------------------------------------------
 
 # The folder beside a Job's output, or inside another output folder, holds step-N/ for the newest two checkpoints,
-# `attempt`, the number of times that the run was started, and, once nothing is left to do, `done`, its result. A checkpoint is
-# what transformers saves of a trainer (adapter, optimizer, schedule, random state, trainer_state.json), what this
-# script knows beside it (run.json), and written last manifest.json, with every file's size and SHA-256.
+# `attempt`, the number of times that the run was started, and, once nothing is left to do, `done`, its RESULT. A
+# checkpoint is what transformers saves of a trainer (adapter, optimizer, schedule, random state, trainer_state.json),
+# what this script knows beside it (run.json), and written last manifest.json, with every file's size and SHA-256.
 KEPT = 2
 # Free to change between two attempts: nothing that is learned depends on them.
 NOT_LEARNED_FROM = {
@@ -356,7 +356,6 @@ NOT_LEARNED_FROM = {
     "output_repo", "private", "resume", "run_name", "sample_rows", "timeout_s", "trackio_project", "trackio_space",
     "batch_size", "gradient_accumulation",
 }  # fmt: skip
-# What a Job that was done leaves there for the next attempt: its RESULT.
 DONE = "done"
 
 
@@ -378,7 +377,7 @@ def is_jobs_own(args):
 
 
 def result_before(args):
-    """The RESULT of an earlier attempt of this Job that did all there was to do, or none: it would be paid for twice."""
+    """The RESULT of an earlier attempt of this Job that did all there was to do, or none: nobody pays for it twice."""
     path = checkpoint_folder(args) / DONE
     if args.resume == "never" or not is_jobs_own(args) or not path.is_file():
         return None
@@ -720,7 +719,7 @@ class Guard:
         return super().training_step(*rest, **more)
 
     def leave_step(self):
-        """Keep what was learned until this step, of which a part is made: it is made anew, with the same random numbers."""
+        """Keep what was learned until this step, which the next attempt makes anew, with the same random numbers."""
         counts, state = self.before_step
         for name, count in counts.items():
             setattr(self, name, count)
@@ -788,7 +787,7 @@ class Guard:
     # ---- Training ----
 
     def train_on(self):
-        """Train from the newest checkpoint, or from the start, to the end or a stop, with less at once where need be."""
+        """Train from the newest checkpoint, or the start, to the end or a stop, with less at once where need be."""
         from transformers import TrainerState, set_seed
 
         fresh = {} if self.found else {name: weight.detach().cpu().clone() for name, weight in self.adapter()}
@@ -834,7 +833,7 @@ class Guard:
 
     def get_batch_samples(self, *rest):
         found = super().get_batch_samples(*rest)
-        # As transformers does where it skips batches by itself: the state is that of before the step, not of before this.
+        # As transformers does where it skips batches by itself: the state is that of before the step, not before this.
         if self.stream is not None and self.found and self.counted_step < 0:
             self._load_rng_state(str(self.folder / f"step-{self.found['step']}"))
         return found
@@ -1495,7 +1494,7 @@ def fetch_whole(name, revision):
 
 
 def export(args, exports, folder, model, reader, stop, llama_cpp, whole, repo, merged_repo, left_s):
-    """Make each of the `exports` of the trained model, compare it with that and push it; what became of it is noted there.
+    """Make each of the `exports` of the trained model, compare it with that, and push it; each notes what became of it.
 
     Nothing is raised, and the model is gone from memory afterwards. `whole` is the name and revision of the 16-bit
     model; `repo` and `merged_repo` are where to push, or none.
