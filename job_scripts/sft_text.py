@@ -1942,7 +1942,8 @@ def answer_gguf(answerer, path, prompt, fields):
         file.write(prompt)
         file.flush()
         plain = ("--no-conversation", "--no-display-prompt", "--no-escape", "--simple-io")
-        return complete(answerer, path, "-f", file.name, *plain)
+        # As it stands: of a text file llama.cpp drops the last line's end, which a chat template's prompt needs.
+        return complete(answerer, path, "--binary-file", file.name, *plain)
 
 
 def complete(answerer, path, *asked):

@@ -319,6 +319,28 @@ def test_what_llama_cpp_answers_decides_on_a_gguf_file(
     assert (wrong is None) == (problem is None)
 
 
+# Reads its prompt as llama.cpp does (common/arg.cpp), and answers to one prompt only.
+EXACT = """\
+#!{python}
+import sys
+words = dict(zip(sys.argv, sys.argv[1:]))
+if "--binary-file" in words:
+    prompt = open(words["--binary-file"], "rb").read().decode()
+else:
+    prompt = open(words["-f"], encoding="utf-8").read().removesuffix("\\n")
+print("yes" if prompt == {prompt!r} else "no")
+"""
+
+
+@pytest.mark.parametrize("name", ["sft_text.py", "export.py"])
+def test_llama_cpp_is_given_the_prompt_to_its_last_character(name: str, tmp_path: Path) -> None:
+    script, prompt = load_script(name), "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
+    program = tmp_path / script.ANSWERER
+    program.write_text(EXACT.format(python=sys.executable, prompt=prompt), encoding="utf-8")
+    program.chmod(0o755)
+    assert script.answer_gguf(program, tmp_path / "m.gguf", prompt, {}) == "yes"
+
+
 def test_an_answer_that_the_model_is_not_sure_of_binds_no_file(script: ModuleType) -> None:
     """A random or barely trained one may say anything else after the smallest rounding."""
     for said in ("@@ xi xi", ""):
