@@ -660,7 +660,7 @@ def _generation(spec: Family, ids: dict[str, Any]) -> dict[str, Any]:
     known = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
     table = catalog()
     model = table["models"][spec.model]
-    chosen = model.get("generation") or table["families"][model["family"]]["generation"]
+    chosen = model.get("generation", table["families"][model["family"]].get("generation", {}))
     values = {name: value for name, value in chosen.items() if name in known}
     values = {"do_sample": True, **values} if values.get("temperature") else {}
     return values | {"bos_token_id": ids["bos"], "eos_token_id": ids["stops"], "pad_token_id": ids["pad"]}

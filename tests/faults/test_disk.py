@@ -170,9 +170,10 @@ def test_a_run_is_refused_before_the_training(train: Train, tmp_path: Path) -> N
         with train(disk / "output", "--max-steps", 2) as process:
             out, error = process.communicate(timeout=600)
         assert process.returncode == 3, out + error
-        assert error.splitlines()[-1].startswith(f"error: the disk of {disk} has 0.05 GB free")
+        assert error.splitlines()[-1].startswith(f"error: the disk of {disk / 'output'} has 0.05 GB free")
         assert "== train" not in out
-        assert list(disk.iterdir()) == []
+        # That there was an attempt, and nothing else.
+        assert contents(disk) == {"output/checkpoints/attempt": b"1"}
 
 
 @pytest.mark.slow

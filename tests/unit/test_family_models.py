@@ -13,6 +13,7 @@ import pytest
 from uv import find_uv_bin
 
 from launcher import catalog
+from tests.unit.test_script_card import run_go
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = (
@@ -28,10 +29,27 @@ from pathlib import Path
 os.environ.update(UNSLOTH_FORCE_CPU="1", UNSLOTH_DISABLE_STATISTICS="1", CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1")
 from unsloth.chat_templates import train_on_responses_only
 
+from argparse import Namespace
+
 import torch
+from job_script import load
 from families import Row, stored_rows
 from family_models import FAMILIES, VISION, build, facts_of, write_text_rows, write_vision_rows
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+CHATS = [(None, "a"), ("s", "a"), (None, "a", "b", "c"), ("s", "a", "b", "c", "d", "e")]
+
+
+def ollama(script, reader, folder):
+    script.write_modelfile(folder, Namespace(model="another"), reader, "m.F16.gguf")
+    template = folder / "template"
+    return {
+        "modelfile": (folder / "Modelfile").read_text(),
+        "stops": json.loads((folder / "params").read_text())["stop"],
+        "template": template.read_text() if template.is_file() else None,
+        "prompts": [[*chat, script.prompt(reader, *chat)] for chat in CHATS],
+    }
+
 
 root = Path(sys.argv[1])
 for name, family in FAMILIES.items():
@@ -61,6 +79,7 @@ for name, family in FAMILIES.items():
         "expected": [[a or b for a, b in zip(row.said, row.between)] == got or row.said == got
                      for row, got in zip(looked, trained)],
         "same_text": tokenizer.decode(looked[0].ids) == looked[0].text, "text": looked[0].text,
+        "ollama": ollama(load("sft_vlm" if vision else "sft_text"), reader, folder),
     }), flush=True)
 """
 
@@ -110,6 +129,23 @@ def test_an_answer_ends_with_the_catalogs_end_of_turn(seen: dict[str, dict[str, 
 @pytest.mark.parametrize("family", TEXT + VISION)
 def test_unsloth_finds_the_answers_that_were_counted_here(seen: dict[str, dict[str, Any]], family: str) -> None:
     assert all(seen[family]["expected"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TEXT + VISION)
+def test_ollama_gets_the_familys_prompts_and_the_token_that_ends_an_answer(
+    seen: dict[str, dict[str, Any]], family: str
+) -> None:
+    look, known = seen[family]["ollama"], catalog.load().families
+    assert known[family.removesuffix("-vision") if family not in known else family].end_of_turn in look["stops"]
+    assert look["modelfile"].startswith("FROM ./m.F16.gguf\n")
+    for stop in look["stops"]:
+        assert f'PARAMETER stop "{stop}"\n' in look["modelfile"]
+    assert f'TEMPLATE """{look["template"]}"""' in look["modelfile"]
+    for system, *turns, prompt in look["prompts"]:
+        # Ollama puts the token that begins a text there itself.
+        bos = seen[family]["bos"] if seen[family]["adds_bos"] else ""
+        assert bos + run_go(look["template"], system, *turns) == prompt
 
 
 @pytest.mark.slow
