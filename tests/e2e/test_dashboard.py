@@ -46,7 +46,10 @@ def dashboard(*args: str, **env: str) -> Iterator[str]:
             yield process.stdout.readline().strip()
         finally:
             process.send_signal(signal.SIGINT)
-            assert process.wait(20) == 0
+            try:
+                assert process.wait(20) == 0
+            finally:
+                process.kill()
 
 
 def ask(url: str, name: str, **values: Any) -> Any:
