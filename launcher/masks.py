@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 MASK = "***"
@@ -44,6 +45,7 @@ def mask(text: str, secrets: Iterable[str] = ()) -> str:
     return _URL_PASSWORD.sub(rf"\g<1>{MASK}", _TOKEN.sub(MASK, text))
 
 
+@lru_cache(maxsize=256)  # a log has many lines, and a machine few secrets
 def _spellings(secret: str) -> tuple[str, ...]:
     """The secret as it is, and as it stands in JSON."""
     return secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]

@@ -45,7 +45,7 @@ def from_hub(repo: str, revision: str | None) -> Kept:
     from launcher.backends.hub import HubBackend
 
     hub = HubBackend()
-    commit = revision if COMMIT.fullmatch(revision or "") else hub.commit("model", repo, revision)
+    commit = revision if COMMIT.fullmatch(revision or "") else hub.see("model", repo, revision).commit
     where = f"{repo}@{commit}" if commit else repo
     found = record.parse(hub.read_file(repo, FILE, commit, LARGEST), f"{FILE} of {where}")
     page = f"https://huggingface.co/{repo}/blob/{commit or 'main'}/{found.script.name}"

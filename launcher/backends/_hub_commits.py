@@ -21,14 +21,8 @@ def look_up(api: HfApi, kind: str, name: str, revision: str | None, pace: Pace) 
     return persist(action, lambda: ask(name, revision=revision, timeout=TIMEOUT_S), pace, what=what)
 
 
-def resolve(api: HfApi, kind: str, name: str, revision: str | None, pace: Pace) -> str | None:
-    """The 40 digits of the commit; none where the Hub's answer holds no such thing."""
-    sha = look_up(api, kind, name, revision, pace).sha
-    return sha if sha and COMMIT.fullmatch(sha) else None
-
-
 def see(api: HfApi, kind: str, name: str, revision: str | None, pace: Pace) -> Seen:
-    """The commit with the licence that the repo's card gives; what is there is not checked."""
+    """The commit, none where the answer holds none, and the licence of the repo's card, which is not checked."""
     info = look_up(api, kind, name, revision, pace)
     card = info.card_data
     said = [getattr(card, key, None) for key in ("license", "license_name", "license_link")]

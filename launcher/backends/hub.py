@@ -103,12 +103,11 @@ class HubBackend:
         """How large a split is; what can't be looked up is said in its `source`, never raised."""
         return _hub_datasets.look_up(self._api, dataset, config, split, revision)
 
-    def commit(self, kind: str, repo: str, revision: str | None) -> str | None:
-        """The commit that a revision of a model or dataset is at now; raises as `check` would for one not there."""
-        return _hub_commits.resolve(self._api, kind, repo, revision, self._brief)
-
     def see(self, kind: str, repo: str, revision: str | None) -> Seen:
-        """What the Hub says of a model or dataset at a revision: its commit, and the licence that its card gives."""
+        """What the Hub says of a model or dataset at a revision: its commit, and the licence that its card gives.
+
+        Raises as `check` would for one that is not there.
+        """
         return _hub_commits.see(self._api, kind, repo, revision, self._brief)
 
     def commits(self, repo: str) -> builtins.list[tuple[str, datetime]]:
