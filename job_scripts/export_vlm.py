@@ -696,6 +696,8 @@ def build_llama_cpp(source):
 MERGED = "merged"
 # The names that transformers gives to a model's weights.
 WEIGHTS = r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
+# What Unsloth calls the file of what sees, in the place of a type.
+MMPROJ = "F16-mmproj"
 # Beside GGUF files, for Ollama.
 FOR_OLLAMA = ("Modelfile", "params", "template")
 # Bits that a weight takes in a file of that type, rounded up for the parts that are kept more exact.
@@ -773,7 +775,7 @@ def export_place(args, folder, repo, merged_repo):
     A Job's volume is a bucket behind a file system, on which no file is mapped or changed in place, and to which what
     is pushed anyway would travel a second time. What is not pushed belongs there.
     """
-    in_bucket, pushes = volume() and not args.output_dir, repo or (merged_repo and not args.gguf)
+    in_bucket, pushes = is_jobs_own(args), repo or (merged_repo and not args.gguf)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / ".exporting", ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix="exporting-")) if in_bucket else folder / ".exporting"
@@ -1067,14 +1069,14 @@ def push_gguf(entry, place, repo):
         beside = [name for name in FOR_OLLAMA if (place / name).is_file()]
         paths = [entry["path"], *([sees.name] if sees else []), *beside]
         # llama.cpp takes the first file of a type.
-        kinds = [entry["name"].upper()] + ["F16-mmproj"] * bool(sees)
+        kinds = [entry["name"].upper()] + [MMPROJ] * bool(sees)
         push(place, repo, paths, stale_files(repo, paths, rf"[^/]+\.({'|'.join(kinds)})\.gguf"))
         entry["repo"] = repo
 
 
 def seeing(path):
-    """The file beside that GGUF file of what sees, or none; Unsloth names it."""
-    found = path.with_name(f"{path.stem.rpartition('.')[0]}.F16-mmproj.gguf")
+    """The file beside that GGUF file of what sees, or none."""
+    found = path.with_name(f"{path.stem.rpartition('.')[0]}.{MMPROJ}.gguf")
     return found if found.is_file() else None
 
 
@@ -1761,7 +1763,7 @@ def literal(text):
 def called(export, files):
     """A GGUF file as llama.cpp is told of it; `files` are all of them."""
     if not export["repo"]:
-        sees = export["path"].removesuffix(f"{export['name'].upper()}.gguf") + "F16-mmproj.gguf"
+        sees = export["path"].removesuffix(f"{export['name'].upper()}.gguf") + f"{MMPROJ}.gguf"
         return f"-m {shlex.quote(export['path'])} --mmproj {shlex.quote(sees)}"
     name = tag(export, files)
     return f"-hf {export['repo']} -hff {name}" if name == export["path"] else f"-hf {export['repo']}:{name}"
@@ -1780,6 +1782,11 @@ def volume():
     if os.environ.get("LAUNCH_DATA_DIR"):
         return Path(os.environ["LAUNCH_DATA_DIR"])
     return Path("/data") if os.environ.get("JOB_ID") and Path("/data").is_dir() else None
+
+
+def is_jobs_own(args):
+    """Whether what is written goes to this Job's volume, where every attempt finds the same."""
+    return bool(volume()) and not args.output_dir
 
 
 def output_folder(args):
@@ -2060,7 +2067,7 @@ def main(args):
     else:
         set_generation(model, args, stop)
     parts = export_bytes(args, whole_bytes(model), None if loads_whole else whole[0])
-    place = Path(tempfile.gettempdir()) if volume() and not args.output_dir else output_dir
+    place = Path(tempfile.gettempdir()) if is_jobs_own(args) else output_dir
     told = [f"{name} {size / 1e9:.1f} GB" for name, size in parts.items()]
     require_disk(place, sum(parts.values()), told, "Free some, or give --output-dir on another disk.")
 

@@ -371,11 +371,6 @@ def settings(args):
     return chosen | {"batch_size": args.batch_size * args.gradient_accumulation}
 
 
-def is_jobs_own(args):
-    """Whether what lies in the folder is this Job's: on its volume, where every attempt finds the same."""
-    return bool(volume()) and not args.output_dir
-
-
 def result_before(args):
     """The RESULT of an earlier attempt of this Job that did all there was to do, or none: nobody pays for it twice."""
     path = checkpoint_folder(args) / DONE
@@ -1341,6 +1336,8 @@ def build_llama_cpp(source):
 MERGED = "merged"
 # The names that transformers gives to a model's weights.
 WEIGHTS = r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
+# What Unsloth calls the file of what sees, in the place of a type.
+MMPROJ = "F16-mmproj"
 # Beside GGUF files, for Ollama.
 FOR_OLLAMA = ("Modelfile", "params", "template")
 # Bits that a weight takes in a file of that type, rounded up for the parts that are kept more exact.
@@ -1418,7 +1415,7 @@ def export_place(args, folder, repo, merged_repo):
     A Job's volume is a bucket behind a file system, on which no file is mapped or changed in place, and to which what
     is pushed anyway would travel a second time. What is not pushed belongs there.
     """
-    in_bucket, pushes = volume() and not args.output_dir, repo or (merged_repo and not args.gguf)
+    in_bucket, pushes = is_jobs_own(args), repo or (merged_repo and not args.gguf)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / ".exporting", ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix="exporting-")) if in_bucket else folder / ".exporting"
@@ -1712,14 +1709,14 @@ def push_gguf(entry, place, repo):
         beside = [name for name in FOR_OLLAMA if (place / name).is_file()]
         paths = [entry["path"], *([sees.name] if sees else []), *beside]
         # llama.cpp takes the first file of a type.
-        kinds = [entry["name"].upper()] + ["F16-mmproj"] * bool(sees)
+        kinds = [entry["name"].upper()] + [MMPROJ] * bool(sees)
         push(place, repo, paths, stale_files(repo, paths, rf"[^/]+\.({'|'.join(kinds)})\.gguf"))
         entry["repo"] = repo
 
 
 def seeing(path):
-    """The file beside that GGUF file of what sees, or none; Unsloth names it."""
-    found = path.with_name(f"{path.stem.rpartition('.')[0]}.F16-mmproj.gguf")
+    """The file beside that GGUF file of what sees, or none."""
+    found = path.with_name(f"{path.stem.rpartition('.')[0]}.{MMPROJ}.gguf")
     return found if found.is_file() else None
 
 
@@ -2624,6 +2621,11 @@ def volume():
     return Path("/data") if os.environ.get("JOB_ID") and Path("/data").is_dir() else None
 
 
+def is_jobs_own(args):
+    """Whether what is written goes to this Job's volume, where every attempt finds the same."""
+    return bool(volume()) and not args.output_dir
+
+
 def output_folder(args):
     """Where the model is saved."""
     if args.output_dir:
@@ -2960,7 +2962,7 @@ def main(args):
         use_gradient_checkpointing="unsloth" if on_gpu else False,
         random_state=args.seed,
     )
-    exports_elsewhere = Path(tempfile.gettempdir()) if volume() and not args.output_dir else None
+    exports_elsewhere = Path(tempfile.gettempdir()) if is_jobs_own(args) else None
     exports_size = export_bytes(args, whole_bytes(model), whole[0])
     check_disk(output_dir, model, args.optim if on_gpu else "adamw_torch", exports_size, exports_elsewhere)
 
@@ -3169,10 +3171,14 @@ def main(args):
 
     url, push_error, exports = None, None, asked_exports(args)
 
+    def told():
+        """The result with what became of the push and the exports until now."""
+        pushed = {"url": url, "pushed": url is not None, "push_error": push_error.args[0] if push_error else None}
+        return result | pushed | ({"exports": exports} if exports else {})
+
     def tell():
         """Print the RESULT line; the error of a run that did not do all that it was asked to, or none."""
-        told = {"url": url, "pushed": url is not None, "push_error": push_error.args[0] if push_error else None}
-        line = json.dumps(finite(result | told | ({"exports": exports} if exports else {})), allow_nan=False)
+        line = json.dumps(finite(told()), allow_nan=False)
         print(f"RESULT {line}", flush=True)
         error = push_error or (None if stopped else failed_exports(args, exports, output_repo or output_dir, url))
         if not stopped and not error:
@@ -3217,9 +3223,8 @@ def main(args):
                 args, exports, output_dir, model, tokenizer, stop, llama_cpp, whole,
                 output_repo, merged_repo, CLOCK.left_s() - CLOSING_S,
             )  # fmt: skip
-            result |= {"url": url, "pushed": url is not None, "exports": exports}
-            write_record(output_dir, args, result, model)
-            write_card(output_dir, args, result, trainer.state.log_history, exports)
+            write_record(output_dir, args, told(), model)
+            write_card(output_dir, args, told(), trainer.state.log_history, exports)
             try:
                 if output_repo:
                     push(output_dir, output_repo)
