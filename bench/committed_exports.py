@@ -10,9 +10,10 @@ from __future__ import annotations
 from datetime import date
 from pathlib import Path
 
-from launcher import catalog, export, render
-from launcher.adapter import Adapter
+from launcher import catalog, render
 from launcher.export_spec import ExportSpec
+from launcher.plan import export
+from launcher.plan.adapter import Adapter
 
 FOLDER = Path(__file__).parent.parent / "job_scripts"
 MODELS = {"export.py": "unsloth/Qwen3-8B", "export_vlm.py": "unsloth/Qwen3-VL-8B-Instruct"}

@@ -62,7 +62,7 @@ def counted(name: str, config: Any) -> bool:
     """Whether our reading of the config, whole and with nothing but its type, gives the class's parameters."""
     import torch  # type: ignore[import-not-found]
 
-    from launcher.configs import decoder
+    from launcher.catalog import config_text as decoder
 
     sees = name in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     auto = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM

@@ -519,7 +519,8 @@ def predict(folder: Path, kind: str, load_in: Any) -> float | None:
     """The launcher's own prediction for this folder and this run, or none where it makes none."""
     try:
         sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-        from launcher import catalog, memory
+        from launcher import catalog
+        from launcher.estimate import memory
 
         model = catalog.load().model(str(folder))
         setup = memory.Setup(

@@ -1,6 +1,6 @@
-"""Fit `launcher.speed.COEFFICIENTS` to measured steps, and say how far off the fit is.
+"""Fit `launcher.estimate.speed.COEFFICIENTS` to measured steps, and say how far off the fit is.
 
-    python bench/fit_speed.py launcher/data/measurements.csv [bench/speed_h100.csv ...] [--fix layer_s=0.01]
+    python bench/fit_speed.py bench/measurements.csv [bench/speed_h100.csv ...] [--fix layer_s=0.01]
 
 Least squares of the logarithms by coordinate search, in plain Python. A file is one of `launch calibrate`'s rows, whose
 `step_s` is an optimizer step of `tokens_per_step`, or of `bench/speed.py`'s, whose `micro_step_s` is one forward and
@@ -19,10 +19,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher import catalog, speed
+from launcher import catalog
 from launcher.catalog import Gpu, Model
-from launcher.memory import Setup
-from launcher.speed import Batch
+from launcher.estimate import speed
+from launcher.estimate.memory import Setup
+from launcher.estimate.speed import Batch
 
 H100 = Gpu(title="H100", memory_gib=79.18, nominal_gb=80, bf16=True, compute_capability="9.0",
            bf16_tflops=989, matmul_tflops=788, bandwidth_gbs=3352)  # fmt: skip

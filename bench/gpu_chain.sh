@@ -20,7 +20,7 @@ export PATH=/tmp/bin:$PATH LAUNCH_HOME=/tmp/launch-home
 [ -d /tmp/chain/model ] || python3 bench/family_models.py qwen3-vl /tmp/chain/model
 [ -d /tmp/chain/rows ] || PYTHONPATH=$PWD/bench python3 -c \
   "import family_models, pathlib; family_models.write_vision_rows(pathlib.Path('/tmp/chain/rows'))"
-launch() { python3 -c 'import sys; sys.argv[0] = "launch"; from launcher.cli import main; main()' "$@"; }
+launch() { python3 -c 'import sys; sys.argv[0] = "launch"; from launcher.cli.app import main; main()' "$@"; }
 launch --model /tmp/chain/model --dataset /tmp/chain/rows --local --max-steps 20 --eval-rows 8 --sample-rows 1 \
   --batch-size 4 --effective-batch-size 4 --learning-rate 1e-3 2>&1 | tee "$out/chain.log"
 launch ps --all --local

@@ -2,8 +2,8 @@
 
     python bench/memory.py OUT                    every configuration, several models beside each other on the card
     python bench/memory.py OUT --only qwen3-4b    some of them
-    python bench/memory.py OUT --rows             what was measured, as rows for launcher/data/measurements.csv
-    python bench/memory.py --errors               what the formula says against launcher/data/measurements.csv
+    python bench/memory.py OUT --rows             what was measured, as rows for bench/measurements.csv
+    python bench/memory.py --errors               what the formula says against bench/measurements.csv
 
 Each configuration runs through the rendered script's own `main` on a model of the real size with random weights, on
 rows that fill every position: four forward and backward passes, two optimizer steps, and an evaluation. `OUT` gets one
@@ -384,7 +384,9 @@ def print_rows(out: Path) -> None:
 def print_errors() -> None:
     """Print the formula's error on each family, in and out of the fit, and its extremes."""
     sys.path.insert(0, str(ROOT))
-    from launcher import catalog, measurements
+    import measurements
+
+    from launcher import catalog
 
     known = catalog.shipped().models
     errors: dict[tuple[str, bool], list[float]] = {}

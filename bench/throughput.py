@@ -447,7 +447,9 @@ def ours(folder: Path, rows: Path, shape: Shape, eval_after: int | None, args: a
 def planned(model: str, rows: int | None) -> Shape:
     """What the planner chooses for this machine: as asked, or at so many rows per optimizer step."""
     sys.path.insert(0, str(ROOT))
-    from launcher import catalog, machine, planner
+    from launcher import catalog
+    from launcher.catalog import machine
+    from launcher.plan import make as planner
     from launcher.spec import RunSpec
 
     asked = RunSpec(model=model, local=True, load_in="4bit", max_length=MAX_LENGTH, effective_batch_size=rows)

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from shutil import rmtree
 
-from launcher import folders
-from launcher.backends.local import UNSET, find_uv
+from launcher import home as folders
 from launcher.errors import RefusedError, ServiceError
+from launcher.jobs.local import UNSET, find_uv
 from launcher.spec import RunSpec
 
 DATA = Path(__file__).parent / "data"

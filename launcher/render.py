@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from launcher.catalog import Stack
-from launcher.plan import Plan
+from launcher.plan.record import Plan
 
 TEMPLATES = {"text": "sft_text.py.j2", "vision": "sft_vlm.py.j2"}
 EXPORT_TEMPLATE = "export.py.j2"

@@ -6,7 +6,8 @@ import tomllib
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from launcher import folders, values
+from launcher import home as folders
+from launcher import values
 from launcher.errors import RequestError
 from launcher.values import Image
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import catalog, planner, render, spec
+from launcher import catalog, render, spec
+from launcher.plan import make as planner
 from tests.container import buildah
 from tests.container.buildah import CHECKOUT, Store
 from tests.container.conftest import SECRET

@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 from uv import find_uv_bin
 
-from launcher import catalog, planner, record, render, spec
+from launcher import catalog, render, spec
+from launcher.plan import make as planner
+from launcher.runs import record
 from tests.emulator import Hub
 from tests.emulator.cards import problems
 

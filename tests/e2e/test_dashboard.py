@@ -16,8 +16,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from launcher import runs
-from launcher.backends.base import Job, now
+from launcher.jobs import folder as runs
+from launcher.jobs.base import Job, now
 from tests.unit.sample import plan, request
 
 LAUNCH = str(Path(sys.executable).with_name("launch"))

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from launcher.backends.hub import HubBackend
-from launcher.plan import Plan
+from launcher.jobs.service import HubBackend
+from launcher.plan.record import Plan
 from tests.e2e.test_launch import LAUNCH, rows
 from tests.emulator import Hub
 from tests.emulator.cards import problems

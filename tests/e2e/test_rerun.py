@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launcher import runs
+from launcher.jobs import folder as runs
 from tests.e2e.test_launch import rows
 from tests.emulator import Hub
 

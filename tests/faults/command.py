@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from launcher import cli
-from launcher.backends.hub import HubBackend
+from launcher.cli import app as cli
+from launcher.jobs.service import HubBackend
 
 
 def launch(monkeypatch: pytest.MonkeyPatch, *args: str, pause_s: float = 0.001) -> int:

@@ -12,14 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher import runs
-from launcher.backends import _hub_log, _hub_stream
-from launcher.backends._hub_log import Seen
-from launcher.backends._hub_stream import Event
-from launcher.backends._text import LONGEST, Transcript
-from launcher.backends.hub import HubBackend
 from launcher.errors import ServiceError
-from launcher.progress import Progress, watch
+from launcher.jobs import folder as runs
+from launcher.jobs import log as _hub_log
+from launcher.jobs import stream as _hub_stream
+from launcher.jobs.log import Seen
+from launcher.jobs.progress import Progress, watch
+from launcher.jobs.service import HubBackend
+from launcher.jobs.stream import Event
+from launcher.text import LONGEST, Transcript
 from tests.emulator import Hub
 from tests.emulator.job import Job
 from tests.unit.sample import request

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from launcher import catalog, resume, runs
-from launcher.backends.base import Job, JobRequest
-from launcher.backends.hub import HubBackend
-from launcher.backends.local import LocalBackend
+from launcher import catalog
 from launcher.errors import LauncherError, RefusedError, RequestError
-from launcher.plan import Plan, Vram
+from launcher.jobs import folder as runs
+from launcher.jobs.base import Job, JobRequest
+from launcher.jobs.local import LocalBackend
+from launcher.jobs.service import HubBackend
+from launcher.plan.record import Plan, Vram
+from launcher.runs import resume
 from tests.emulator import Hub
 from tests.faults import command
 from tests.unit.sample import plan, request

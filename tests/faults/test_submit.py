@@ -21,11 +21,14 @@ from typing import Any
 import pytest
 from huggingface_hub.utils import _http, _xet
 
-from launcher import folders, runs
-from launcher.backends import _hub_client, _hub_retry, _hub_submit
-from launcher.backends._hub_retry import Pace, persist
-from launcher.backends.hub import HubBackend
+from launcher import home as folders
 from launcher.errors import InterruptedSubmissionError, LauncherError, RefusedError, RequestError, ServiceError
+from launcher.hub import client as _hub_client
+from launcher.hub import retry as _hub_retry
+from launcher.hub.retry import Pace, persist
+from launcher.jobs import folder as runs
+from launcher.jobs import submit as _hub_submit
+from launcher.jobs.service import HubBackend
 from tests.emulator import Hub
 from tests.faults.command import launch
 from tests.unit.sample import plan, request

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from launcher import cli, runs
-from launcher.backends import _hub_stream
-from launcher.backends.hub import HubBackend
-from launcher.backends.local import LocalBackend
+from launcher.cli import app as cli
+from launcher.jobs import folder as runs
+from launcher.jobs import stream as _hub_stream
+from launcher.jobs.local import LocalBackend
+from launcher.jobs.service import HubBackend
 from tests.emulator import Hub
 from tests.emulator.job import Job
 from tests.unit.sample import plan, request

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from launcher.backends.base import JobRequest
-from launcher.plan import Cost, Duration, Plan, Vram
+from launcher.jobs.base import JobRequest
+from launcher.plan.record import Cost, Duration, Plan, Vram
 
 JOB_SCRIPTS = Path(__file__).parents[2] / "job_scripts"
 # uv looks for a project around a script without such a header.

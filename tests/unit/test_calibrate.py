@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import calibrate
 import pytest
 
-from launcher import calibrate, catalog, runs
+from launcher import catalog
 from launcher.errors import RequestError
-from launcher.plan import Vram
+from launcher.jobs import folder as runs
+from launcher.plan.record import Vram
 from tests.unit import sample
 
 LAUNCH = Path(sys.executable).with_name("launch")

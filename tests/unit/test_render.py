@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
-from launcher import catalog, planner, render
-from launcher.plan import Plan
+from launcher import catalog, render
+from launcher.plan import make as planner
+from launcher.plan.record import Plan
 from launcher.spec import RunSpec
 
 CHECKOUT = Path(__file__).parents[2]

@@ -11,13 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import calibrate
 import pytest
 from uv import find_uv_bin
 
-from launcher import backends, calibrate, catalog, dataset, runs, spec
-from launcher.backends.hub import HubBackend
-from launcher.backends.local import UNSET, LocalBackend
+from launcher import catalog, spec
+from launcher import jobs as backends
 from launcher.errors import LauncherError, RefusedError, RequestError
+from launcher.estimate import dataset
+from launcher.jobs import folder as runs
+from launcher.jobs.local import UNSET, LocalBackend
+from launcher.jobs.service import HubBackend
 from tests.emulator import Hub
 from tests.unit.sample import JOB_SCRIPTS, load_script, plan, request
 

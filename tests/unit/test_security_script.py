@@ -19,15 +19,19 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from launcher import catalog, dataset, planner, render, request, spec, tensors
+from launcher import catalog, render, spec
+from launcher.catalog import tensors
+from launcher.catalog.machine import LOCAL
 from launcher.errors import LauncherError, RequestError
-from launcher.machine import LOCAL
-from launcher.plan import Plan
+from launcher.estimate import dataset
+from launcher.jobs import request
+from launcher.plan import make as planner
+from launcher.plan.record import Plan
 from launcher.spec import RunSpec
 from tests.unit.test_render import canonical, header
 
 TABLES = catalog.load()
-CONFIGS = sorted((Path(__file__).parent / "configs").glob("*.json"))
+CONFIGS = sorted((Path(__file__).parent / "catalog" / "configs").glob("*.json"))
 CODE = "__import__('pathlib').Path('PWNED').touch()"
 NASTY = (
     '"', "'", '"""', "'''", "\\", '\\"', "\n", "\r\n", "\u2028", "\u2029", "\x00", "\x85", "\x1b[31m", "\x9b1m",
@@ -273,7 +277,7 @@ def test_a_models_config_is_understood_or_refused(path: Path, data: st.DataObjec
 
 @pytest.mark.parametrize("size", [None, [], {}, "large", -1, 10**12, [None]])
 def test_a_tower_without_the_size_that_it_needs_is_refused(size: Any) -> None:
-    config = json.loads((Path(__file__).parent / "configs" / "gemma3.json").read_text(encoding="utf-8"))
+    config = json.loads((Path(__file__).parent / "catalog" / "configs" / "gemma3.json").read_text(encoding="utf-8"))
     config["vision_config"]["image_size"] = size
     with pytest.raises(RequestError, match=r"config\.json"):
         TABLES.model("someone/something", fetch_config=lambda repo, revision: config)

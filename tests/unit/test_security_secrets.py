@@ -17,11 +17,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher import backends, cli, masks, runs, spec
-from launcher.backends import _hub_errors, base
-from launcher.backends.hub import HubBackend
-from launcher.backends.local import LocalBackend
+from launcher import jobs as backends
+from launcher import masks, spec
+from launcher.cli import app as cli
 from launcher.errors import RefusedError, RequestError
+from launcher.hub import errors as _hub_errors
+from launcher.jobs import base
+from launcher.jobs import folder as runs
+from launcher.jobs.local import LocalBackend
+from launcher.jobs.service import HubBackend
 from tests.emulator import Hub
 from tests.unit.sample import plan, request
 from tests.unit.test_security_script import SPEC_TEXTS

@@ -1,0 +1,119 @@
+"""A run as its terminal sees it: submitted, followed to its end, its outcome printed and taken over."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+from launcher.errors import JobFailedError
+from launcher.view import console as consoles
+
+if TYPE_CHECKING:
+    from launcher.jobs.base import Backend, Job, JobRequest
+    from launcher.runs.outcome import Outcome
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, indent=2))
+
+
+def submit(
+    backend: Backend,
+    request: JobRequest,
+    *,
+    detach: bool = False,
+    as_json: bool = False,
+    quiet: bool = False,
+    terse: bool = False,
+) -> None:
+    """Check the request, start it, and follow it unless `detach`."""
+    backend.check(request)
+    job = backend.submit(request)
+    if not quiet:
+        consoles.err().print(f"{job.id} {job.url}", markup=False, soft_wrap=True)
+    if not detach:
+        follow(backend, job, as_json=as_json, quiet=quiet, terse=terse)
+    elif as_json:
+        print_json(job.as_dict())
+    else:
+        consoles.err().print(f"[dim]follow it with[/] launch logs -f {job.id}", soft_wrap=True)
+        if quiet:
+            print(job.id)
+
+
+def follow(backend: Backend, job: Job, *, as_json: bool, quiet: bool, terse: bool = False) -> None:
+    """Show a run until it ends, print its outcome and exit by it."""
+    from launcher.jobs import base
+    from launcher.jobs.progress import Progress, watch
+    from launcher.runs import why
+    from launcher.view.live import Live
+
+    progress, address = Progress(), why.address(job)
+    try:
+        with Live(consoles.err(), job, _rate(job.flavor), quiet=quiet, terse=terse) as live:
+            for line, event in watch(backend.logs(address, follow=True), progress):
+                live.update(line, event, progress)
+        ended = base.wait(backend, address)
+        outcome = why.explain(backend, ended, progress)
+    except KeyboardInterrupt:
+        _interrupted(backend, job)
+    else:
+        _finish(ended, outcome, as_json)
+
+
+def explain(backend: Backend, job_id: str, as_json: bool) -> None:
+    """Say what became of a run, from its stage and its log as they are now."""
+    from rich.text import Text
+
+    from launcher.runs import why
+
+    job = backend.inspect(job_id)
+    progress = why.read(backend, job)
+    found = why.explain(backend, job, progress)
+    if as_json:
+        print_json(why.as_dict(job, found, progress))
+        return
+    cause = Text.assemble("cause: ", (found.cause, "bold"), "\n") if found.cause else Text()
+    consoles.out().print(Text.assemble(cause, found.message, "\n" if found.hint else "", found.hint), soft_wrap=True)
+
+
+def _rate(flavor: str) -> float:
+    from launcher import catalog
+
+    known = catalog.load().flavors
+    return known[flavor].usd_per_hour if flavor in known else 0
+
+
+def _interrupted(backend: Backend, job: Job) -> NoReturn:
+    if backend.name == "local":
+        backend.cancel(job.id)
+        text = f"\ninterrupted: {job.id} was stopped. --detach starts a run that outlives its terminal."
+    else:
+        text = (
+            f"\n{job.id} goes on, and so does its bill. `launch wait {job.id}` comes back to it, "
+            f"`launch cancel {job.id}` stops it."
+        )
+    consoles.err().print(text)
+    raise typer.Exit(130)
+
+
+def _finish(job: Job, outcome: Outcome, as_json: bool) -> None:
+    if as_json:
+        ending = {"status": outcome.status, "cause": outcome.cause, "next": list(outcome.next)}
+        print_json(job.as_dict() | {"result": outcome.result} | ending)
+    if outcome.exit_code:
+        failure = JobFailedError(outcome.message, outcome.hint)
+        failure.exit_code = outcome.exit_code
+        raise failure
+    if outcome.result and not as_json:
+        from launcher.runs import why
+        from launcher.view import tables as show
+
+        began, ended = job.started_at, job.finished_at
+        took_s = (ended - began).total_seconds() if began and ended else None
+        consoles.out().print(show.result_view(outcome.result, why.plan_of(job.id), took_s, _rate(job.flavor)))
+    if outcome.hint:  # not an error, and not the end that was asked for either
+        consoles.err().print(f"{outcome.message}\n{outcome.hint}", style="yellow", markup=False, soft_wrap=True)

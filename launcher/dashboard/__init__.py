@@ -1,0 +1,1 @@
+"""A run's metrics in Trackio's own dashboard, on this machine."""

@@ -1,0 +1,229 @@
+"""Trackio's own dashboard on a run's metrics: which project to show, and from where.
+
+A run of this machine logs to Trackio's folder here. A Job without a Space logs to a disk that ends with it, so what its
+transcript says goes into a fresh project in the run's folder, each time anew.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from tempfile import TemporaryDirectory
+from typing import IO, Any
+
+from launcher import jobs as backends
+from launcher.dashboard.process import require_port, send, started, stopped_like_ctrl_c
+from launcher.errors import LauncherError, RequestError, ServiceError, unknown
+from launcher.jobs import base
+from launcher.jobs import folder as runs
+from launcher.jobs.base import Job
+from launcher.jobs.events import Evaluation, Event, Step
+from launcher.jobs.local import find_uv
+from launcher.jobs.progress import Progress, watch
+from launcher.plan.record import Plan
+from launcher.runs import why
+
+# Where Trackio looks for its data, the first that is set.
+_PLACES = ("TRACKIO_DIR", "HF_HOME", "XDG_CACHE_HOME")
+_CONFIG = {
+    "model", "dataset", "flavor", "load_in", "max_length", "batch_size", "gradient_accumulation", "packing",
+    "learning_rate", "lora_r", "lora_alpha", "seed",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """What to show: the Space of a run, the run, or, where both are none, every project of this machine."""
+
+    space: str | None = None
+    job: Job | None = None
+    plan: Plan | None = None
+
+    @property
+    def space_url(self) -> str | None:
+        """The page of the Space that shows the metrics, if there is one."""
+        return f"https://huggingface.co/spaces/{self.space}" if self.space else None
+
+    @property
+    def live(self) -> bool:
+        """True while more metrics may come."""
+        return self.job is not None and not self.job.ended
+
+    @property
+    def fed(self) -> bool:
+        """True for a Job, whose metrics are nowhere but in its transcript."""
+        return self.job is not None and self.job.backend != "local"
+
+
+def find(run_id: str | None) -> Board:
+    """What there is to show of a run, or of all of this machine's where none is named.
+
+    Raises `RequestError` for a run that is not known, and for one that was started without tracking.
+    """
+    if run_id is None:
+        return Board()
+    kept = runs.find(run_id)
+    plan = kept.plan() if kept else None
+    if plan and plan.trackio_space:
+        return Board(space=plan.trackio_space)
+    job = _inspect(run_id)
+    plan = plan or why.plan_of(job.id) or backends.find(run_id).recall(why.address(job)).plan
+    if plan.trackio_space:
+        return Board(space=plan.trackio_space)
+    if not plan.trackio_project:
+        raise RequestError(
+            f"{run_id} keeps no metrics: it was started without a Trackio project.",
+            f"`launch logs {run_id}` shows its losses.",
+        )
+    return Board(job=job, plan=plan)
+
+
+def _inspect(run_id: str) -> Job:
+    run = runs.find(run_id)
+    if run is None:
+        from launcher.hub.client import read_token
+
+        if runs.is_local(run_id) or not read_token():
+            raise unknown("run", run_id, (run.id for run in runs.every()), "launch ps --all")
+    try:
+        return backends.find(run_id).inspect(run_id)
+    except LauncherError:
+        if run is None or not run.log.is_file() or not run.read(runs.STATUS):
+            raise
+        return Job.from_dict(run.read(runs.STATUS), run_dir=run.folder)
+
+
+def serve(board: Board, port: int | None, on_url: Callable[[str], None]) -> None:
+    """Serve the dashboard on this machine until Ctrl-C; `on_url` gets the page's address once there is one.
+
+    Raises `RequestError` for a port that is taken and where there are no metrics, `RefusedError` without uv,
+    `ServiceError` where uv can't get Trackio.
+    """
+    if port is not None:
+        require_port(port)
+    uv = find_uv()
+    with stopped_like_ctrl_c(), suppress(KeyboardInterrupt), ExitStack() as stack:
+        env = board.plan.env if board.plan else {}
+        places = {name: env[name] for name in _PLACES if name in env}
+        if board.job and board.fed:
+            places = {"TRACKIO_DIR": stack.enter_context(_fresh_folder(board.job))}
+        _talk(stack.enter_context(started(uv, places)), board, port, on_url)
+
+
+@contextmanager
+def _fresh_folder(job: Job) -> Iterator[str]:
+    """A folder that only its owner can read, in the run's own, gone at the end."""
+    run = runs.find(job.id)
+    with TemporaryDirectory(prefix="trackio-", dir=run.folder if run else None, ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+def _talk(process: subprocess.Popen[str], board: Board, port: int | None, on_url: Callable[[str], None]) -> None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    send(process.stdin, _question(board, port))
+    if board.job and (board.fed or board.live):
+        # Reading a log can wait for the service for ever, and must not keep the dashboard from ending.
+        threading.Thread(target=_feed, args=(process.stdin, board.job, board.fed), daemon=True).start()
+    answer = json.loads(process.stdout.readline() or "{}")
+    if "url" in answer:
+        on_url(answer["url"])
+    status = process.wait()
+    if "missing" in answer:
+        raise _nothing(board, answer["missing"])
+    if "taken" in answer:
+        raise RequestError(f"the dashboard found no port: {answer['taken']}", "Give a free one with --port.")
+    if status or "url" not in answer:
+        raise ServiceError(
+            f"Trackio's dashboard ended by itself (uv ended with {status}).",
+            "What it said stands above. The first time it comes from PyPI: look at the network, then try again.",
+        )
+
+
+def _question(board: Board, port: int | None) -> dict[str, Any]:
+    return {
+        "port": port,
+        "project": board.plan.trackio_project if board.plan else None,
+        "run": board.plan.run_name if board.plan else None,
+        "between": _span(board.job) if board.job else None,
+        "config": board.plan.model_dump(mode="json", include=_CONFIG) if board.plan else {},
+        "fed": board.fed,
+        "live": board.live,
+    }
+
+
+def _span(job: Job) -> tuple[str | None, str | None]:
+    """When a run of this machine began, and when it ended: the others of its name lie outside."""
+    if not runs.is_local(job.id):
+        return None, None
+    # A run that is gone on with says when that was; its id, when it first began.
+    began = datetime.strptime(job.id[6:21], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
+    return began.isoformat(), job.finished_at.isoformat() if job.finished_at else None
+
+
+def _nothing(board: Board, folder: str) -> LauncherError:
+    if board.job is None or board.plan is None:
+        return RequestError(f"no run of this machine has metrics in {folder}.", "`launch demo` makes one.")
+    run_id = board.job.id
+    if board.fed:
+        return RequestError(
+            f"{run_id} has logged no step: there is nothing to show.",
+            f"`launch why {run_id}` says what became of it.",
+        )
+    return RequestError(
+        f"there are no metrics of {run_id} in {folder} (project {board.plan.trackio_project}, "
+        f"run {board.plan.run_name}).",
+        f"`launch logs {run_id}` shows its losses. A run that was started with another TRACKIO_DIR or HF_HOME needs "
+        "the same here.",
+    )
+
+
+def _feed(stdin: IO[str], job: Job, fed: bool) -> None:
+    """Send the metrics of a Job's transcript to its end, of any other run only its end."""
+    with suppress(OSError, ValueError, LauncherError):  # the server has ended; what goes on is shown without an end
+        if fed:
+            for metrics, step in points(_lines(job)):
+                send(stdin, {"metrics": metrics, "step": step})
+        else:
+            base.wait(backends.find(job.id), job.id)
+        send(stdin, {"end": True})
+
+
+def _lines(job: Job) -> Iterator[str]:
+    """The Job's log, as long as it goes on; of one that can't be had any more, what was kept of it here."""
+    came = False
+    with suppress(LauncherError):
+        for line in backends.find(job.id).logs(why.address(job), follow=not job.ended):
+            came = True
+            yield line
+        if came:
+            return
+    run = runs.find(job.id)
+    if run and run.log.is_file():
+        with run.log.open(encoding="utf-8", errors="replace") as kept:
+            yield from (line.rstrip("\n") for line in kept)
+
+
+def points(lines: Iterable[str]) -> Iterator[tuple[dict[str, float], int]]:
+    """The metrics of each line that has any, with their step, under the names that the script gives them.
+
+    Steps that an attempt repeats after its checkpoint come once, as they were first.
+    """
+    reached: dict[type[Event], int] = {}
+    for _, event in watch(lines, Progress()):
+        match event:
+            case Step():
+                found = {"loss": event.loss, "learning_rate": event.learning_rate, "tokens_per_s": event.tokens_per_s}
+            case Evaluation():
+                found = {"eval/loss": event.loss}
+            case _:
+                continue
+        known = {name: value for name, value in found.items() if value is not None}
+        if known and event.step > reached.get(type(event), -1):
+            reached[type(event)] = event.step
+            yield known, event.step

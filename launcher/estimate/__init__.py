@@ -1,0 +1,1 @@
+"""What a run needs and takes, as pure functions: memory, seconds, dollars, rows."""

@@ -1,0 +1,1 @@
+"""The Hugging Face Hub as a library: one client, one boundary that turns every odd answer into an error."""

@@ -1,0 +1,158 @@
+"""What the lines of a run's log say, as events.
+
+The scripts print `== PHASE`, `step 12/500 | loss 1.2345 | lr 1.90e-04 | 3210 tok/s | eta 312s`,
+`eval step 0/500 | loss 3.2100`, `checkpoint step 12 | 1.2s | 35 MB`, `resumed from step 12`,
+`deadline in 60s: stopping`, `out of memory: batch 4 -> 2`, `error: …` and at last `RESULT {json}`; every other line is
+only a line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from launcher import masks
+from launcher.text import clean, plain
+
+_STEP = re.compile(r"(eval )?step (\d{1,12})/(\d{1,12}|\?)(?: \| (.*))?", re.DOTALL)
+# A progress bar that has not ended its line stands before ours: `  3/10 [00:01<00:02, 3.1it/s]step 3/10 | …`.
+_AFTER_BAR = re.compile(r"^.{0,400}?\](?=(?:eval |checkpoint )?step \d|RESULT \{|== )", re.DOTALL)
+_CHECKPOINT = re.compile(r"checkpoint step (\d{1,12})(?: \| .*)?", re.DOTALL)
+_RESUMED = re.compile(r"resumed from step (\d{1,12})\b.*", re.DOTALL)
+_STOPPING = re.compile(r"deadline in (-?[\d.]{1,12}) ?s: stopping\b.*", re.DOTALL)
+_SMALLER = re.compile(r"out of memory: batch (\d{1,9}) -> (\d{1,9})\b.*", re.DOTALL)
+_FIELD = re.compile(r"(?P<name>loss|lr|eta) (?P<value>\S+?)s?|(?P<speed>\S+) tok/s")
+SHORT = 4096
+"""Characters beyond which a line is no event, but for an error (cut) and the result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """The run has come to another part of its work."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimizer step, of `total` where that is known; what the line does not say is none."""
+
+    step: int
+    total: int | None
+    loss: float | None
+    learning_rate: float | None = None
+    tokens_per_s: float | None = None
+    eta_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The loss on rows that are not trained on, at a step."""
+
+    step: int
+    total: int | None
+    loss: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What was learned until this step is kept, and outlives the container."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The run goes on from the checkpoint of this step."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """The run stops before its deadline, this many seconds away, cuts it off."""
+
+    left_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SmallerBatch:
+    """The GPU's memory ran out, and the run goes on with fewer rows at once."""
+
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The script, or uv before it, says why it gives up."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What the script reports at its end."""
+
+    values: dict[str, Any]
+
+
+Event = Phase | Step | Evaluation | Checkpoint | Resumed | Stopping | SmallerBatch | Failure | Result
+
+
+def parse(line: str) -> Event | None:
+    """The event of a line; none for every line that is not exactly of one of the forms above."""
+    line = plain(line).strip()
+    start = line[:SHORT]
+    if found := _AFTER_BAR.match(start):
+        line, start = line[found.end() :], start[found.end() :]
+    if start.startswith("RESULT {"):
+        return _result(line[len("RESULT ") :])
+    if len(line) > SHORT:
+        return Failure(line[len("error: ") : SHORT]) if line.startswith("error: ") else None
+    if line.startswith("== ") and line[3:].strip():
+        return Phase(line[3:].strip())
+    if line.startswith("error: ") and line[len("error: ") :].strip():
+        return Failure(line[len("error: ") :].strip())
+    if match := _STEP.fullmatch(line):
+        return _step(match)
+    return _notice(line)
+
+
+def _notice(line: str) -> Event | None:
+    if match := _CHECKPOINT.fullmatch(line):
+        return Checkpoint(int(match[1]))
+    if match := _RESUMED.fullmatch(line):
+        return Resumed(int(match[1]))
+    if match := _SMALLER.fullmatch(line):
+        return SmallerBatch(int(match[1]), int(match[2]))
+    match = _STOPPING.fullmatch(line)
+    return Stopping(_number(match[1]) or 0.0) if match else None
+
+
+def _step(match: re.Match[str]) -> Event:
+    step, total = int(match[2]), None if match[3] == "?" else int(match[3])
+    values: dict[str, float | None] = {}
+    for part in (match[4] or "").split(" | "):
+        if found := _FIELD.fullmatch(part.strip()):
+            values[found["name"] or "speed"] = _number(found["value"] or found["speed"])
+    if match[1]:
+        return Evaluation(step, total, values.get("loss"))
+    return Step(step, total, values.get("loss"), values.get("lr"), values.get("speed"), values.get("eta"))
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _result(text: str) -> Result | None:
+    try:
+        values = clean(json.loads(text), masks.held())
+    except (ValueError, RecursionError):
+        return None
+    return Result(values) if isinstance(values, dict) else None

@@ -1,0 +1,143 @@
+"""One folder a run: what was asked for, what was sent, what came back. Private to its owner, and without secrets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from launcher import home as folders
+from launcher.errors import RequestError, unknown
+from launcher.plan.record import Plan
+
+if TYPE_CHECKING:
+    from launcher.jobs.base import JobRequest
+
+PLAN, REQUEST, STATUS, LOG = "plan.json", "request.json", "status.json", "log"
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,95}")
+_LOCAL_ID = re.compile(r"local-\d{8}-\d{6}-[0-9a-f]{4}")
+_STAGING = ".new-"
+
+
+def is_local(run_id: str) -> bool:
+    """True for the id of a run on this machine, such as `local-20261124-103012-ab12`."""
+    return _LOCAL_ID.fullmatch(run_id) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The folder of one run. Files appear whole or not at all, and only their owner can read them."""
+
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        """The run's id: the Job's, where it runs on a service."""
+        return self.folder.name
+
+    @property
+    def log(self) -> Path:
+        """The transcript; it may not exist yet."""
+        return self.folder / LOG
+
+    def write(self, name: str, content: str | dict[str, Any]) -> Path:
+        """Replace one file in one step, by text or by an object written as JSON."""
+        text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        path, draft = self.folder / name, self.folder / f".{name}.{secrets.token_hex(4)}"
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+        draft.replace(path)
+        return path
+
+    def read(self, name: str) -> dict[str, Any]:
+        """The object in one of the JSON files; empty where there is no such file."""
+        try:
+            content = json.loads((self.folder / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def plan(self) -> Plan:
+        """The plan of the run; `RequestError` where this version of the launcher can't read it."""
+        try:
+            return Plan.model_validate_json((self.folder / PLAN).read_bytes())
+        except (OSError, ValidationError) as error:
+            raise RequestError(
+                f"the plan of run '{self.id}' can't be read: it is not there, or another version of launch wrote it.",
+                f"Look at {self.folder / PLAN}, and start the run anew with its options.",
+            ) from error
+
+    def rename(self, run_id: str) -> Run:
+        """Give a new run its id, after which it can be found; raises `FileExistsError` where the id is taken,
+        and `ValueError` for one that can't safely name a folder.
+        """
+        if not _ID.fullmatch(run_id):
+            raise ValueError(f"not an id: {run_id!r}")
+        target = self.folder.with_name(run_id)
+        if target.exists():
+            raise FileExistsError(target)
+        return Run(self.folder.rename(target))
+
+    def discard(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def create(request: JobRequest, backend: str) -> Run:
+    """A new run that holds the request but has no id yet: it is found by nobody until `rename`."""
+    folder = folders.data() / "runs" / f"{_STAGING}{secrets.token_hex(8)}"
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(mode=0o700)
+    run = Run(folder)
+    run.write(PLAN, request.plan.model_dump_json(indent=2) + "\n")
+    run.write(request.script_name, request.script)
+    run.write(
+        REQUEST,
+        {
+            "backend": backend,
+            "script_name": request.script_name,
+            "script_args": list(request.script_args),
+            "namespace": request.namespace,
+            "files": {name: digest(Path(name)) for name in request.files},
+            **request.describe(),
+        },
+    )
+    return run
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find(run_id: str) -> Run | None:
+    """The run of that id, if there is a folder for it here."""
+    folder = folders.data() / "runs" / run_id
+    return Run(folder) if _ID.fullmatch(run_id) and folder.is_dir() else None
+
+
+def load(run_id: str) -> Run:
+    """The run of that id; `RequestError` with the near matches where there is none."""
+    run = find(run_id)
+    if run is None:
+        raise unknown("run", run_id, (run.id for run in every()), "launch ps --all")
+    return run
+
+
+def every() -> list[Run]:
+    """All runs that have a folder here, those made last first."""
+    folder = folders.data() / "runs"
+    if not folder.is_dir():
+        return []
+    runs = [Run(path) for path in folder.iterdir() if _ID.fullmatch(path.name) and path.is_dir()]
+    return sorted(runs, key=lambda run: ((run.folder / PLAN).stat().st_mtime, run.id), reverse=True)

@@ -1,0 +1,262 @@
+"""Runs the script on this machine: the same request in a subprocess, its state in the run's folder."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import launcher
+from launcher import home as folders
+from launcher.errors import RefusedError, RequestError, ServiceError
+from launcher.jobs import folder as runs
+from launcher.jobs import process as _process
+from launcher.jobs.base import Job, JobRequest, now, require_hidden, secret_values
+from launcher.jobs.folder import PLAN, REQUEST, STATUS, Run
+from launcher.jobs.left import Left
+from launcher.jobs.supervise import COMMAND, record
+from launcher.text import safe
+
+NEEDED_GB = 5
+"""Free disk that a run needs: the training stack, its cache and an adapter."""
+
+_START_S = 60
+# They would lead uv, or the Python it starts, to the launcher's own environment.
+UNSET = (
+    "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "PYTHONHOME", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONSTARTUP",
+    "UV_PROJECT", "UV_PROJECT_ENVIRONMENT", "UV_PYTHON", "UV_ENV_FILE", "UV_WORKING_DIRECTORY", "UV_SYSTEM_PYTHON",
+    "UV_RUN_RECURSION_DEPTH", "__PYVENV_LAUNCHER__", "PYTHONUSERBASE", "PYTHONINSPECT", "PYTHONBREAKPOINT",
+    "PYTHONPLATLIBDIR", "PYTHONWARNINGS",
+    # They would resolve the header's pins to something else.
+    "UV_OVERRIDE", "UV_CONSTRAINT", "UV_BUILD_CONSTRAINT", "UV_EXCLUDE_NEWER", "UV_EXCLUDE_NEWER_PACKAGE",
+    "UV_PRERELEASE", "UV_RESOLUTION", "UV_FROZEN", "UV_LOCKED", "UV_NO_SYNC",
+)  # fmt: skip
+
+
+class LocalBackend:
+    """Runs on this machine. `grace_s` is what a script gets to save its work when it is stopped."""
+
+    name = "local"
+
+    def __init__(self, grace_s: float = 30.0) -> None:
+        self._grace_s = grace_s
+
+    def user(self) -> None:
+        """Nobody: this machine asks for no account."""
+
+    def read_config(self, repo: str, revision: str | None) -> dict[str, Any]:
+        """The `config.json` of a model repo, from the Hub as ever."""
+        from launcher.jobs.service import HubBackend
+
+        return HubBackend().read_config(repo, revision)
+
+    def check(self, request: JobRequest) -> None:
+        """Raise where uv, disk space, a local file or the value of a secret is missing."""
+        if os.name != "posix":
+            raise RefusedError(
+                "runs on this machine need Linux or macOS.", "Leave --local out to run on Jobs, or use WSL."
+            )
+        find_uv()
+        _check_paths(request)
+        require_hidden(request, secret_values(request.secrets))
+        for folder in (folders.data(), Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache")):
+            _check_space(folder)
+        if request.plan.output_repo or request.plan.merged_repo:
+            from launcher.jobs.service import HubBackend
+
+            HubBackend().check_push(request.plan)
+
+    def submit(self, request: JobRequest) -> Job:
+        """Start the script and return once its supervisor lives; it goes on when the launcher ends."""
+        values = secret_values(request.secrets)
+        uv = find_uv()
+        run = self._again(request) if request.resumes else _name(runs.create(request, self.name))
+        files = set(request.files)
+        arguments = [str(Path(item).absolute()) if item in files else item for item in request.script_args]
+        command: dict[str, Any] = {
+            "env": {"PYTHONUNBUFFERED": "1", **request.env},
+            "unset": list(UNSET),
+            "secrets": sorted({*request.secrets, "HF_TOKEN"}),
+            "timeout_s": request.timeout_s,
+            "grace_s": self._grace_s,
+        }
+        script = run.folder / request.script_name
+        run.write(COMMAND, command | {"argv": [uv, "run", "--python", sys.executable, str(script), *arguments]})
+        job = Job(
+            id=run.id, url=run.folder.as_uri(), backend=self.name, stage="SCHEDULING", message=None,
+            flavor=request.flavor, labels=request.all_labels, created_at=now(),
+        )  # fmt: skip
+        run.write(STATUS, job.as_dict())
+        _start_supervisor(run, values)
+        return self.inspect(run.id)
+
+    def left(self, job_id: str, repo: str | None) -> Left:
+        """Nothing is known beside the log."""
+        return Left()
+
+    def recall(self, job_id: str, to_resume: bool = False) -> JobRequest:
+        """The request of a run of this machine: submitted, it goes on in the same folder, under the same id."""
+        run = self._load(job_id)
+        kept, plan = run.read(REQUEST), run.plan()
+        script = run.folder / str(kept["script_name"])
+        return JobRequest(
+            plan=plan, script=script.read_bytes().decode(), script_name=script.name,
+            script_args=tuple(kept["script_args"]), image=None, flavor=plan.flavor, timeout_s=plan.timeout_s,
+            env=plan.env, secrets=plan.secrets, labels=dict(run.read(STATUS).get("labels", {})), namespace=None,
+            resumes=run.id,
+        )  # fmt: skip
+
+    def inspect(self, job_id: str) -> Job:
+        """The run as it is; one whose supervisor died without a word is ended here, with what it left running."""
+        run = self._load(job_id)
+        job = _job(run)
+        if job.ended or _process.is_alive(run.read(STATUS).get("supervisor")):
+            return job
+        job, status = _job(run), run.read(STATUS)  # it may have ended between the two looks
+        if job.ended or ("supervisor" not in status and now() - job.created_at < timedelta(seconds=_START_S)):
+            return job
+        _process.end_group(status.get("child"), grace_s=1.0)
+        record(
+            run,
+            stage="ERROR",
+            message="its supervisor died: it was killed, or the machine restarted",
+            finished_at=now().isoformat(),
+        )
+        return _job(run)
+
+    def list(self, all: bool = False) -> builtins.list[Job]:
+        """The runs of this machine, newest first."""
+        ids = [run.id for run in runs.every() if runs.is_local(run.id) and run.read(STATUS)]
+        jobs = sorted((self.inspect(run_id) for run_id in ids), key=lambda job: job.created_at, reverse=True)
+        return [job for job in jobs if all or not job.ended]
+
+    def logs(self, job_id: str, follow: bool) -> Iterator[str]:
+        """The lines of the transcript; a line that is still being written counts once the run has ended."""
+        run = self._load(job_id)
+        return self._lines(run, follow)
+
+    def cancel(self, job_id: str) -> Job:
+        """Stop the run: asked to first, killed when it has not ended in time."""
+        job = self.inspect(job_id)
+        run = self._load(job_id)
+        if job.ended:
+            return job
+        supervisor = run.read(STATUS).get("supervisor")
+        if supervisor and _process.is_alive(supervisor):
+            with suppress(ProcessLookupError):
+                os.kill(supervisor["pid"], signal.SIGTERM)
+        deadline = time.monotonic() + run.read(COMMAND).get("grace_s", self._grace_s) + 20
+        while not (job := self.inspect(job_id)).ended:
+            if time.monotonic() > deadline:
+                raise ServiceError(f"run {job_id} does not end.", f"Look at {run.folder / STATUS} for its processes.")
+            time.sleep(0.1)
+        return job
+
+    def _again(self, request: JobRequest) -> Run:
+        """The folder of the run that is gone on with; what it said before is kept beside its new transcript."""
+        run = self._load(str(request.resumes))
+        if not self.inspect(run.id).ended:
+            raise RequestError(f"{run.id} still goes on.", f"`launch wait {run.id}` follows it.")
+        if run.log.exists():
+            number = len(list(run.folder.glob(f"{run.log.name}.*"))) + 1
+            run.log.rename(run.log.with_name(f"{run.log.name}.{number}"))
+        run.write(PLAN, request.plan.model_dump_json(indent=2) + "\n")
+        kept = run.read(REQUEST)
+        run.write(REQUEST, kept | request.describe() | {"script_args": list(request.script_args)})
+        return run
+
+    def _load(self, job_id: str) -> Run:
+        run = runs.load(job_id)
+        if not run.read(STATUS) or run.read(REQUEST).get("backend") != self.name:
+            raise RequestError(f"'{job_id}' is not a run of this machine.", "`launch ps --all` shows all.")
+        return run
+
+    def _lines(self, run: Run, follow: bool) -> Iterator[str]:
+        rest = b""
+        position, pause_s = 0, 0.05
+        while True:
+            # Looked at before reading: what was written until the end is then surely in what is read.
+            ended = not follow or self.inspect(run.id).ended
+            chunk = _read_from(run.log, position)
+            position += len(chunk)
+            *lines, rest = (rest + chunk).split(b"\n") if b"\n" in chunk else [rest + chunk]
+            for line in lines:
+                yield safe(line.decode("utf-8", "replace"), ())
+            if ended and not chunk:
+                break
+            if not chunk:
+                time.sleep(pause_s)
+            pause_s = 0.05 if chunk else min(pause_s * 1.5, 0.5)
+        if rest:
+            yield safe(rest.decode("utf-8", "replace"), ())
+
+
+def _job(run: Run) -> Job:
+    return Job.from_dict(run.read(STATUS), run_dir=run.folder)
+
+
+def _read_from(log: Path, position: int) -> bytes:
+    with suppress(FileNotFoundError), log.open("rb") as file:
+        file.seek(position)
+        return file.read(1 << 22)
+    return b""
+
+
+def _name(run: Run) -> Run:
+    while True:
+        with suppress(FileExistsError):
+            return run.rename(f"local-{now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
+
+
+def _start_supervisor(run: Run, values: dict[str, str]) -> None:
+    """Run the supervisor's first process to its end; the secrets travel in its environment, never on disk."""
+    # It runs in the launcher's own Python, installed or not; its child gets none of that.
+    environment = os.environ | values | {"PYTHONPATH": str(Path(launcher.__file__).parent.parent)}
+    notes = run.write("supervisor.log", "")
+    with notes.open("ab") as file:
+        started = subprocess.run(
+            [sys.executable, "-P", "-m", "launcher.jobs.supervise", str(run.folder)],
+            env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True, check=False,
+        )  # fmt: skip
+    if started.returncode != 0:
+        record(run, stage="ERROR", message="its supervisor did not start", finished_at=now().isoformat())
+        raise ServiceError("the run could not be started on this machine.", f"Look at {notes}.")
+
+
+def find_uv() -> str:
+    """The uv that comes with the launcher, else the one on the PATH."""
+    try:
+        import uv
+
+        return str(uv.find_uv_bin())
+    except (ImportError, FileNotFoundError) as error:
+        if found := shutil.which("uv"):
+            return found
+        raise RefusedError("uv, which runs the script, is not there.", "Install it: `pip install uv`.") from error
+
+
+def _check_paths(request: JobRequest) -> None:
+    for option, name in (("model", request.plan.repo), ("dataset", request.plan.dataset)):
+        if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().exists():
+            raise RequestError(f"--{option} {name}: there is no such file or folder.", "Give a path that exists.")
+
+
+def _check_space(folder: Path) -> None:
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < NEEDED_GB:
+        raise RefusedError(
+            f"there are {free:.1f} GB free at {folder}, and a run needs {NEEDED_GB} GB.",
+            "Make room, or set LAUNCH_HOME and UV_CACHE_DIR to a larger disk.",
+        )

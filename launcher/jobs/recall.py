@@ -1,0 +1,163 @@
+"""A Job's request, put together again: from the service, from its bucket, and from the record here if there is one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from launcher.errors import RefusedError, RequestError, ServiceError
+from launcher.hub.retry import Pace, persist
+from launcher.jobs import folder as runs
+from launcher.jobs import hub_left as _hub_left
+from launcher.jobs import log as _hub_log
+from launcher.jobs.base import (
+    ARTIFACTS_ENV,
+    ARTIFACTS_MOUNT,
+    DEFAULT_IMAGE,
+    ENDED,
+    PLAN_FILE,
+    JobRequest,
+    join_artifacts,
+    split_artifacts,
+)
+from launcher.jobs.progress import summarize
+from launcher.jobs.submit import find, stage_of
+from launcher.plan.record import Plan
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, JobInfo
+
+_OF_ONE_JOB = ("request", "artifacts", "resumes")
+_SCRIPT = re.compile(r"\w[\w-]*\.py", re.ASCII)
+_ANEW = "Start it anew with its options; `launch ps --all` lists the Jobs of this launcher."
+
+
+def recall(api: HfApi, namespace: str, job_id: str, user: str, pace: Pace, to_resume: bool = False) -> JobRequest:
+    """The request of a Job of this launcher, with its artifacts, to be submitted again.
+
+    Raises `RequestError` where the Job is not of this launcher or its artifacts are gone, or, where it is `to_resume`,
+    another Job works on them or has done the work; and `RefusedError` where it is not the `user` who started it.
+    """
+    info = persist("looking at the Job", lambda: api.inspect_job(job_id=job_id, namespace=namespace), pace)
+    artifacts, script_name = _artifacts(info), _script_name(info)
+    _require_own(info, user)
+    if to_resume:
+        _require_undone(api, namespace, info, artifacts, pace)
+    script, plan = _kept(info.id, script_name) or _fetch(api, info.id, artifacts, script_name, pace)
+    command = info.command or []
+    image = f"hf.co/spaces/{info.space_id}" if info.space_id else info.docker_image
+    return JobRequest(
+        plan=plan,
+        script=script,
+        script_name=script_name,
+        script_args=tuple(command[3:]),
+        image=None if image == DEFAULT_IMAGE else image,
+        flavor=str(getattr(info.flavor, "value", info.flavor)),
+        timeout_s=plan.timeout_s,
+        env={name: value for name, value in (info.environment or {}).items() if name != ARTIFACTS_ENV},
+        secrets=tuple(info.secrets or ()),
+        labels={name: value for name, value in (info.labels or {}).items() if name not in _OF_ONE_JOB},
+        namespace=namespace,
+        attempts=(info.retry or 0) + 1,
+        artifacts=artifacts,
+        resumes=info.id,
+    )
+
+
+def _artifacts(info: JobInfo) -> str:
+    for volume in info.volumes or []:
+        if (volume.type, volume.mount_path) == ("bucket", ARTIFACTS_MOUNT) and volume.path and not volume.read_only:
+            return join_artifacts(volume.source, volume.path)
+    raise RequestError(f"Job {info.id} has no {ARTIFACTS_MOUNT} of its own that a new Job could go on with.", _ANEW)
+
+
+def _script_name(info: JobInfo) -> str:
+    command, start = info.command or [], f"{ARTIFACTS_MOUNT}/"
+    name = command[2].removeprefix(start) if len(command) > 2 else ""
+    if (
+        command[:2] != ["uv", "run"]
+        or command[2] == name
+        or not _SCRIPT.fullmatch(name)
+        or "launcher" not in (info.labels or {})
+    ):
+        raise RequestError(f"Job {info.id} was not started by this launcher.", _ANEW)
+    return name
+
+
+def _require_own(info: JobInfo, user: str) -> None:
+    """Raise where somebody else started the Job: its script, image and variables would get this user's secrets."""
+    if info.initiator and info.initiator.type == "user" and info.initiator.name != user:
+        raise RefusedError(
+            f"Job {info.id} was started by {info.initiator.name}: its script would run with your secrets.",
+            f"Ask {info.initiator.name} to resume it, or start your own with its options.",
+        )
+
+
+def _require_undone(api: HfApi, namespace: str, info: JobInfo, artifacts: str, pace: Pace) -> None:
+    """Raise where another Job works in the same folder, since two would overwrite each other's checkpoints, and where
+    one has come to the end of the run there, which would be paid for once more.
+    """
+    folder = split_artifacts(artifacts)[1]
+    others = [job for job in find(api, namespace, {"artifacts": folder}, pace) if job.id != info.id]
+    if live := [job.id for job in others if stage_of(job) not in ENDED]:
+        raise RequestError(
+            f"Job {info.id} was resumed already: Job {live[0]} is at it.",
+            f"`launch wait {live[0]}` follows that one, `launch cancel {live[0]}` stops it.",
+        )
+    if ended_well := [job for job in others if stage_of(job) == "COMPLETED"]:
+        _require_stopped(api, namespace, info.id, ended_well[-1])
+
+
+def _require_stopped(api: HfApi, namespace: str, job_id: str, other: JobInfo) -> None:
+    """Raise unless the other Job, which ended well, says that it stopped before the end of the run."""
+    try:
+        result = summarize(_hub_log.read(api, namespace, other.id, ended=True)).result
+        failed = None
+    except ServiceError as error:
+        result, failed = None, error
+    if result and result.get("stopped"):
+        return
+    if result or _hub_left.is_done(api, other):
+        raise RequestError(
+            f"Job {job_id} was resumed already, and Job {other.id} has come to the end of the run.",
+            "To train for longer, start a run with more --max-steps or --num-train-epochs.",
+        )
+    unsure = f"Job {job_id} was resumed as Job {other.id}, which ended well, perhaps with the whole run done"
+    if failed:
+        raise ServiceError(f"{unsure}: its log can't be read now. {failed.message}", failed.hint) from failed
+    raise RequestError(
+        f"{unsure}: its log has no RESULT that would tell.",
+        f"`launch why {other.id}` says what there is of it; a new run with the same options starts anew.",
+    )
+
+
+def _kept(job_id: str, script_name: str) -> tuple[str, Plan] | None:
+    """Script and plan as they were sent from here."""
+    run = runs.find(job_id)
+    if run is None or not (run.folder / script_name).is_file():
+        return None
+    return (run.folder / script_name).read_bytes().decode(), run.plan()
+
+
+def _fetch(api: HfApi, job_id: str, artifacts: str, script_name: str, pace: Pace) -> tuple[str, Plan]:
+    bucket, folder = split_artifacts(artifacts)
+    with TemporaryDirectory() as here:
+        wanted = [(f"{folder}/{name}", Path(here, name)) for name in (script_name, PLAN_FILE)]
+        persist(
+            "fetching the script of the Job",
+            lambda: api.download_bucket_files(bucket, [*wanted], raise_on_missing_files=True),
+            pace,
+            what=f"the folder {artifacts} of Job {job_id}",
+        )
+        script, plan = (path.read_bytes() for _, path in wanted)
+    try:
+        return script.decode(), Plan.model_validate_json(plan)
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise RequestError(
+            f"the plan of Job {job_id} can't be read: another version of launch wrote it.",
+            f"Resume it with that version ({artifacts}), or start it anew with its options.",
+        ) from error

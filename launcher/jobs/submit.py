@@ -1,0 +1,184 @@
+"""Submitting: the artifacts first, then exactly one Job, whatever the network does in between.
+
+Each Job carries a label with an id of its request. After a failure that leaves open whether the Job was made, that id
+is looked up before anything is asked again. The list of Jobs may lag behind, so it is looked at several times, and once
+more when a second request has succeeded: of two Jobs with one id the younger is canceled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from launcher.errors import InterruptedSubmissionError, LauncherError, RefusedError, RequestError, ServiceError
+from launcher.hub.client import library
+from launcher.hub.retry import Pace, persist
+from launcher.jobs.base import (
+    ARTIFACTS_BUCKET,
+    ARTIFACTS_ENV,
+    ARTIFACTS_MOUNT,
+    PLAN_FILE,
+    JobRequest,
+    join_artifacts,
+    secret_values,
+    split_artifacts,
+)
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, JobInfo
+
+LOOKS = 4
+"""How often the list of Jobs is looked at before a Job is taken for not made."""
+
+
+class Submission:
+    """One request on its way to become one Job; `folder` holds its script as a file."""
+
+    def __init__(self, api: HfApi, request: JobRequest, namespace: str, folder: Path, pace: Pace) -> None:
+        self._api, self._request, self._namespace, self._folder, self._pace = api, request, namespace, folder, pace
+        self.id = uuid4().hex
+        fresh = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{self.id[:6]}"
+        self.artifacts = request.artifacts or join_artifacts(f"{namespace}/{ARTIFACTS_BUCKET}", fresh)
+        self._posts, self._in_doubt = 0, False
+
+    def send(self) -> JobInfo:
+        """The one Job of this request; every `LauncherError` says whether there may be one all the same."""
+        values = secret_values(self._request.secrets)
+        try:
+            self._prepare()
+            info = persist("starting the Job", lambda: self._post(values), self._pace, recover=self._find)
+            return self._only_one(info) if self._posts > 1 else info
+        except KeyboardInterrupt as stop:
+            raise self._interrupted() from stop
+        except LauncherError as error:
+            if self._in_doubt or isinstance(error, ServiceError):
+                raise type(error)(error.message, f"{self._known()} {error.hint}") from error
+            raise
+        except (KeyError, TypeError, AttributeError) as error:
+            message = "starting the Job failed: the service's answer is not of the form that this version knows."
+            raise ServiceError(message, f"{self._known()} Then update launch.") from error
+
+    def _prepare(self) -> None:
+        """Put the script, the plan and the files beside it where the Job finds them, in a bucket that is private."""
+        bucket, folder = split_artifacts(self.artifacts)
+        kept = {name: self._folder / name for name in (self._request.script_name, PLAN_FILE)}
+        files = [
+            (kept.get(name, Path(name)), f"{folder}/{remote}") for name, remote in self._request.remote_names.items()
+        ]
+        action = f"preparing the bucket {bucket}"
+        persist(action, lambda: self._api.create_bucket(bucket, private=True, exist_ok=True), self._pace)
+        if not persist(action, lambda: self._api.bucket_info(bucket), self._pace).private:
+            raise RefusedError(
+                f"the bucket {bucket} is public: script, data and checkpoints of this run would be too.",
+                f"Make it private with `hf buckets settings {bucket} --private`, then run the same command again.",
+            )
+        try:
+            persist("uploading the script", lambda: self._api.batch_bucket_files(bucket, add=[*files]), self._pace)
+        except FileNotFoundError as error:
+            raise RequestError(f"there is no file {error}.", "Give the path of a file that exists.") from error
+
+    def _post(self, values: dict[str, str]) -> JobInfo:
+        job, hub = self._request.describe(), library()
+        bucket, folder = split_artifacts(self.artifacts)
+        self._posts += 1
+        info: JobInfo = self._api.run_job(
+            image=job["image"],
+            command=job["command"],
+            env=job["env"] | {ARTIFACTS_ENV: self.artifacts},
+            secrets=dict(values),
+            flavor=job["flavor"],
+            timeout=job["timeout_s"],
+            attempts=job["attempts"],
+            labels=job["labels"] | {"request": self.id, "artifacts": folder},
+            volumes=[
+                hub.Volume(type="bucket", source=bucket, mount_path=ARTIFACTS_MOUNT, path=folder, read_only=False)
+            ],
+            namespace=self._namespace,
+        )
+        return info
+
+    def _find(self) -> JobInfo | None:
+        """The Job of this request, if there is one: the list is given time to show it."""
+        self._in_doubt = True
+        for number in range(LOOKS):
+            if number:
+                time.sleep(self._pace.pause(number))
+            if found := self._jobs():
+                return found[0]
+        return None
+
+    def _jobs(self) -> list[JobInfo]:
+        return find(self._api, self._namespace, {"request": self.id}, self._pace)
+
+    def _only_one(self, info: JobInfo) -> JobInfo:
+        """The eldest of the Jobs of this request, `info` among them; any other is canceled."""
+        with suppress(LauncherError):  # the Job is there: that its twin can't be looked for now is no failure of it
+            for number in range(LOOKS):
+                eldest, *others = _by_age({job.id: job for job in [info, *self._jobs()]}.values())
+                for other in others:
+                    self._cancel(other.id)
+                if others:
+                    return eldest
+                time.sleep(self._pace.pause(number + 1))
+        return info
+
+    def _cancel(self, job_id: str) -> None:
+        def cancel() -> None:
+            self._api.cancel_job(job_id=job_id, namespace=self._namespace)
+
+        persist("canceling a second Job of the same request", cancel, self._pace)
+
+    def _interrupted(self) -> InterruptedSubmissionError:
+        if not self._posts:
+            return InterruptedSubmissionError("interrupted: no Job was started, and nothing is paid for.")
+        found: list[JobInfo] = []
+        with suppress(LauncherError, KeyboardInterrupt):
+            found = find(self._api, self._namespace, {"request": self.id}, Pace(tries=1))
+        if not found:
+            return InterruptedSubmissionError("interrupted while the Job was being started.", self._known())
+        job = found[0].id
+        return InterruptedSubmissionError(
+            f"interrupted, but the Job {job} was started: it goes on, and so does its bill.",
+            f"`launch wait {job}` comes back to it, `launch cancel {job}` stops it.",
+        )
+
+    def _known(self) -> str:
+        """What is known of a submission that failed."""
+        if not self._posts:
+            return "No Job was started."
+        return (
+            "The Job may have started all the same: look at `launch ps` before you try again; "
+            f"it would carry the label request={self.id}."
+        )
+
+
+def find(api: HfApi, namespace: str, labels: dict[str, str], pace: Pace) -> list[JobInfo]:
+    """The Jobs with all of these labels, of any stage, the eldest first.
+
+    Not `HfApi.list_jobs`, which asks again by itself, five times and with pauses that nobody can shorten.
+    """
+
+    def ask() -> list[JobInfo]:
+        hub = library()
+        asked = [("label", f"{name}={value}") for name, value in labels.items()]
+        answer = hub.utils.get_session().get(
+            f"{api.endpoint}/api/jobs/{namespace}", params=asked, headers=hub.utils.build_hf_headers()
+        )
+        hub.utils.hf_raise_for_status(answer)
+        return [hub.JobInfo(**item, endpoint=api.endpoint) for item in answer.json()]
+
+    return _by_age(persist("looking for the Job", ask, pace))
+
+
+def stage_of(info: JobInfo) -> str:
+    """The stage's name, one that this client does not know too."""
+    return str(getattr(info.status.stage, "value", info.status.stage))
+
+
+def _by_age(jobs: Iterable[JobInfo]) -> list[JobInfo]:
+    return sorted(jobs, key=lambda info: (str(info.created_at), info.id))

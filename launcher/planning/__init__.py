@@ -1,1 +1,0 @@
-"""What a plan decides, one question a module; `planner` asks them in turn."""

@@ -1,0 +1,1 @@
+"""One run's life after it was submitted: found, explained, compared, done again."""

@@ -1,0 +1,167 @@
+"""`run.json`, the record that lies beside a trained model: read and checked, since anybody may have written it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from launcher.errors import RefusedError, RequestError
+from launcher.plan.record import Plan
+from launcher.text import plain
+
+FILE = "run.json"
+LARGEST = 4_000_000
+"""Bytes of a record or a script that are read; a real one is a twentieth of that."""
+
+
+def _known(plan: object) -> object:
+    """Without what a later version has added to a plan."""
+    return {name: plan[name] for name in Plan.model_fields if name in plan} if isinstance(plan, dict) else plan
+
+
+ReadPlan = Annotated[Plan, BeforeValidator(_known)]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Script(_Value):
+    """The script's name and the SHA-256 of its bytes."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,95}\.py$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Revisions(_Value):
+    """The commits that were read, where they are known."""
+
+    model: str | None = None
+    dataset: str | None = None
+
+
+class Record(_Value):
+    """One run as its script recorded it; `plan` is none where the script was run by hand."""
+
+    version: Literal[1]
+    launcher: str | None = None
+    plan: ReadPlan | None = None
+    script: Script
+    args: tuple[str, ...] = ()
+    inputs: dict[str, str] = {}
+    """The SHA-256 of the dataset's file, by the path that the user gave."""
+    env: tuple[str, ...] = ()
+    """Names only of the variables that were set for the run."""
+    flavor: str | None = None
+    revisions: Revisions = Revisions()
+    packages: dict[str, str | None] = {}
+    python: str | None = None
+    platform: str | None = None
+    device: str | None = None
+    result: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A record and the script beside it; `where` and `page` say for people where they are, and where to read it."""
+
+    record: Record
+    script: bytes
+    where: str
+    page: str
+
+    @property
+    def text(self) -> str:
+        """The script as text."""
+        return self.script.decode()
+
+
+def read(path: Path) -> Kept:
+    """The record in a file, with the script beside it; `RequestError` for what can't be read."""
+    record = parse(_bytes(path, "Give the path of a run.json."), str(path))
+    script = path.with_name(record.script.name)
+    return pair(record, _bytes(script, "The script has to lie beside its run.json."), str(path), str(script))
+
+
+def parse(content: bytes, where: str) -> Record:
+    """The record in these bytes; `RequestError` for anything else, and for text that a terminal would act on."""
+    try:
+        found = json.loads(content)
+        record = Record.model_validate(found)
+    except (ValidationError, ValueError, RecursionError) as error:
+        raise RequestError(
+            f"{where} is not the record of a run{_reason(error)}.", "launch writes one, run.json, beside each model."
+        ) from error
+    require_seen(_shown(record), where)
+    return record
+
+
+def require_seen(value: object, where: str) -> None:
+    """Raise `RequestError` where a text in it, keys too, is one that a terminal would act on."""
+    if any(plain(text) != text for text in _texts(value)):
+        raise RequestError(
+            f"{where} holds control characters, which no record of this launcher does.", "Look at it in an editor."
+        )
+
+
+def pair(record: Record, script: bytes, where: str, page: str) -> Kept:
+    """The record with its script; `RefusedError` where it is not the script that was recorded."""
+    digest = hashlib.sha256(script).hexdigest()
+    if digest != record.script.sha256:
+        raise RefusedError(
+            f"{where}: {record.script.name} is not the script that ran: its SHA-256 is {digest}, and the record says "
+            f"{record.script.sha256}.",
+            "Restore the one that ran, from the history of the repo or the folder.",
+        )
+    try:
+        script.decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{where}: {record.script.name} is not UTF-8.", "It is not a script of launch.") from error
+    return Kept(record, script, where, page)
+
+
+def _bytes(path: Path, hint: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+    except OSError as error:
+        raise RequestError(f"{path}: {error.strerror or error}.", hint) from error
+    if len(content) > LARGEST:
+        raise RequestError(f"{path} is larger than {LARGEST // 10**6} MB.", hint)
+    return content
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, without the values."""
+    if not isinstance(error, ValidationError):
+        return ": it is not JSON"
+    item = error.errors()[0]
+    place = ".".join(str(part) for part in item["loc"])
+    return plain(f": {place}: {item['msg'].removeprefix('Value error, ')}"[:200])
+
+
+def _shown(record: Record) -> list[object]:
+    """What of the record may be shown; what a model answered is cleaned where it is."""
+    plan = record.plan.model_dump(exclude={"env"}) | {"env": tuple(record.plan.env)} if record.plan else None
+    values = record.model_dump(
+        include={"launcher", "args", "env", "flavor", "packages", "python", "platform", "device"}
+    )
+    return [plan, values, record.revisions.model, record.revisions.dataset]
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield str(key)
+            yield from _texts(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _texts(item)

@@ -1,0 +1,154 @@
+"""What became of a run, from anywhere: its stage, its log, and what it left on the Hub and in /data."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from contextlib import suppress
+from typing import Any
+
+from launcher import catalog
+from launcher.catalog import Catalog, Flavor
+from launcher.errors import LauncherError, RequestError, ServiceError
+from launcher.jobs import folder as runs
+from launcher.jobs.base import Backend, Job
+from launcher.jobs.progress import Progress, summarize
+from launcher.plan import export
+from launcher.plan.record import Plan
+from launcher.runs import outcome
+from launcher.runs.outcome import Outcome
+
+# How the script ends the message of a push that failed.
+_RESCUE = re.compile(r"this (?:fetches and )?pushes it: (.+)$")
+# And that of exports that failed.
+_EXPORT = re.compile(r"Try again with: (launch export .+)$")
+_REPO_URL = re.compile(
+    r"https?://[^/\s]+/(?:api/)?(?:models/)?((?:datasets/)?[\w.-]+/[\w.-]+)/(?:resolve|tree|revision)/"
+)
+
+
+def explain(backend: Backend, job: Job, progress: Progress) -> Outcome:
+    """How the run ended, looking at what it left behind where the log does not tell."""
+    if not job.ended or (job.succeeded and progress.result is not None and not progress.result.get("stopped")):
+        return outcome.outcome(job, progress)
+    if job.succeeded and progress.result is None:
+        with suppress(ServiceError):  # the stream lost its end, perhaps
+            progress = read(backend, job)
+    plan = plan_of(job.id) or _recalled(backend, job)
+    left = None
+    if progress.result is None:
+        # An export's repo may hold the adapter, which says nothing of it.
+        repo = plan.output_repo if plan and plan.task == "sft" else None
+        left = backend.left(address(job), repo)
+    filled = values(job, plan, progress, catalog.load())
+    return outcome.outcome(job, progress, timeout_s=plan.timeout_s if plan else None, values=filled, left=left)
+
+
+def read(backend: Backend, job: Job) -> Progress:
+    """What the log adds up to now; of a log that can't be had, what was kept of it here."""
+    try:
+        return summarize(backend.logs(address(job), follow=False))
+    except ServiceError:
+        run = runs.find(job.id)
+        if run is None or not run.log.is_file():
+            raise
+        with run.log.open(encoding="utf-8", errors="replace") as kept:
+            return summarize(line.rstrip("\n") for line in kept)
+
+
+def address(job: Job) -> str:
+    """NAMESPACE/ID for a Job of the service, which finds it without any record of it here."""
+    return "/".join(job.url.rsplit("/", 2)[-2:]) if job.backend == "hub" and "/jobs/" in job.url else job.id
+
+
+def plan_of(job_id: str) -> Plan | None:
+    """The plan that this launcher kept, where it did and can still read it."""
+    run = runs.find(job_id)
+    try:
+        return run.plan() if run else None
+    except RequestError:
+        return None
+
+
+def _recalled(backend: Backend, job: Job) -> Plan | None:
+    """The plan that lies beside the Job's script, for a run that was started elsewhere."""
+    try:
+        return backend.recall(address(job)).plan
+    except LauncherError:
+        return None
+
+
+def as_dict(job: Job, found: Outcome, progress: Progress) -> dict[str, Any]:
+    """What `launch why --json` prints."""
+    return {
+        "id": job.id,
+        "url": job.url,
+        "stage": job.stage,
+        "status": found.status,
+        "cause": found.cause,
+        "message": found.message,
+        "next": list(found.next),
+        "phase": progress.phase,
+        "step": progress.step,
+        "total": progress.total,
+        "checkpoint": progress.checkpoint,
+        "result": found.result,
+    }
+
+
+def values(job: Job, plan: Plan | None, progress: Progress, tables: Catalog) -> dict[str, object]:
+    """What the commands of the table are filled with; what is not known is none."""
+    filled: dict[str, object] = {"id": job.id} | _flavors(job.flavor, tables)
+    filled["page"] = _page(plan, progress)
+    if found := _RESCUE.search(progress.error or ""):
+        filled["rescue"] = found[1]
+    if found := _EXPORT.search(progress.error or ""):
+        filled["export"] = found[1]
+    began, ended = job.started_at, job.finished_at
+    ran_s = plan.timeout_s if plan else (ended - began).total_seconds() if began and ended else 0
+    if ran_s:
+        filled["longer"] = f"{max(math.ceil(2 * ran_s / 60), 10)}m"
+    if plan and plan.task == "export":
+        filled["again"] = export.command(plan)
+    elif plan:
+        batch = progress.batch_size or plan.batch_size
+        filled |= {"model": shlex.quote(plan.model), "dataset": shlex.quote(plan.dataset)}
+        filled |= {"smaller_batch": batch // 2, "longer_rows": plan.max_length * 2}
+        filled["shorter"] = plan.max_length // 2 if plan.max_length >= 256 else None
+    return filled
+
+
+def _flavors(name: str, tables: Catalog) -> dict[str, object]:
+    """The cheapest flavors that have more of something than this one, and no less of the rest."""
+    here = tables.flavors.get(name)
+    if here is None:
+        return {}
+
+    def cheapest(more: str) -> str | None:
+        fitting = [other for other in tables.flavors.values() if _exceeds(other, here, more)]
+        return min(fitting, key=lambda other: other.usd_per_hour).name if fitting else None
+
+    return {"larger": cheapest("vram"), "more_ram": cheapest("ram"), "more_disk": cheapest("disk")}
+
+
+def _exceeds(other: Flavor, here: Flavor, more: str) -> bool:
+    sizes = {
+        "vram": (_vram(other), _vram(here)),
+        "ram": (other.ram_gb, here.ram_gb),
+        "disk": (other.disk_gb, here.disk_gb),
+    }
+    least = all(sizes[key][0] >= sizes[key][1] for key in ("vram", more))
+    return other.num_gpus == here.num_gpus and not other.accelerator and least and sizes[more][0] > sizes[more][1]
+
+
+def _vram(flavor: Flavor) -> float:
+    return flavor.gpu.memory_gib if flavor.gpu else 0.0
+
+
+def _page(plan: Plan | None, progress: Progress) -> str | None:
+    """The page of the repo that the log speaks of last, else the model's."""
+    for line in reversed(progress.tail):
+        if found := _REPO_URL.search(line):
+            return f"https://huggingface.co/{found[1]}"
+    return f"https://huggingface.co/{plan.repo}" if plan else None

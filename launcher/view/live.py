@@ -1,0 +1,88 @@
+"""The picture of a run while it goes on: its lines, and on a terminal a bar with step, loss, time left and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from launcher.jobs.base import Job
+from launcher.jobs.events import Checkpoint, Event, Phase, Result, Step
+from launcher.jobs.progress import Progress as Seen
+from launcher.view import tables as show
+
+
+class _State(ProgressColumn):
+    """Words that are asked for anew at every refresh: the cost grows while no line comes."""
+
+    def __init__(self, words: Callable[[], str]) -> None:
+        super().__init__()
+        self._words = words
+
+    def render(self, task: Task) -> Text:
+        return Text(self._words())
+
+
+class Live:
+    """Shows each line as it comes; `terse` leaves out what is neither a phase nor a loss, `quiet` leaves out all.
+
+    The bar is drawn on a terminal only. `usd_per_hour` 0 shows no cost.
+    """
+
+    def __init__(self, console: Console, job: Job, usd_per_hour: float, *, quiet: bool, terse: bool) -> None:
+        self._console, self._job, self._rate = console, job, usd_per_hour
+        self._quiet, self._terse = quiet, terse
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            _State(self._state),
+            console=console,
+            transient=True,
+            disable=quiet or not console.is_terminal,
+        )
+        self._task = self._bar.add_task("starting", total=None)
+        self._seen = Seen()
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, line: str, event: Event | None, seen: Seen) -> None:
+        """Take in one line, what it says, and what is known after it."""
+        if self._quiet:
+            return
+        if isinstance(event, Phase):
+            self._console.print(Text(line, style="bold cyan"))
+        elif isinstance(event, Step | Checkpoint) and not self._bar.disable:
+            pass  # the bar says it
+        elif not isinstance(event, Result) and (event is not None or not self._terse):
+            self._console.print(Text(line), soft_wrap=True)
+        self._seen = seen
+        self._bar.update(
+            self._task, description=seen.phase or "starting", completed=seen.step, total=seen.total or None
+        )
+
+    def _state(self) -> str:
+        seen, words = self._seen, []
+        if seen.total:
+            words.append(f"step {seen.step}/{seen.total}")
+        if seen.losses:
+            words.append(f"loss {seen.losses[-1][1]:.3f}")
+        if seen.eta_s is not None:
+            words.append(f"{show.minutes(seen.eta_s)} left")
+        if seen.checkpoint is not None:
+            words.append(f"kept at {seen.checkpoint}")
+        if self._rate:
+            running = (datetime.now(UTC) - (self._job.started_at or self._job.created_at)).total_seconds()
+            words.append(f"${self._rate * running / 3600:.2f} so far")
+        return " · ".join(words)
