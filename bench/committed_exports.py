@@ -11,9 +11,9 @@ from datetime import date
 from pathlib import Path
 
 from launcher import catalog, render
-from launcher.export_spec import ExportSpec
 from launcher.plan import export
 from launcher.plan.adapter import Adapter
+from launcher.spec import ExportSpec
 
 FOLDER = Path(__file__).parent.parent / "job_scripts"
 MODELS = {"export.py": "unsloth/Qwen3-8B", "export_vlm.py": "unsloth/Qwen3-VL-8B-Instruct"}

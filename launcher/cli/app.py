@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launcher import __version__, masks
+from launcher import __version__
 from launcher.cli import follow as session
 from launcher.cli.options import CONTEXT, Commands, takes_spec
 from launcher.errors import LauncherError, RequestError, ServiceError
 from launcher.spec import RunSpec
+from launcher.text import held, mask
 from launcher.view.console import err, out
 
 if TYPE_CHECKING:
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
     from launcher.catalog import Catalog
     from launcher.catalog.tensors import Weights
     from launcher.estimate.dataset import DataSize
-    from launcher.export_spec import ExportSpec
     from launcher.jobs.base import JobRequest
     from launcher.plan.pins import Seen
     from launcher.plan.record import Plan
+    from launcher.spec import ExportSpec
 
 app = typer.Typer(
     cls=Commands,
@@ -66,7 +67,7 @@ def _shown(text: str) -> str:
     """What a user or a service wrote, without secrets and without what a terminal would act on."""
     from launcher.text import plain
 
-    return "\n".join(plain(line) for line in masks.mask(text, masks.held()).split("\n"))
+    return "\n".join(plain(line) for line in mask(text, held()).split("\n"))
 
 
 def _version(asked: bool) -> None:
@@ -415,10 +416,10 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Make a merged copy or GGUF files of an adapter that was trained before, on the cheapest machine that fits."""
-    from launcher import export_spec
     from launcher import jobs as backends
+    from launcher.spec import build_export
 
-    asked = export_spec.build(
+    asked = build_export(
         source=source, merge=merge, gguf=gguf, merged_repo=merged_repo, output_repo=output_repo, private=private,
         revision=revision, flavor=flavor, timeout=timeout, local=local,
     )  # fmt: skip
@@ -462,7 +463,7 @@ def _needed(asked: RunSpec | None) -> RunSpec:
 
 
 def _plan(asked: RunSpec, user: str | None = None, online: bool = False) -> Plan:
-    from launcher import catalog, settings
+    from launcher import catalog, home
     from launcher.catalog import machine
     from launcher.plan import make as planner
 
@@ -478,12 +479,12 @@ def _plan(asked: RunSpec, user: str | None = None, online: bool = False) -> Plan
         fetch_weights=_read_weights,
         look_up=_dataset_size if online else None,
         resolve=_see if online else None,
-        image=settings.load().image,
+        image=home.settings().image,
     )
 
 
 def _export_plan(asked: ExportSpec, user: str | None) -> Plan:
-    from launcher import catalog, settings
+    from launcher import catalog, home
     from launcher.catalog import machine
     from launcher.plan import export as exports
     from launcher.runs import find as trained
@@ -501,7 +502,7 @@ def _export_plan(asked: ExportSpec, user: str | None) -> Plan:
         of=plan,
         fetch_config=_read_config,
         fetch_weights=_read_weights,
-        image=settings.load().image,
+        image=home.settings().image,
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from launcher.hub.client import TIMEOUT_S
 from launcher.hub.retry import Pace, persist
 from launcher.plan.pins import Seen
-from launcher.values import COMMIT
+from launcher.spec import COMMIT
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetInfo, HfApi, ModelInfo

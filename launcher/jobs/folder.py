@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from launcher import home as folders
+from launcher import home
 from launcher.errors import RequestError, unknown
 from launcher.plan.record import Plan
 
@@ -94,7 +94,7 @@ class Run:
 
 def create(request: JobRequest, backend: str) -> Run:
     """A new run that holds the request but has no id yet: it is found by nobody until `rename`."""
-    folder = folders.data() / "runs" / f"{_STAGING}{secrets.token_hex(8)}"
+    folder = home.data() / "runs" / f"{_STAGING}{secrets.token_hex(8)}"
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.mkdir(mode=0o700)
     run = Run(folder)
@@ -122,7 +122,7 @@ def digest(path: Path) -> str:
 
 def find(run_id: str) -> Run | None:
     """The run of that id, if there is a folder for it here."""
-    folder = folders.data() / "runs" / run_id
+    folder = home.data() / "runs" / run_id
     return Run(folder) if _ID.fullmatch(run_id) and folder.is_dir() else None
 
 
@@ -136,7 +136,7 @@ def load(run_id: str) -> Run:
 
 def every() -> list[Run]:
     """All runs that have a folder here, those made last first."""
-    folder = folders.data() / "runs"
+    folder = home.data() / "runs"
     if not folder.is_dir():
         return []
     runs = [Run(path) for path in folder.iterdir() if _ID.fullmatch(path.name) and path.is_dir()]

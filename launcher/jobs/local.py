@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import launcher
-from launcher import home as folders
+from launcher import home
 from launcher.errors import RefusedError, RequestError, ServiceError
 from launcher.jobs import folder as runs
 from launcher.jobs import process as _process
@@ -69,7 +69,7 @@ class LocalBackend:
         find_uv()
         _check_paths(request)
         require_hidden(request, secret_values(request.secrets))
-        for folder in (folders.data(), Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache")):
+        for folder in (home.data(), Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache")):
             _check_space(folder)
         if request.plan.output_repo or request.plan.merged_repo:
             from launcher.jobs.service import HubBackend

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from launcher import masks
 from launcher.errors import ServiceError
 from launcher.hub.client import read_token, told
 from launcher.jobs import folder as runs
 from launcher.jobs import stream as _hub_stream
 from launcher.jobs.folder import REQUEST
 from launcher.jobs.stream import Event
-from launcher.text import safe
+from launcher.text import held, safe
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -152,4 +151,4 @@ def _secrets(job_id: str) -> tuple[str, ...]:
     """The values that this machine knows of what the Job was given, and whatever else it holds itself."""
     run = runs.find(job_id)
     names = run.read(REQUEST).get("secrets", []) if run else []
-    return (read_token() or "", *masks.held(), *(os.environ.get(name, "") for name in names))
+    return (read_token() or "", *held(), *(os.environ.get(name, "") for name in names))

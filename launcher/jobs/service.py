@@ -13,7 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from launcher import masks
 from launcher.catalog import flavors as hardware
 from launcher.catalog.tensors import Weights
 from launcher.errors import RequestError, ServiceError
@@ -40,7 +39,7 @@ from launcher.plan.adapter import Adapter
 from launcher.plan.pins import Seen
 from launcher.plan.record import Plan
 from launcher.spec import require_apart
-from launcher.text import plain, safe
+from launcher.text import held, plain, safe
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobHardwareInfo, JobInfo
@@ -245,7 +244,7 @@ def _job(info: JobInfo) -> Job:
         url=plain(info.url),
         backend=HubBackend.name,
         stage=plain(stage_of(info)),
-        message=safe(info.status.message, masks.held()) if info.status.message else None,
+        message=safe(info.status.message, held()) if info.status.message else None,
         flavor=plain(str(getattr(info.flavor, "value", info.flavor or ""))),
         labels={plain(name): plain(value) for name, value in (info.labels or {}).items()},
         created_at=info.created_at or now(),

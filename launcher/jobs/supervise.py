@@ -16,11 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launcher import masks
 from launcher.jobs import process as _process
 from launcher.jobs.base import now
 from launcher.jobs.folder import STATUS, Run
-from launcher.text import Redactor, Transcript
+from launcher.text import Redactor, Transcript, held
 
 COMMAND = "command.json"
 _POLL_S = 0.25
@@ -74,7 +73,7 @@ def _supervise(run: Run, asked: threading.Event) -> None:
     leader = _process.describe(child.pid)
     record(run, stage="RUNNING", started_at=now().isoformat(), child=leader)
     # The script sees this shell's other secrets too, and may print them.
-    hidden = [os.environ[name] for name in command["secrets"] if os.environ.get(name)] + [*masks.held()]
+    hidden = [os.environ[name] for name in command["secrets"] if os.environ.get(name)] + [*held()]
     pump = threading.Thread(target=_copy, args=(child, run.log, hidden), daemon=True)
     pump.start()
     cause = _wait(child, asked, command["timeout_s"])

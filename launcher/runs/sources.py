@@ -12,8 +12,7 @@ from launcher.jobs.base import JobRequest
 from launcher.jobs.folder import Run
 from launcher.runs import record
 from launcher.runs.record import FILE, LARGEST, Kept
-from launcher.spec import REPO_ID
-from launcher.values import COMMIT
+from launcher.spec import COMMIT, REPO_ID
 
 _JOB = re.compile(r"(?:https?://[^/]+/jobs/)?(?:[A-Za-z0-9][A-Za-z0-9._-]{0,95}/)?[0-9a-f]{24}")
 _PAGE = re.compile(r"https://huggingface\.co/")

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from huggingface_hub.utils import _http, _xet
 
-from launcher import home as folders
+from launcher import home
 from launcher.errors import InterruptedSubmissionError, LauncherError, RefusedError, RequestError, ServiceError
 from launcher.hub import client as _hub_client
 from launcher.hub import retry as _hub_retry
@@ -91,7 +91,7 @@ def live(hub: Hub) -> list[str]:
 
 
 def kept() -> list[str]:
-    folder = folders.data() / "runs"
+    folder = home.data() / "runs"
     return [path.name for path in folder.iterdir()] if folder.exists() else []
 
 

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from launcher import home as folders
+from launcher import home
 from launcher.errors import RequestError
 from launcher.jobs import folder as runs
 from tests.unit.sample import plan, request
 
 
 def test_a_home_of_ones_own(launch_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert folders.data() == launch_home
+    assert home.data() == launch_home
     monkeypatch.delenv("LAUNCH_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_DATA_HOME", "relative/is/ignored")
-    assert folders.data() == tmp_path / ".local" / "share" / "launch"
+    assert home.data() == tmp_path / ".local" / "share" / "launch"
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    assert folders.data() == tmp_path / "data" / "launch"
+    assert home.data() == tmp_path / "data" / "launch"
 
 
 def test_a_run_is_found_once_it_has_its_id() -> None:

@@ -21,7 +21,7 @@ from huggingface_hub import constants, errors
 from huggingface_hub._jobs_api import DEFAULT_UV_IMAGE
 from huggingface_hub.utils._http import hf_raise_for_status
 
-from launcher import home as folders
+from launcher import home
 from launcher import jobs as backends
 from launcher.errors import LauncherError, RefusedError, RequestError, ServiceError
 from launcher.hub import access as _hub_access
@@ -454,7 +454,7 @@ def test_a_submission_that_fails_leaves_nothing(
         HubBackend(pause_s=0.001).submit(request("pass", secrets=("HF_TOKEN",)))
     assert hub.token not in raised.value.message + raised.value.hint
     assert ("launch ps" in raised.value.hint) == (kind is ServiceError)
-    assert list((folders.data() / "runs").iterdir()) == []
+    assert list((home.data() / "runs").iterdir()) == []
     assert hub.jobs == {}
 
 
