@@ -447,13 +447,13 @@ def cancel(job: JobId, as_json: Json = False) -> None:
 
 def _show_model(name: str, as_json: bool) -> None:
     from launcher import catalog
-    from launcher.view import model as model_view
+    from launcher.view import tables
 
-    model = model_view.find(name, catalog.load())
+    model = tables.find_model(name, catalog.load())
     if as_json:
         session.print_json(model.model_dump(mode="json"))
     else:
-        out().print(model_view.model_view(model))
+        out().print(tables.model_view(model))
 
 
 def _needed(asked: RunSpec | None) -> RunSpec:

@@ -15,8 +15,8 @@ import pytest
 
 from launcher import catalog
 from launcher.errors import RequestError
+from launcher.estimate.values import Vram
 from launcher.jobs import folder as runs
-from launcher.plan.record import Vram
 from tests.unit import sample
 
 LAUNCH = Path(sys.executable).with_name("launch")
