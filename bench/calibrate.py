@@ -19,9 +19,9 @@ from typing import Any
 
 from launcher.catalog import Catalog, load
 from launcher.errors import LauncherError, RequestError, unknown
-from launcher.jobs import folder as runs
-from launcher.jobs.folder import Run
-from launcher.jobs.progress import Progress
+from launcher.jobs import folder
+from launcher.jobs.events import Progress
+from launcher.jobs.folder import PLAN, Run
 from launcher.plan.record import Plan
 
 COLUMNS = (
@@ -51,10 +51,10 @@ def measure(name: str, catalog: Catalog) -> Measured:
         path = Path(name).expanduser()
         path.is_file()
     except (OSError, RuntimeError, ValueError) as error:
-        raise unknown("run", name[:100], (run.id for run in runs.every()), "launch ps --all") from error
-    run = runs.find(name) or (Run(path.absolute().parent) if path.is_file() else runs.load(name))
-    log = path if path.is_file() and runs.find(name) is None else run.log
-    if not (run.folder / runs.PLAN).is_file():
+        raise unknown("run", name[:100], (run.id for run in folder.every()), "launch ps --all") from error
+    run = folder.find(name) or (Run(path.absolute().parent) if path.is_file() else folder.load(name))
+    log = path if path.is_file() and folder.find(name) is None else run.log
+    if not (run.folder / PLAN).is_file():
         raise RequestError(
             f"{name}: what was trained is in no plan.json beside it.",
             "Give the id of a run (`launch ps --all`), or put what `launch plan … --json` printed beside the log.",
@@ -65,7 +65,7 @@ def measure(name: str, catalog: Catalog) -> Measured:
         raise RequestError(f"{name} is an export, which trains nothing.", "Choose a run that trained a model.")
     _check(name, plan, result)
     length, notes = _length(name, plan, result)
-    return Measured(_row(plan, result, length, _date(log), catalog, f"launch calibrate {run.id}"), notes)
+    return Measured(_row(plan, result, length, _date(log), catalog, f"bench/calibrate.py {run.id}"), notes)
 
 
 def table(measured: list[Measured], header: bool) -> str:
@@ -179,7 +179,8 @@ def main() -> None:
     try:
         measured = [measure(name, load()) for name in asked.names]
     except LauncherError as error:
-        sys.exit(f"error: {error.message}\n{error.hint or ''}".rstrip())
+        print(f"error: {error.message}\n{error.hint}".rstrip(), file=sys.stderr)
+        sys.exit(error.exit_code)
     for note in (note for item in measured for note in item.notes):
         print(note, file=sys.stderr)
     sys.stdout.write(table(measured, asked.header))

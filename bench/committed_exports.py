@@ -10,9 +10,10 @@ from __future__ import annotations
 from datetime import date
 from pathlib import Path
 
-from launcher import catalog, render
+from launcher import catalog
 from launcher.plan import export
 from launcher.plan.adapter import Adapter
+from launcher.render import render
 from launcher.spec import ExportSpec
 
 FOLDER = Path(__file__).parent.parent / "job_scripts"
@@ -27,7 +28,7 @@ def text_of(name: str) -> str:
     asked = ExportSpec(source="USER/MODEL", merge="16bit", flavor="a10g-large", timeout="2h")
     plan = export.make_plan(asked, adapter, tables, today=date(2026, 11, 24))
     nothing = {"adapter": None, "output_repo": None, "merge": None, "run_name": name.removesuffix(".py")}
-    return render.render(plan.model_copy(update=nothing), tables.stack)
+    return render(plan.model_copy(update=nothing), tables.stack)
 
 
 def main() -> None:

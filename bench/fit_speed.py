@@ -2,7 +2,7 @@
 
     python bench/fit_speed.py bench/measurements.csv [bench/speed_h100.csv ...] [--fix layer_s=0.01]
 
-Least squares of the logarithms by coordinate search, in plain Python. A file is one of `launch calibrate`'s rows, whose
+Least squares of the logarithms by coordinate search, in plain Python. A file is one of bench/calibrate.py's rows, whose
 `step_s` is an optimizer step of `tokens_per_step`, or of `bench/speed.py`'s, whose `micro_step_s` is one forward and
 backward pass. Only lines of an H100 under Unsloth count; those that are held out are reported and not fitted. Runs in
 the launcher's environment.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
-from launcher.catalog import Stack
-from launcher.plan.record import Plan
+    from launcher.catalog import Stack
+    from launcher.plan.record import Plan
 
 TEMPLATES = {"text": "sft_text.py.j2", "vision": "sft_vlm.py.j2"}
 EXPORT_TEMPLATE = "export.py.j2"
@@ -110,6 +111,8 @@ def _templates() -> Path:
 
 @cache
 def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     filters: dict[str, Any] = {"py": py, "toml": toml}
     environment = Environment(
         loader=FileSystemLoader(_templates()),

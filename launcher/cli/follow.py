@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
+from launcher import api
 from launcher.errors import JobFailedError
-from launcher.view import console as consoles
+from launcher.view.console import err, out
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from launcher.jobs.base import Backend, Job, JobRequest
+    from launcher.plan.record import Plan
     from launcher.runs.outcome import Outcome
 
 
@@ -20,64 +24,67 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
+def say(notes: Iterable[str]) -> None:
+    """What a user should know besides, on stderr."""
+    for note in notes:
+        err().print(note, style="yellow", markup=False, soft_wrap=True)
+
+
 def submit(
-    backend: Backend,
-    request: JobRequest,
+    plan: Plan | JobRequest,
+    backend: Backend | None = None,
     *,
     detach: bool = False,
     as_json: bool = False,
     quiet: bool = False,
     terse: bool = False,
 ) -> None:
-    """Check the request, start it, and follow it unless `detach`."""
-    backend.check(request)
-    job = backend.submit(request)
+    """Check the run, start it, and follow it unless `detach`."""
+    job = api.submit(plan, backend)
     if not quiet:
-        consoles.err().print(f"{job.id} {job.url}", markup=False, soft_wrap=True)
+        err().print(f"{job.id} {job.url}", markup=False, soft_wrap=True)
     if not detach:
-        follow(backend, job, as_json=as_json, quiet=quiet, terse=terse)
+        follow(job, as_json=as_json, quiet=quiet, terse=terse)
     elif as_json:
         print_json(job.as_dict())
     else:
-        consoles.err().print(f"[dim]follow it with[/] launch logs -f {job.id}", soft_wrap=True)
+        err().print(f"[dim]follow it with[/] launch logs -f {job.id}", soft_wrap=True)
         if quiet:
             print(job.id)
 
 
-def follow(backend: Backend, job: Job, *, as_json: bool, quiet: bool, terse: bool = False) -> None:
+def follow(job: Job, *, as_json: bool, quiet: bool, terse: bool = False) -> None:
     """Show a run until it ends, print its outcome and exit by it."""
-    from launcher.jobs import base
-    from launcher.jobs.progress import Progress, watch
-    from launcher.runs import why
+    from launcher.jobs.events import Line
     from launcher.view.live import Live
 
-    progress, address = Progress(), why.address(job)
     try:
-        with Live(consoles.err(), job, _rate(job.flavor), quiet=quiet, terse=terse) as live:
-            for line, event in watch(backend.logs(address, follow=True), progress):
-                live.update(line, event, progress)
-        ended = base.wait(backend, address)
-        outcome = why.explain(backend, ended, progress)
+        with Live(err(), job, _rate(job.flavor), quiet=quiet, terse=terse) as live:
+            for item in api.watch(job):
+                if isinstance(item, Line):
+                    live.update(item)
+                else:
+                    outcome = item
     except KeyboardInterrupt:
-        _interrupted(backend, job)
-    else:
-        _finish(ended, outcome, as_json)
+        _interrupted(job)
+    _finish(outcome.job or job, outcome, as_json)
 
 
-def explain(backend: Backend, job_id: str, as_json: bool) -> None:
+def explain(job: Job, as_json: bool) -> None:
     """Say what became of a run, from its stage and its log as they are now."""
     from rich.text import Text
 
+    from launcher import jobs
     from launcher.runs import why
 
-    job = backend.inspect(job_id)
+    backend = jobs.get(job.backend)
     progress = why.read(backend, job)
     found = why.explain(backend, job, progress)
     if as_json:
         print_json(why.as_dict(job, found, progress))
         return
     cause = Text.assemble("cause: ", (found.cause, "bold"), "\n") if found.cause else Text()
-    consoles.out().print(Text.assemble(cause, found.message, "\n" if found.hint else "", found.hint), soft_wrap=True)
+    out().print(Text.assemble(cause, found.message, "\n" if found.hint else "", found.hint), soft_wrap=True)
 
 
 def _rate(flavor: str) -> float:
@@ -87,16 +94,18 @@ def _rate(flavor: str) -> float:
     return known[flavor].usd_per_hour if flavor in known else 0
 
 
-def _interrupted(backend: Backend, job: Job) -> NoReturn:
-    if backend.name == "local":
-        backend.cancel(job.id)
+def _interrupted(job: Job) -> NoReturn:
+    from launcher import jobs
+
+    if job.backend == "local":
+        jobs.get("local").cancel(job.id)
         text = f"\ninterrupted: {job.id} was stopped. --detach starts a run that outlives its terminal."
     else:
         text = (
             f"\n{job.id} goes on, and so does its bill. `launch wait {job.id}` comes back to it, "
             f"`launch cancel {job.id}` stops it."
         )
-    consoles.err().print(text)
+    err().print(text)
     raise typer.Exit(130)
 
 
@@ -110,10 +119,10 @@ def _finish(job: Job, outcome: Outcome, as_json: bool) -> None:
         raise failure
     if outcome.result and not as_json:
         from launcher.runs import why
-        from launcher.view import tables as show
+        from launcher.view import tables
 
         began, ended = job.started_at, job.finished_at
         took_s = (ended - began).total_seconds() if began and ended else None
-        consoles.out().print(show.result_view(outcome.result, why.plan_of(job.id), took_s, _rate(job.flavor)))
+        out().print(tables.result_view(outcome.result, why.plan_of(job.id), took_s, _rate(job.flavor)))
     if outcome.hint:  # not an error, and not the end that was asked for either
-        consoles.err().print(f"{outcome.message}\n{outcome.hint}", style="yellow", markup=False, soft_wrap=True)
+        err().print(f"{outcome.message}\n{outcome.hint}", style="yellow", markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The command line of a run, derived from the fields of `RunSpec`, so that each option is declared once."""
+"""The options: those of a run from the fields of `RunSpec`, so that each is declared once, and what commands share."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ from typer.exceptions import TyperException
 from launcher.errors import RequestError
 from launcher.spec import MODEL, RunSpec, build
 from launcher.text import mask
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the result.")]
+Detach = Annotated[bool, typer.Option("--detach", "-d", help="Submit and return; don't follow.")]
+RunName = Annotated[str, typer.Argument(help="A run's id or a Job's, or `last`.", metavar="RUN", show_default=False)]
 
 # What TRL's and transformers' own scripts call the same thing.
 _ALSO = {

@@ -16,17 +16,15 @@ from datetime import UTC, datetime
 from tempfile import TemporaryDirectory
 from typing import IO, Any
 
-from launcher import jobs as backends
+from launcher import jobs
 from launcher.dashboard.process import require_port, send, started, stopped_like_ctrl_c
-from launcher.errors import LauncherError, RequestError, ServiceError, unknown
-from launcher.jobs import base
-from launcher.jobs import folder as runs
+from launcher.errors import LauncherError, RequestError, ServiceError
+from launcher.jobs import base, folder
 from launcher.jobs.base import Job
-from launcher.jobs.events import Evaluation, Event, Step
+from launcher.jobs.events import Evaluation, Event, Step, watch
 from launcher.jobs.local import find_uv
-from launcher.jobs.progress import Progress, watch
 from launcher.plan.record import Plan
-from launcher.runs import why
+from launcher.runs.find import HubJob, LocalRun, find_run
 
 # Where Trackio looks for its data, the first that is set.
 _PLACES = ("TRACKIO_DIR", "HF_HOME", "XDG_CACHE_HOME")
@@ -60,42 +58,38 @@ class Board:
         return self.job is not None and self.job.backend != "local"
 
 
-def find(run_id: str | None) -> Board:
+def find(name: str | None) -> Board:
     """What there is to show of a run, or of all of this machine's where none is named.
 
     Raises `RequestError` for a run that is not known, and for one that was started without tracking.
     """
-    if run_id is None:
+    if name is None:
         return Board()
-    kept = runs.find(run_id)
-    plan = kept.plan() if kept else None
+    found = find_run(name)
+    plan = found.run.plan() if found.run else None
     if plan and plan.trackio_space:
         return Board(space=plan.trackio_space)
-    job = _inspect(run_id)
-    plan = plan or why.plan_of(job.id) or backends.find(run_id).recall(why.address(job)).plan
+    job = _inspect(found)
+    plan = plan or jobs.get(job.backend).recall(job.address).plan
     if plan.trackio_space:
         return Board(space=plan.trackio_space)
     if not plan.trackio_project:
         raise RequestError(
-            f"{run_id} keeps no metrics: it was started without a Trackio project.",
-            f"`launch logs {run_id}` shows its losses.",
+            f"{job.id} keeps no metrics: it was started without a Trackio project.",
+            f"`launch logs {job.id}` shows its losses.",
         )
     return Board(job=job, plan=plan)
 
 
-def _inspect(run_id: str) -> Job:
-    run = runs.find(run_id)
-    if run is None:
-        from launcher.hub.client import read_token
-
-        if runs.is_local(run_id) or not read_token():
-            raise unknown("run", run_id, (run.id for run in runs.every()), "launch ps --all")
+def _inspect(found: LocalRun | HubJob) -> Job:
+    """The run as it is; of one that can't be asked for any more, as it was known here last."""
     try:
-        return backends.find(run_id).inspect(run_id)
+        return jobs.get(found.backend).inspect(found.address)
     except LauncherError:
-        if run is None or not run.log.is_file() or not run.read(runs.STATUS):
+        run = found.run
+        if run is None or not run.log.is_file() or not run.read(folder.STATUS):
             raise
-        return Job.from_dict(run.read(runs.STATUS), run_dir=run.folder)
+        return Job.from_dict(run.read(folder.STATUS), run_dir=run.folder)
 
 
 def serve(board: Board, port: int | None, on_url: Callable[[str], None]) -> None:
@@ -118,9 +112,9 @@ def serve(board: Board, port: int | None, on_url: Callable[[str], None]) -> None
 @contextmanager
 def _fresh_folder(job: Job) -> Iterator[str]:
     """A folder that only its owner can read, in the run's own, gone at the end."""
-    run = runs.find(job.id)
-    with TemporaryDirectory(prefix="trackio-", dir=run.folder if run else None, ignore_cleanup_errors=True) as folder:
-        yield folder
+    run = folder.find(job.id)
+    with TemporaryDirectory(prefix="trackio-", dir=run.folder if run else None, ignore_cleanup_errors=True) as place:
+        yield place
 
 
 def _talk(process: subprocess.Popen[str], board: Board, port: int | None, on_url: Callable[[str], None]) -> None:
@@ -159,16 +153,16 @@ def _question(board: Board, port: int | None) -> dict[str, Any]:
 
 def _span(job: Job) -> tuple[str | None, str | None]:
     """When a run of this machine began, and when it ended: the others of its name lie outside."""
-    if not runs.is_local(job.id):
+    if not folder.is_local(job.id):
         return None, None
     # A run that is gone on with says when that was; its id, when it first began.
     began = datetime.strptime(job.id[6:21], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
     return began.isoformat(), job.finished_at.isoformat() if job.finished_at else None
 
 
-def _nothing(board: Board, folder: str) -> LauncherError:
+def _nothing(board: Board, place: str) -> LauncherError:
     if board.job is None or board.plan is None:
-        return RequestError(f"no run of this machine has metrics in {folder}.", "`launch demo` makes one.")
+        return RequestError(f"no run of this machine has metrics in {place}.", "`launch demo` makes one.")
     run_id = board.job.id
     if board.fed:
         return RequestError(
@@ -176,7 +170,7 @@ def _nothing(board: Board, folder: str) -> LauncherError:
             f"`launch why {run_id}` says what became of it.",
         )
     return RequestError(
-        f"there are no metrics of {run_id} in {folder} (project {board.plan.trackio_project}, "
+        f"there are no metrics of {run_id} in {place} (project {board.plan.trackio_project}, "
         f"run {board.plan.run_name}).",
         f"`launch logs {run_id}` shows its losses. A run that was started with another TRACKIO_DIR or HF_HOME needs "
         "the same here.",
@@ -190,7 +184,7 @@ def _feed(stdin: IO[str], job: Job, fed: bool) -> None:
             for metrics, step in points(_lines(job)):
                 send(stdin, {"metrics": metrics, "step": step})
         else:
-            base.wait(backends.find(job.id), job.id)
+            base.wait(jobs.get(job.backend), job.id)
         send(stdin, {"end": True})
 
 
@@ -198,12 +192,12 @@ def _lines(job: Job) -> Iterator[str]:
     """The Job's log, as long as it goes on; of one that can't be had any more, what was kept of it here."""
     came = False
     with suppress(LauncherError):
-        for line in backends.find(job.id).logs(why.address(job), follow=not job.ended):
+        for line in jobs.get(job.backend).logs(job.address, follow=not job.ended):
             came = True
             yield line
         if came:
             return
-    run = runs.find(job.id)
+    run = folder.find(job.id)
     if run and run.log.is_file():
         with run.log.open(encoding="utf-8", errors="replace") as kept:
             yield from (line.rstrip("\n") for line in kept)
@@ -215,8 +209,8 @@ def points(lines: Iterable[str]) -> Iterator[tuple[dict[str, float], int]]:
     Steps that an attempt repeats after its checkpoint come once, as they were first.
     """
     reached: dict[type[Event], int] = {}
-    for _, event in watch(lines, Progress()):
-        match event:
+    for line in watch(lines):
+        match event := line.event:
             case Step():
                 found = {"loss": event.loss, "learning_rate": event.learning_rate, "tokens_per_s": event.tokens_per_s}
             case Evaluation():

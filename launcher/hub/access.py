@@ -1,10 +1,12 @@
-"""Whether a token may do what a run needs, read from what the Hub says of it (`/api/whoami-v2`); pure."""
+"""Whether a token may do what a run needs, by what the Hub says of it (`/api/whoami-v2`)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from launcher.errors import RefusedError
+from launcher.hub.client import Hub
+from launcher.spec import require_apart
 
 _TOKENS = "https://huggingface.co/settings/tokens"
 
@@ -40,6 +42,20 @@ def require_push(me: dict[str, Any], repo: str, option: str = "--output-repo") -
             f"your fine-grained token may not write to {repo}.",
             f"At {_TOKENS} tick 'Write access to contents of all repos' for {owner}, or use a token of role 'write'.",
         )
+
+
+def require_places(hub: Hub, output_repo: str | None, merged_repo: str | None, adapter: str | None = None) -> None:
+    """Raise where the token can't write to the repos that a run pushes to, or two of them are one.
+
+    The account is asked for only where something is pushed.
+    """
+    for option, repo in (("--output-repo", output_repo), ("--merged-repo", merged_repo)):
+        if repo:
+            require_write(hub.account)
+            require_push(hub.account, repo, option)
+    if merged_repo:
+        places = (merged_repo, output_repo, adapter)
+        require_apart(*(name if not name or "/" in name else f"{hub.user}/{name}" for name in places))
 
 
 def _require_member(me: dict[str, Any], owner: str, option: str) -> None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from launcher.errors import LauncherError
 from launcher.estimate import dataset
 from launcher.estimate.dataset import DataSize
-from launcher.hub.client import library, read_token, told
+from launcher.hub.client import Hub, library, read_token, told
 from launcher.text import mask, plain
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 VIEWER = "https://datasets-server.huggingface.co"
 """Of huggingface.co only; LAUNCH_DATASET_VIEWER names that of another endpoint."""
@@ -27,11 +24,12 @@ class _Unknown(Exception):
     """Why the viewer does not say it."""
 
 
-def look_up(api: HfApi, name: str, config: str | None, split: str, revision: str | None) -> DataSize:
+def size(hub: Hub, name: str, config: str | None, split: str, revision: str | None) -> DataSize:
     """The size of one split; whatever goes wrong is said in `source`."""
-    address = os.environ.get("LAUNCH_DATASET_VIEWER") or (VIEWER if api.endpoint.rstrip("/") == _HUB else None)
+    endpoint = hub.api.endpoint
+    address = os.environ.get("LAUNCH_DATASET_VIEWER") or (VIEWER if endpoint.rstrip("/") == _HUB else None)
     if address is None:
-        return DataSize(None, None, f"could not be looked up: {api.endpoint} has no dataset viewer that is known")
+        return DataSize(None, None, f"could not be looked up: {endpoint} has no dataset viewer that is known")
     try:
         answer = _ask(address, "size", dataset=name)
         found = _split(answer["size"]["splits"], config, split)

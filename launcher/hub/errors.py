@@ -25,6 +25,10 @@ _LOGIN = "Run `hf auth login`, or set HF_TOKEN; https://huggingface.co/settings/
 _AGAIN = "Try again in a minute; https://status.huggingface.co shows whether the Hub is down."
 # hf_xet, which uploads files, tells a status only in words.
 _XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
+_PASSING = {"TransportError", "ConnectionError", "TimeoutError", "JSONDecodeError"}
+# These name what was asked for, or this machine: asking again changes nothing.
+_LASTING = {"UnsupportedProtocol", "LocalProtocolError", "OfflineModeIsEnabled"}
+_UNSENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
 _NETWORK = "Check the network, a proxy (HTTPS_PROXY) and HF_ENDPOINT, then run the same command again."
 
 
@@ -122,6 +126,19 @@ def status_of(error: Exception) -> int | None:
         return status
     found = _XET_STATUS.search(str(error)) if isinstance(error, ConnectionError) else None
     return int(found[1]) if found else None
+
+
+def may_pass(error: Exception) -> bool:
+    """True for a failure of the network or the service, not of the request: 408, 429, 5xx, no answer or half of one."""
+    if (status := status_of(error)) is not None:
+        return status in (408, 429) or status >= 500
+    names = {base.__name__ for base in type(error).__mro__}
+    return bool(names & _PASSING) and not names & _LASTING
+
+
+def may_have_worked(error: Exception) -> bool:
+    """False only where it is certain that the service did not act on the request."""
+    return type(error).__name__ not in _UNSENT and status_of(error) != 429
 
 
 def asked_wait(response: httpx2.Response | None) -> float:

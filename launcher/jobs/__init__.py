@@ -1,4 +1,4 @@
-"""Where a script can run: one name for each backend, loaded only when it is used."""
+"""Where and how a script runs: one name for each backend, loaded only when it is used."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from launcher.errors import unknown
+from launcher.hub.client import Hub, read_token
 from launcher.jobs.base import Backend, Job
-from launcher.jobs.folder import is_local
 
 # name: module and class. The Hub's client alone takes most of a second to import.
 BACKENDS = {
@@ -16,25 +16,18 @@ BACKENDS = {
 }
 
 
-def get(name: str) -> Backend:
-    """The backend of that name; `RequestError` with the choices for any other name."""
+def get(name: str, hub: Hub | None = None) -> Backend:
+    """The backend of that name, which asks that `hub`; `RequestError` with the choices for any other name."""
     if name not in BACKENDS:
         raise unknown("backend", name, BACKENDS)
     module, member = BACKENDS[name]
-    backend: Backend = getattr(import_module(module), member)()
+    backend: Backend = getattr(import_module(module), member)(hub)
     return backend
-
-
-def find(job_id: str) -> Backend:
-    """The backend that owns a Job, by the form of its id; whether there is such a Job is only known to the backend."""
-    return get("local" if is_local(job_id) else "hub")
 
 
 def list_jobs(every: bool = False, names: Sequence[str] | None = None) -> list[Job]:
     """The Jobs of the named backends, newest first; of all where none is named, leaving out the Hub without a login."""
     if names is None:
-        from launcher.hub.client import read_token
-
         names = [name for name in BACKENDS if name != "hub" or read_token()]
     jobs = [job for name in names for job in get(name).list(all=every)]
     return sorted(jobs, key=lambda job: job.created_at, reverse=True)

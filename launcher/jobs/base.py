@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from launcher.errors import RefusedError, RequestError, ServiceError
-from launcher.jobs.left import Left
 from launcher.plan.record import Plan
 from launcher.text import SHORTEST
 
@@ -146,6 +145,11 @@ class Job:
     run_dir: Path | None = None
 
     @property
+    def address(self) -> str:
+        """NAMESPACE/ID for a Job of the service, which finds it without any record of it here."""
+        return "/".join(self.url.rsplit("/", 2)[-2:]) if self.backend == "hub" and "/jobs/" in self.url else self.id
+
+    @property
     def ended(self) -> bool:
         """True once the stage will not change any more."""
         return self.stage in ENDED
@@ -171,18 +175,36 @@ class Job:
         return cls(**known | times | {"run_dir": run_dir})
 
 
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a run left: the files of its output repo, the newest checkpoint's step, the files of /data's output.
+
+    `problem` says why they are not known.
+    """
+
+    repo: str | None = None
+    repo_files: tuple[str, ...] = ()
+    checkpoint: int | None = None
+    output_files: tuple[str, ...] = ()
+    problem: str = ""
+
+    @property
+    def model(self) -> str | None:
+        """Where a trained model is, in words."""
+        if any(name.endswith(".safetensors") for name in self.repo_files):
+            return f"the model is at https://huggingface.co/{self.repo}"
+        if any(name.endswith(".safetensors") for name in self.output_files):
+            return "the model is in the Job's /data/output"
+        return None
+
+
 class Backend(Protocol):
-    """Where scripts run. What a user or a service may cause is raised as a `LauncherError`."""
+    """Where scripts run. What a user or a service may cause is raised as a `LauncherError`.
+
+    A Job is named by its id, or by its `address`.
+    """
 
     name: str
-
-    def user(self) -> str | None:
-        """The account that Jobs run under; none where there is no such thing."""
-        ...
-
-    def read_config(self, repo: str, revision: str | None) -> dict[str, Any]:
-        """The `config.json` of a model repo on the Hub."""
-        ...
 
     def check(self, request: JobRequest) -> None:
         """Raise where the request can't succeed for a reason that can be known before anything is paid for."""

@@ -10,22 +10,36 @@ import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
 from launcher import home
 from launcher.errors import RequestError, unknown
+from launcher.jobs.base import PLAN_FILE as PLAN
+from launcher.jobs.base import JobRequest
+from launcher.plan.adapter import RECORD
 from launcher.plan.record import Plan
 
-if TYPE_CHECKING:
-    from launcher.jobs.base import JobRequest
-
-PLAN, REQUEST, STATUS, LOG = "plan.json", "request.json", "status.json", "log"
+# The files of a run: what was decided, what was sent, how it stands, what it said; RECORD lies beside a trained model.
+REQUEST, STATUS, LOG = "request.json", "status.json", "log"
+PART = "log.part"
+"""The transcript while somebody follows."""
+COMMAND, NOTES = "command.json", "supervisor.log"
+"""Of a run of this machine: what its supervisor starts, and what it said itself."""
+__all__ = [
+    "COMMAND", "LOG", "NOTES", "PART", "PLAN", "RECORD", "REQUEST", "STATUS", "Run", "create", "digest", "every",
+    "find", "is_id", "is_local", "load",
+]  # fmt: skip
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,95}")
 _LOCAL_ID = re.compile(r"local-\d{8}-\d{6}-[0-9a-f]{4}")
 _STAGING = ".new-"
+
+
+def is_id(name: str) -> bool:
+    """True for what may be the id of a run, and so the name of its folder."""
+    return _ID.fullmatch(name) is not None
 
 
 def is_local(run_id: str) -> bool:
@@ -123,7 +137,7 @@ def digest(path: Path) -> str:
 def find(run_id: str) -> Run | None:
     """The run of that id, if there is a folder for it here."""
     folder = home.data() / "runs" / run_id
-    return Run(folder) if _ID.fullmatch(run_id) and folder.is_dir() else None
+    return Run(folder) if is_id(run_id) and folder.is_dir() else None
 
 
 def load(run_id: str) -> Run:
@@ -139,5 +153,5 @@ def every() -> list[Run]:
     folder = home.data() / "runs"
     if not folder.is_dir():
         return []
-    runs = [Run(path) for path in folder.iterdir() if _ID.fullmatch(path.name) and path.is_dir()]
+    runs = [Run(path) for path in folder.iterdir() if is_id(path.name) and path.is_dir()]
     return sorted(runs, key=lambda run: ((run.folder / PLAN).stat().st_mtime, run.id), reverse=True)

@@ -19,12 +19,11 @@ from typing import Any
 import launcher
 from launcher import home
 from launcher.errors import RefusedError, RequestError, ServiceError
-from launcher.jobs import folder as runs
-from launcher.jobs import process as _process
-from launcher.jobs.base import Job, JobRequest, now, require_hidden, secret_values
-from launcher.jobs.folder import PLAN, REQUEST, STATUS, Run
-from launcher.jobs.left import Left
-from launcher.jobs.supervise import COMMAND, record
+from launcher.hub import access
+from launcher.hub.client import Hub
+from launcher.jobs import folder, supervise
+from launcher.jobs.base import Job, JobRequest, Left, now, require_hidden, secret_values
+from launcher.jobs.folder import COMMAND, NOTES, PLAN, REQUEST, STATUS, Run
 from launcher.text import safe
 
 NEEDED_GB = 5
@@ -44,21 +43,16 @@ UNSET = (
 
 
 class LocalBackend:
-    """Runs on this machine. `grace_s` is what a script gets to save its work when it is stopped."""
+    """Runs on this machine. `grace_s` is what a script gets to save its work when it is stopped.
+
+    The `hub` is asked only about what a run pushes.
+    """
 
     name = "local"
 
-    def __init__(self, grace_s: float = 30.0) -> None:
+    def __init__(self, hub: Hub | None = None, *, grace_s: float = 30.0) -> None:
+        self.hub = hub or Hub()
         self._grace_s = grace_s
-
-    def user(self) -> None:
-        """Nobody: this machine asks for no account."""
-
-    def read_config(self, repo: str, revision: str | None) -> dict[str, Any]:
-        """The `config.json` of a model repo, from the Hub as ever."""
-        from launcher.jobs.service import HubBackend
-
-        return HubBackend().read_config(repo, revision)
 
     def check(self, request: JobRequest) -> None:
         """Raise where uv, disk space, a local file or the value of a secret is missing."""
@@ -69,18 +63,16 @@ class LocalBackend:
         find_uv()
         _check_paths(request)
         require_hidden(request, secret_values(request.secrets))
-        for folder in (home.data(), Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache")):
-            _check_space(folder)
-        if request.plan.output_repo or request.plan.merged_repo:
-            from launcher.jobs.service import HubBackend
-
-            HubBackend().check_push(request.plan)
+        for place in (home.data(), Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache")):
+            _check_space(place)
+        plan = request.plan
+        access.require_places(self.hub, plan.output_repo, plan.merged_repo, plan.adapter)
 
     def submit(self, request: JobRequest) -> Job:
         """Start the script and return once its supervisor lives; it goes on when the launcher ends."""
         values = secret_values(request.secrets)
         uv = find_uv()
-        run = self._again(request) if request.resumes else _name(runs.create(request, self.name))
+        run = self._again(request) if request.resumes else _name(folder.create(request, self.name))
         files = set(request.files)
         arguments = [str(Path(item).absolute()) if item in files else item for item in request.script_args]
         command: dict[str, Any] = {
@@ -120,13 +112,13 @@ class LocalBackend:
         """The run as it is; one whose supervisor died without a word is ended here, with what it left running."""
         run = self._load(job_id)
         job = _job(run)
-        if job.ended or _process.is_alive(run.read(STATUS).get("supervisor")):
+        if job.ended or supervise.is_alive(run.read(STATUS).get("supervisor")):
             return job
         job, status = _job(run), run.read(STATUS)  # it may have ended between the two looks
         if job.ended or ("supervisor" not in status and now() - job.created_at < timedelta(seconds=_START_S)):
             return job
-        _process.end_group(status.get("child"), grace_s=1.0)
-        record(
+        supervise.end_group(status.get("child"), grace_s=1.0)
+        supervise.record(
             run,
             stage="ERROR",
             message="its supervisor died: it was killed, or the machine restarted",
@@ -136,7 +128,7 @@ class LocalBackend:
 
     def list(self, all: bool = False) -> builtins.list[Job]:
         """The runs of this machine, newest first."""
-        ids = [run.id for run in runs.every() if runs.is_local(run.id) and run.read(STATUS)]
+        ids = [run.id for run in folder.every() if folder.is_local(run.id) and run.read(STATUS)]
         jobs = sorted((self.inspect(run_id) for run_id in ids), key=lambda job: job.created_at, reverse=True)
         return [job for job in jobs if all or not job.ended]
 
@@ -152,7 +144,7 @@ class LocalBackend:
         if job.ended:
             return job
         supervisor = run.read(STATUS).get("supervisor")
-        if supervisor and _process.is_alive(supervisor):
+        if supervisor and supervise.is_alive(supervisor):
             with suppress(ProcessLookupError):
                 os.kill(supervisor["pid"], signal.SIGTERM)
         deadline = time.monotonic() + run.read(COMMAND).get("grace_s", self._grace_s) + 20
@@ -176,7 +168,7 @@ class LocalBackend:
         return run
 
     def _load(self, job_id: str) -> Run:
-        run = runs.load(job_id)
+        run = folder.load(job_id)
         if not run.read(STATUS) or run.read(REQUEST).get("backend") != self.name:
             raise RequestError(f"'{job_id}' is not a run of this machine.", "`launch ps --all` shows all.")
         return run
@@ -222,14 +214,14 @@ def _start_supervisor(run: Run, values: dict[str, str]) -> None:
     """Run the supervisor's first process to its end; the secrets travel in its environment, never on disk."""
     # It runs in the launcher's own Python, installed or not; its child gets none of that.
     environment = os.environ | values | {"PYTHONPATH": str(Path(launcher.__file__).parent.parent)}
-    notes = run.write("supervisor.log", "")
+    notes = run.write(NOTES, "")
     with notes.open("ab") as file:
         started = subprocess.run(
             [sys.executable, "-P", "-m", "launcher.jobs.supervise", str(run.folder)],
             env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True, check=False,
         )  # fmt: skip
     if started.returncode != 0:
-        record(run, stage="ERROR", message="its supervisor did not start", finished_at=now().isoformat())
+        supervise.record(run, stage="ERROR", message="its supervisor did not start", finished_at=now().isoformat())
         raise ServiceError("the run could not be started on this machine.", f"Look at {notes}.")
 
 
@@ -251,12 +243,12 @@ def _check_paths(request: JobRequest) -> None:
             raise RequestError(f"--{option} {name}: there is no such file or folder.", "Give a path that exists.")
 
 
-def _check_space(folder: Path) -> None:
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free / 1e9
+def _check_space(place: Path) -> None:
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free / 1e9
     if free < NEEDED_GB:
         raise RefusedError(
-            f"there are {free:.1f} GB free at {folder}, and a run needs {NEEDED_GB} GB.",
+            f"there are {free:.1f} GB free at {place}, and a run needs {NEEDED_GB} GB.",
             "Make room, or set LAUNCH_HOME and UV_CACHE_DIR to a larger disk.",
         )

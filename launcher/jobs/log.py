@@ -1,24 +1,20 @@
-"""Following a Job's log: the stream breaks off, repeats itself and lies about the end; the Job's stage does not."""
+"""A Job's log, followed and kept: the stream breaks off, repeats itself and lies about the end; the stage does not."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from typing import TYPE_CHECKING
+from contextlib import closing, contextmanager
 
 from launcher.errors import ServiceError
-from launcher.hub.client import read_token, told
-from launcher.jobs import folder as runs
-from launcher.jobs import stream as _hub_stream
-from launcher.jobs.folder import REQUEST
-from launcher.jobs.stream import Event
+from launcher.hub.client import Hub, read_token, told
+from launcher.jobs import folder, stream
+from launcher.jobs.folder import PART, REQUEST, Run
+from launcher.jobs.stream import Entry
 from launcher.text import held, safe
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 ATTEMPTS = 40
 """Failures in a row, with nothing new between them, after which following gives up: 18 minutes at a pause of 1 s."""
@@ -38,18 +34,18 @@ _LOOK_S = 60.0
 _REMEMBERED = 20_000
 
 
-def follow(api: HfApi, namespace: str, job_id: str, has_ended: Callable[[], bool], pause_s: float) -> Iterator[str]:
+def follow(hub: Hub, namespace: str, job_id: str, has_ended: Callable[[], bool]) -> Iterator[str]:
     """Each line once, from the first, until the Job has ended and what was left has been read too.
 
     Raises `ServiceError` when the service has been away for long.
     """
-    secrets, seen = _secrets(job_id), Seen()
+    secrets, seen, pause_s = _secrets(job_id), Seen(), hub.patient.pause_s
     failures, wait_s, last = 0, pause_s, False
     while True:
         before = seen.count
         try:
-            for event in _fresh(api, namespace, job_id, seen, None if last else has_ended, ended=last):
-                yield from _lines(event, secrets)
+            for entry in _fresh(hub, namespace, job_id, seen, None if last else has_ended, ended=last):
+                yield from _lines(entry, secrets)
             if last:
                 return
             last, failures = has_ended(), 0
@@ -64,19 +60,54 @@ def follow(api: HfApi, namespace: str, job_id: str, has_ended: Callable[[], bool
             time.sleep(wait_s)
 
 
-def read(api: HfApi, namespace: str, job_id: str, ended: bool, pause_s: float = 0.25) -> Iterator[str]:
+def read(hub: Hub, namespace: str, job_id: str, ended: bool, pause_s: float = 0.25) -> Iterator[str]:
     """The lines so far, all of them of a Job that has `ended`; `ServiceError` when the service fails repeatedly."""
     secrets, seen, failures = _secrets(job_id), Seen(), 0
     while True:
         try:
-            for event in _fresh(api, namespace, job_id, seen, None, ended=ended):
-                yield from _lines(event, secrets)
+            for entry in _fresh(hub, namespace, job_id, seen, None, ended=ended):
+                yield from _lines(entry, secrets)
             return
         except ServiceError:
             failures += 1
             if failures == READ_ATTEMPTS:
                 raise
             time.sleep(pause_s * 2**failures)
+
+
+@contextmanager
+def keep(run: Run | None) -> Iterator[Callable[[str], None]]:
+    """A function that keeps each line in the transcript, all of them from the first.
+
+    One follower at a time writes; what it kept replaces an earlier transcript unless that one holds more.
+    """
+    if run is None:
+        yield _forget
+        return
+    part = run.folder / PART
+    with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield _forget
+            return
+        file.truncate(0)
+
+        def write(line: str) -> None:
+            file.write(line + "\n")
+
+        try:
+            yield write
+        finally:
+            file.flush()
+            if not run.log.exists() or part.stat().st_size >= run.log.stat().st_size:
+                part.replace(run.log)
+            else:
+                part.unlink()
+
+
+def _forget(_line: str) -> None:
+    """Keep nothing."""
 
 
 class Seen:
@@ -97,12 +128,12 @@ class Seen:
         """The service sends the log from its start."""
         self._passing, self._passing_floor = Counter(self._last), self._at_floor
 
-    def is_new(self, event: Event) -> bool:
+    def is_new(self, entry: Entry) -> bool:
         """Whether this entry was not there before; it is from now on."""
-        key = (event.time, hash(event.text))
-        if event.time < self._floor:
+        key = (entry.time, hash(entry.text))
+        if entry.time < self._floor:
             return False
-        if event.time == self._floor and self._passing_floor:
+        if entry.time == self._floor and self._passing_floor:
             self._passing_floor -= 1
             return False
         if self._passing.get(key):
@@ -122,33 +153,33 @@ class Seen:
 
 
 def _fresh(
-    api: HfApi, namespace: str, job_id: str, seen: Seen, has_ended: Callable[[], bool] | None, ended: bool
-) -> Iterator[Event]:
+    hub: Hub, namespace: str, job_id: str, seen: Seen, has_ended: Callable[[], bool] | None, ended: bool
+) -> Iterator[Entry]:
     """What is new in one stream; `has_ended` is asked, where given, when the stream only keeps itself alive."""
     seen.start_over()
     looked = time.monotonic()
     with (
         told("reading the Job's log"),
-        closing(_hub_stream.read(api, namespace, job_id, follow=has_ended is not None, ended=ended)) as stream,
+        closing(stream.read(hub, namespace, job_id, follow=has_ended is not None, ended=ended)) as entries,
     ):
-        for event in stream:
-            if event:
+        for entry in entries:
+            if entry:
                 looked = time.monotonic()
-                if seen.is_new(event):
-                    yield event
+                if seen.is_new(entry):
+                    yield entry
             elif has_ended and time.monotonic() - looked > _LOOK_S:
                 if has_ended():
                     return
                 looked = time.monotonic()
 
 
-def _lines(event: Event, secrets: tuple[str, ...]) -> Iterator[str]:
-    for line in event.text.split("\n"):
+def _lines(entry: Entry, secrets: tuple[str, ...]) -> Iterator[str]:
+    for line in entry.text.split("\n"):
         yield safe(line, secrets)
 
 
 def _secrets(job_id: str) -> tuple[str, ...]:
     """The values that this machine knows of what the Job was given, and whatever else it holds itself."""
-    run = runs.find(job_id)
+    run = folder.find(job_id)
     names = run.read(REQUEST).get("secrets", []) if run else []
     return (read_token() or "", *held(), *(os.environ.get(name, "") for name in names))

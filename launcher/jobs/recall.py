@@ -1,4 +1,4 @@
-"""A Job's request, put together again: from the service, from its bucket, and from the record here if there is one."""
+"""What is had of a Job afterwards: its request, from the service, its bucket and the record here, and what it left."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from launcher.errors import RefusedError, RequestError, ServiceError
-from launcher.hub.retry import Pace, persist
-from launcher.jobs import folder as runs
-from launcher.jobs import hub_left as _hub_left
-from launcher.jobs import log as _hub_log
+from launcher.errors import LauncherError, RefusedError, RequestError, ServiceError
+from launcher.hub.client import TIMEOUT_S, Hub, told
+from launcher.jobs import folder, log
 from launcher.jobs.base import (
     ARTIFACTS_ENV,
     ARTIFACTS_MOUNT,
@@ -21,33 +19,37 @@ from launcher.jobs.base import (
     ENDED,
     PLAN_FILE,
     JobRequest,
+    Left,
     join_artifacts,
     split_artifacts,
 )
-from launcher.jobs.progress import summarize
+from launcher.jobs.events import summarize
 from launcher.jobs.submit import find, stage_of
 from launcher.plan.record import Plan
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi, JobInfo
+    from huggingface_hub import JobInfo
 
 _OF_ONE_JOB = ("request", "artifacts", "resumes")
 _SCRIPT = re.compile(r"\w[\w-]*\.py", re.ASCII)
+_DONE = "checkpoints/done"
+# Written last: without it the rest of a checkpoint is a torn one.
+_CHECKPOINT = re.compile(r"(?:.*/)?checkpoints/step-(\d{1,12})/manifest\.json")
 _ANEW = "Start it anew with its options; `launch ps --all` lists the Jobs of this launcher."
 
 
-def recall(api: HfApi, namespace: str, job_id: str, user: str, pace: Pace, to_resume: bool = False) -> JobRequest:
+def recall(hub: Hub, namespace: str, job_id: str, to_resume: bool = False) -> JobRequest:
     """The request of a Job of this launcher, with its artifacts, to be submitted again.
 
     Raises `RequestError` where the Job is not of this launcher or its artifacts are gone, or, where it is `to_resume`,
-    another Job works on them or has done the work; and `RefusedError` where it is not the `user` who started it.
+    another Job works on them or has done the work; and `RefusedError` where it is not this user who started it.
     """
-    info = persist("looking at the Job", lambda: api.inspect_job(job_id=job_id, namespace=namespace), pace)
+    info = hub.ask("looking at the Job", lambda: hub.api.inspect_job(job_id=job_id, namespace=namespace))
     artifacts, script_name = _artifacts(info), _script_name(info)
-    _require_own(info, user)
+    _require_own(info, hub.user)
     if to_resume:
-        _require_undone(api, namespace, info, artifacts, pace)
-    script, plan = _kept(info.id, script_name) or _fetch(api, info.id, artifacts, script_name, pace)
+        _require_undone(hub, namespace, info, artifacts)
+    script, plan = _kept(info.id, script_name) or _fetch(hub, info.id, artifacts, script_name)
     command = info.command or []
     image = f"hf.co/spaces/{info.space_id}" if info.space_id else info.docker_image
     return JobRequest(
@@ -65,6 +67,25 @@ def recall(api: HfApi, namespace: str, job_id: str, user: str, pace: Pace, to_re
         attempts=(info.retry or 0) + 1,
         artifacts=artifacts,
         resumes=info.id,
+    )
+
+
+def left(hub: Hub, namespace: str, job_id: str, repo: str | None) -> Left:
+    """What the Job left in its /data and in the repo; what can't be looked up is said in `problem`, never raised."""
+    try:
+        with told("looking at the Job's files"):
+            info = hub.api.inspect_job(job_id=job_id, namespace=namespace)
+            data = _data(hub, info)
+        with told("looking at the output repo"):
+            pushed = _pushed(hub, repo, info) if repo else ()
+    except LauncherError as error:
+        return Left(repo=repo, problem=error.message)
+    steps = [int(found[1]) for name in data if (found := _CHECKPOINT.fullmatch(name))]
+    return Left(
+        repo=repo,
+        repo_files=pushed,
+        checkpoint=max(steps, default=None),
+        output_files=tuple(name for name in data if name.startswith("output/")),
     )
 
 
@@ -97,31 +118,31 @@ def _require_own(info: JobInfo, user: str) -> None:
         )
 
 
-def _require_undone(api: HfApi, namespace: str, info: JobInfo, artifacts: str, pace: Pace) -> None:
+def _require_undone(hub: Hub, namespace: str, info: JobInfo, artifacts: str) -> None:
     """Raise where another Job works in the same folder, since two would overwrite each other's checkpoints, and where
     one has come to the end of the run there, which would be paid for once more.
     """
-    folder = split_artifacts(artifacts)[1]
-    others = [job for job in find(api, namespace, {"artifacts": folder}, pace) if job.id != info.id]
+    own = split_artifacts(artifacts)[1]
+    others = [job for job in find(hub, namespace, {"artifacts": own}, hub.brief) if job.id != info.id]
     if live := [job.id for job in others if stage_of(job) not in ENDED]:
         raise RequestError(
             f"Job {info.id} was resumed already: Job {live[0]} is at it.",
             f"`launch wait {live[0]}` follows that one, `launch cancel {live[0]}` stops it.",
         )
     if ended_well := [job for job in others if stage_of(job) == "COMPLETED"]:
-        _require_stopped(api, namespace, info.id, ended_well[-1])
+        _require_stopped(hub, namespace, info.id, ended_well[-1])
 
 
-def _require_stopped(api: HfApi, namespace: str, job_id: str, other: JobInfo) -> None:
+def _require_stopped(hub: Hub, namespace: str, job_id: str, other: JobInfo) -> None:
     """Raise unless the other Job, which ended well, says that it stopped before the end of the run."""
     try:
-        result = summarize(_hub_log.read(api, namespace, other.id, ended=True)).result
+        result = summarize(log.read(hub, namespace, other.id, ended=True)).result
         failed = None
     except ServiceError as error:
         result, failed = None, error
     if result and result.get("stopped"):
         return
-    if result or _hub_left.is_done(api, other):
+    if result or _is_done(hub, other):
         raise RequestError(
             f"Job {job_id} was resumed already, and Job {other.id} has come to the end of the run.",
             "To train for longer, start a run with more --max-steps or --num-train-epochs.",
@@ -137,21 +158,20 @@ def _require_stopped(api: HfApi, namespace: str, job_id: str, other: JobInfo) ->
 
 def _kept(job_id: str, script_name: str) -> tuple[str, Plan] | None:
     """Script and plan as they were sent from here."""
-    run = runs.find(job_id)
+    run = folder.find(job_id)
     if run is None or not (run.folder / script_name).is_file():
         return None
     return (run.folder / script_name).read_bytes().decode(), run.plan()
 
 
-def _fetch(api: HfApi, job_id: str, artifacts: str, script_name: str, pace: Pace) -> tuple[str, Plan]:
-    bucket, folder = split_artifacts(artifacts)
+def _fetch(hub: Hub, job_id: str, artifacts: str, script_name: str) -> tuple[str, Plan]:
+    bucket, place = split_artifacts(artifacts)
     with TemporaryDirectory() as here:
-        wanted = [(f"{folder}/{name}", Path(here, name)) for name in (script_name, PLAN_FILE)]
-        persist(
+        wanted = [(f"{place}/{name}", Path(here, name)) for name in (script_name, PLAN_FILE)]
+        hub.ask(
             "fetching the script of the Job",
-            lambda: api.download_bucket_files(bucket, [*wanted], raise_on_missing_files=True),
-            pace,
-            what=f"the folder {artifacts} of Job {job_id}",
+            lambda: hub.api.download_bucket_files(bucket, [*wanted], raise_on_missing_files=True),
+            f"the folder {artifacts} of Job {job_id}",
         )
         script, plan = (path.read_bytes() for _, path in wanted)
     try:
@@ -161,3 +181,31 @@ def _fetch(api: HfApi, job_id: str, artifacts: str, script_name: str, pace: Pace
             f"the plan of Job {job_id} can't be read: another version of launch wrote it.",
             f"Resume it with that version ({artifacts}), or start it anew with its options.",
         ) from error
+
+
+def _is_done(hub: Hub, job: JobInfo) -> bool:
+    """Whether the script has marked /data as that of a run which came to its end; false where nobody knows."""
+    try:
+        with told("looking at the Job's files"):
+            return _DONE in _data(hub, job)
+    except LauncherError:
+        return False
+
+
+def _pushed(hub: Hub, repo: str, job: JobInfo) -> tuple[str, ...]:
+    """The names of the repo's files; none where nothing was pushed since the Job was made."""
+    found = hub.api.model_info(repo, timeout=TIMEOUT_S)
+    if found.last_modified and job.created_at and found.last_modified < job.created_at:
+        return ()
+    return tuple(item.rfilename for item in found.siblings or ())
+
+
+def _data(hub: Hub, job: JobInfo) -> tuple[str, ...]:
+    """The names of the files under /data."""
+    found: list[str] = []
+    for volume in job.volumes or ():
+        if volume.type == "bucket" and volume.mount_path == ARTIFACTS_MOUNT:
+            prefix = (volume.path or "").strip("/")
+            tree = hub.api.list_bucket_tree(volume.source, prefix=prefix or None, recursive=True)
+            found += [item.path.removeprefix(prefix).lstrip("/") for item in tree if item.type == "file"]
+    return tuple(found)

@@ -6,11 +6,12 @@ import hashlib
 import re
 from pathlib import Path
 
-from launcher import __version__, catalog, render
+from launcher import __version__, catalog
 from launcher.catalog.machine import LOCAL
 from launcher.errors import RequestError
 from launcher.jobs.base import TIMEOUT_FLAG, JobRequest
 from launcher.plan.record import Plan
+from launcher.render import render
 from launcher.spec import DATA_SUFFIXES, REPO_ID
 
 _LABEL_LENGTH = 100
@@ -32,7 +33,7 @@ def from_plan(plan: Plan, catalog: catalog.Catalog) -> JobRequest:
     trains = plan.task == "sft"
     return JobRequest(
         plan=plan,
-        script=render.render(plan, catalog.stack),
+        script=render(plan, catalog.stack),
         script_name=script_name(plan),
         script_args=(
             *(_dataset_args(plan, local) if trains else ()),

@@ -15,12 +15,9 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, timedelta
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from launcher.hub.client import library
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+from launcher.hub.client import Hub, library
 
 SILENCE_S = 75.0
 """Seconds without a byte after which a stream is taken for dead: the service sends a keep-alive every 30."""
@@ -37,14 +34,14 @@ _LONGEST = 1 << 26
 _HEADER = "===== Job started"
 
 
-class Event(NamedTuple):
+class Entry(NamedTuple):
     """One entry of the log; of equal format, so that `time` can be compared as text."""
 
     time: str
     text: str
 
 
-def read(api: HfApi, namespace: str, job_id: str, *, follow: bool, ended: bool = False) -> Generator[Event | None]:
+def read(hub: Hub, namespace: str, job_id: str, *, follow: bool, ended: bool = False) -> Generator[Entry | None]:
     """The entries from the first, and none for each keep-alive; ends with the stream, or in silence.
 
     Without `follow` it ends at the first keep-alive, or at an entry later than the question. The stream of a Job that
@@ -54,25 +51,25 @@ def read(api: HfApi, namespace: str, job_id: str, *, follow: bool, ended: bool =
     from httpx2 import ReadTimeout
     from huggingface_hub.utils._http import hf_raise_for_status
 
-    url = f"{api.endpoint}/api/jobs/{namespace}/{job_id}/logs"
+    url = f"{hub.api.endpoint}/api/jobs/{namespace}/{job_id}/logs"
     timeout_s = SILENCE_S if follow else STALLED_S if ended else DRAINED_S
-    ask = library().get_session().stream("GET", url, headers=api._build_hf_headers(), timeout=timeout_s)
+    ask = library().get_session().stream("GET", url, headers=hub.api._build_hf_headers(), timeout=timeout_s)
     with nullcontext() if ended else suppress(ReadTimeout), ask as response, _watched(response):
         hf_raise_for_status(response)
         until = None if follow or ended else _until(response.headers.get("date"))
         moment = ""
         for line in _lines(response.iter_bytes()):
-            event = _event(line, moment) if line.startswith(b"data: {") else None
-            moment = event.time if event else moment
-            if event is None:
+            entry = _entry(line, moment) if line.startswith(b"data: {") else None
+            moment = entry.time if entry else moment
+            if entry is None:
                 if line.startswith(b":") and not follow:
                     return
                 if line.startswith(b":"):
                     yield None
-            elif until and event.time > until:
+            elif until and entry.time > until:
                 return
-            elif not event.text.startswith(_HEADER):
-                yield event
+            elif not entry.text.startswith(_HEADER):
+                yield entry
 
 
 def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -89,16 +86,16 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
             size += len(rest)
 
 
-def _event(line: bytes, moment: str) -> Event:
+def _entry(line: bytes, moment: str) -> Entry:
     """The entry of a line; one that does not say when it was written counts as of `moment`, as the one before it."""
     text = line[len(b"data: ") :].decode("utf-8", "replace")
     try:
         values = json.loads(text, strict=False)
     except (ValueError, RecursionError):  # not of the service's form: shown as it came, or lost
-        return Event(moment, text if len(line) < _LONGEST else "[a line of more than 64 MB is left out]")
+        return Entry(moment, text if len(line) < _LONGEST else "[a line of more than 64 MB is left out]")
     # As text that sorts: `31.1` stands before `31.12`, which `31.1Z` would not.
     time_ = str(values.get("timestamp") or moment).removesuffix("Z").removesuffix("+00:00")
-    return Event(time_, str(values.get("data", "")))
+    return Entry(time_, str(values.get("data", "")))
 
 
 def _until(date: str | None) -> str | None:

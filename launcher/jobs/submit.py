@@ -1,4 +1,4 @@
-"""Submitting: the artifacts first, then exactly one Job, whatever the network does in between.
+"""Submitting: what a Job would lack is refused; then the artifacts, then exactly one Job, whatever the network does.
 
 Each Job carries a label with an id of its request. After a failure that leaves open whether the Job was made, that id
 is looked up before anything is asked again. The list of Jobs may lag behind, so it is looked at several times, and once
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from launcher.errors import InterruptedSubmissionError, LauncherError, RefusedError, RequestError, ServiceError
-from launcher.hub.client import library
-from launcher.hub.retry import Pace, persist
+from launcher.hub import access, repos
+from launcher.hub.client import Hub, Pace, library, persist
 from launcher.jobs.base import (
     ARTIFACTS_BUCKET,
     ARTIFACTS_ENV,
@@ -25,22 +25,66 @@ from launcher.jobs.base import (
     PLAN_FILE,
     JobRequest,
     join_artifacts,
+    require_hidden,
     secret_values,
     split_artifacts,
 )
+from launcher.plan.record import Plan
+from launcher.spec import DATA_SUFFIXES
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi, JobInfo
+    from huggingface_hub import JobInfo
 
 LOOKS = 4
 """How often the list of Jobs is looked at before a Job is taken for not made."""
 
 
+def check(hub: Hub, request: JobRequest) -> None:
+    """Raise where the token, the namespaces, the model or the dataset would make the Job fail.
+
+    A file that was sent along before is not looked for here.
+    """
+    plan = request.plan
+    access.require_write(hub.account)
+    access.require_jobs(hub.account, request.namespace)
+    require_hidden(request, secret_values(request.secrets))
+    access.require_places(hub, plan.output_repo, plan.merged_repo, plan.adapter)
+    if _is_path(plan.repo):
+        raise RequestError(
+            f"--model {plan.repo} is a folder of this machine, which a Job can't see.",
+            "Push it to the Hub first (`hf upload`), or train here with --local.",
+        )
+    repos.require_readable(hub, "model", plan.repo, plan.revision)
+    if plan.task == "export":
+        repos.require_readable(hub, "model", str(plan.adapter), plan.adapter_revision)
+    elif not any(item.startswith(f"{ARTIFACTS_MOUNT}/") for item in request.script_args):
+        _check_dataset(hub, plan)
+
+
+def _check_dataset(hub: Hub, plan: Plan) -> None:
+    path = Path(plan.dataset).expanduser()
+    if path.is_file():
+        return
+    if path.is_dir() or _is_path(plan.dataset) or plan.dataset.endswith(DATA_SUFFIXES):
+        what = "is a folder, and only a file is sent along" if path.is_dir() else "is not there"
+        raise RequestError(
+            f"--dataset {plan.dataset} {what}.", "Give one json, jsonl, csv or parquet file, or push it to the Hub."
+        )
+    repos.require_readable(hub, "dataset", plan.dataset, plan.dataset_revision)
+
+
+def _is_path(name: str) -> bool:
+    with suppress(OSError):
+        return name.startswith((".", "/", "~")) or Path(name).is_absolute()
+    return False
+
+
 class Submission:
     """One request on its way to become one Job; `folder` holds its script as a file."""
 
-    def __init__(self, api: HfApi, request: JobRequest, namespace: str, folder: Path, pace: Pace) -> None:
-        self._api, self._request, self._namespace, self._folder, self._pace = api, request, namespace, folder, pace
+    def __init__(self, hub: Hub, request: JobRequest, namespace: str, folder: Path) -> None:
+        self._hub, self._request, self._namespace, self._folder = hub, request, namespace, folder
+        self._pace = hub.patient
         self.id = uuid4().hex
         fresh = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{self.id[:6]}"
         self.artifacts = request.artifacts or join_artifacts(f"{namespace}/{ARTIFACTS_BUCKET}", fresh)
@@ -71,22 +115,22 @@ class Submission:
             (kept.get(name, Path(name)), f"{folder}/{remote}") for name, remote in self._request.remote_names.items()
         ]
         action = f"preparing the bucket {bucket}"
-        persist(action, lambda: self._api.create_bucket(bucket, private=True, exist_ok=True), self._pace)
-        if not persist(action, lambda: self._api.bucket_info(bucket), self._pace).private:
+        persist(action, lambda: self._hub.api.create_bucket(bucket, private=True, exist_ok=True), self._pace)
+        if not persist(action, lambda: self._hub.api.bucket_info(bucket), self._pace).private:
             raise RefusedError(
                 f"the bucket {bucket} is public: script, data and checkpoints of this run would be too.",
                 f"Make it private with `hf buckets settings {bucket} --private`, then run the same command again.",
             )
         try:
-            persist("uploading the script", lambda: self._api.batch_bucket_files(bucket, add=[*files]), self._pace)
+            persist("uploading the script", lambda: self._hub.api.batch_bucket_files(bucket, add=[*files]), self._pace)
         except FileNotFoundError as error:
             raise RequestError(f"there is no file {error}.", "Give the path of a file that exists.") from error
 
     def _post(self, values: dict[str, str]) -> JobInfo:
-        job, hub = self._request.describe(), library()
+        job = self._request.describe()
         bucket, folder = split_artifacts(self.artifacts)
         self._posts += 1
-        info: JobInfo = self._api.run_job(
+        info: JobInfo = self._hub.api.run_job(
             image=job["image"],
             command=job["command"],
             env=job["env"] | {ARTIFACTS_ENV: self.artifacts},
@@ -96,7 +140,7 @@ class Submission:
             attempts=job["attempts"],
             labels=job["labels"] | {"request": self.id, "artifacts": folder},
             volumes=[
-                hub.Volume(type="bucket", source=bucket, mount_path=ARTIFACTS_MOUNT, path=folder, read_only=False)
+                library().Volume(type="bucket", source=bucket, mount_path=ARTIFACTS_MOUNT, path=folder, read_only=False)
             ],
             namespace=self._namespace,
         )
@@ -113,7 +157,7 @@ class Submission:
         return None
 
     def _jobs(self) -> list[JobInfo]:
-        return find(self._api, self._namespace, {"request": self.id}, self._pace)
+        return find(self._hub, self._namespace, {"request": self.id}, self._pace)
 
     def _only_one(self, info: JobInfo) -> JobInfo:
         """The eldest of the Jobs of this request, `info` among them; any other is canceled."""
@@ -129,7 +173,7 @@ class Submission:
 
     def _cancel(self, job_id: str) -> None:
         def cancel() -> None:
-            self._api.cancel_job(job_id=job_id, namespace=self._namespace)
+            self._hub.api.cancel_job(job_id=job_id, namespace=self._namespace)
 
         persist("canceling a second Job of the same request", cancel, self._pace)
 
@@ -138,7 +182,7 @@ class Submission:
             return InterruptedSubmissionError("interrupted: no Job was started, and nothing is paid for.")
         found: list[JobInfo] = []
         with suppress(LauncherError, KeyboardInterrupt):
-            found = find(self._api, self._namespace, {"request": self.id}, Pace(tries=1))
+            found = find(self._hub, self._namespace, {"request": self.id}, Pace(tries=1))
         if not found:
             return InterruptedSubmissionError("interrupted while the Job was being started.", self._known())
         job = found[0].id
@@ -157,20 +201,20 @@ class Submission:
         )
 
 
-def find(api: HfApi, namespace: str, labels: dict[str, str], pace: Pace) -> list[JobInfo]:
+def find(hub: Hub, namespace: str, labels: dict[str, str], pace: Pace) -> list[JobInfo]:
     """The Jobs with all of these labels, of any stage, the eldest first.
 
     Not `HfApi.list_jobs`, which asks again by itself, five times and with pauses that nobody can shorten.
     """
 
     def ask() -> list[JobInfo]:
-        hub = library()
+        client, endpoint = library(), hub.api.endpoint
         asked = [("label", f"{name}={value}") for name, value in labels.items()]
-        answer = hub.utils.get_session().get(
-            f"{api.endpoint}/api/jobs/{namespace}", params=asked, headers=hub.utils.build_hf_headers()
+        answer = client.utils.get_session().get(
+            f"{endpoint}/api/jobs/{namespace}", params=asked, headers=client.utils.build_hf_headers()
         )
-        hub.utils.hf_raise_for_status(answer)
-        return [hub.JobInfo(**item, endpoint=api.endpoint) for item in answer.json()]
+        client.utils.hf_raise_for_status(answer)
+        return [client.JobInfo(**item, endpoint=endpoint) for item in answer.json()]
 
     return _by_age(persist("looking for the Job", ask, pace))
 

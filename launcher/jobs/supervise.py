@@ -1,6 +1,7 @@
 """`python -m launcher.jobs.supervise RUN_DIR`: runs the command of one local run and records what becomes of it.
 
-It outlives the launcher. Only this process writes a run's status while it lives.
+It outlives the launcher. Only this process writes a run's status while it lives. Processes are told apart by more than
+a number that the system gives out again.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launcher.jobs import process as _process
 from launcher.jobs.base import now
-from launcher.jobs.folder import STATUS, Run
+from launcher.jobs.folder import COMMAND, STATUS, Run
 from launcher.text import Redactor, Transcript, held
 
-COMMAND = "command.json"
+Process = dict[str, str | int | None]
+"""A process as it is kept in a run's status: `pid` and `identity`."""
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _POLL_S = 0.25
 
 
@@ -40,7 +44,7 @@ def main(folder: Path) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask)
     run = Run(folder)
-    record(run, supervisor=_process.describe(os.getpid()))
+    record(run, supervisor=describe(os.getpid()))
     os.write(writer, b".")
     os.close(writer)
     try:
@@ -70,7 +74,7 @@ def _supervise(run: Run, asked: threading.Event) -> None:
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    leader = _process.describe(child.pid)
+    leader = describe(child.pid)
     record(run, stage="RUNNING", started_at=now().isoformat(), child=leader)
     # The script sees this shell's other secrets too, and may print them.
     hidden = [os.environ[name] for name in command["secrets"] if os.environ.get(name)] + [*held()]
@@ -78,7 +82,7 @@ def _supervise(run: Run, asked: threading.Event) -> None:
     pump.start()
     cause = _wait(child, asked, command["timeout_s"])
     # What the script left behind goes too, or it would hold the log open and the machine busy.
-    _process.end_group(leader, command["grace_s"] if cause else 2.0, reap=child.poll)
+    end_group(leader, command["grace_s"] if cause else 2.0, reap=child.poll)
     pump.join(timeout=10)
     record(run, **_end(cause, child.wait(), command["timeout_s"]), finished_at=now().isoformat())
 
@@ -120,6 +124,80 @@ def _copy(child: subprocess.Popen[bytes], log: Path, secrets: list[str]) -> None
                 sink.write(transcript.feed(redactor.feed(chunk)))
         with suppress(OSError):
             sink.write(transcript.feed(redactor.flush()) + transcript.flush())
+
+
+def identity(pid: int) -> str | None:
+    """What tells this process from any other that ever had its number; none for one that is gone or a zombie."""
+    if _BOOT_ID.exists():
+        fields = _stat(pid)
+        return f"{_boot()}:{fields[19]}" if fields and fields[0] not in "ZX" else None
+    asked = ["ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)]
+    shown = subprocess.run(asked, capture_output=True, text=True, check=False, env={"LC_ALL": "C", "PATH": os.defpath})
+    found = shown.stdout.split(maxsplit=1)
+    return None if len(found) < 2 or found[0].startswith("Z") else found[1].strip()
+
+
+def _boot() -> str:
+    return _BOOT_ID.read_text(encoding="ascii").strip()
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of Linux's /proc/PID/stat from the state on; empty for no such process."""
+    try:
+        # The name in brackets may hold spaces and brackets itself: the fields begin behind the last one.
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def describe(pid: int) -> Process:
+    """The process as it is now."""
+    return {"pid": pid, "identity": identity(pid)}
+
+
+def is_alive(process: Process | None) -> bool:
+    """True while the very process that `describe` saw is there."""
+    if not process or not process["identity"]:
+        return False
+    return identity(int(process["pid"] or 0)) == process["identity"]
+
+
+def end_group(leader: Process | None, grace_s: float, reap: Callable[[], object] = lambda: None) -> None:
+    """Ask the process group that this leader began to end, and after `grace_s` seconds make it.
+
+    `reap` is called while waiting: the leader's parent collects its exit status there.
+    """
+    if not leader or not leader["pid"] or not leader["identity"]:
+        return
+    group, seen = int(leader["pid"]), str(leader["identity"])
+    if identity(group) not in (None, seen) or (_BOOT_ID.exists() and not seen.startswith(_boot())):
+        return  # the number was given out again: those processes are somebody else's
+    for sent, seconds in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, sent)
+        deadline = time.monotonic() + seconds
+        while _group_lives(group):
+            if time.monotonic() > deadline:
+                break
+            reap()
+            time.sleep(0.05)
+        else:
+            return
+
+
+def _group_lives(group: int) -> bool:
+    if _BOOT_ID.exists():  # not killpg(group, 0): that counts zombies, and not every container has an init to reap them
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                fields = _stat(int(folder.name))
+                if fields and fields[2] == str(group) and fields[0] not in "ZX":
+                    return True
+        return False
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):  # macOS gives the second one for zombies
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -15,12 +15,15 @@ from pydantic import TypeAdapter, ValidationError
 from launcher.catalog import Catalog, Flavor
 from launcher.catalog.machine import LOCAL
 from launcher.errors import RefusedError, RequestError
-from launcher.jobs import folder as runs
+from launcher.hub import access
+from launcher.hub.client import Hub
+from launcher.jobs import folder
 from launcher.jobs import request as requests
 from launcher.jobs.base import ARTIFACTS_ENV, ARTIFACTS_MOUNT, DEFAULT_IMAGE, TIMEOUT_FLAG, JobRequest
 from launcher.jobs.folder import REQUEST, Run
 from launcher.plan.record import Plan
-from launcher.runs import record, rendered, resume, sources
+from launcher.runs import record, rendered, resume
+from launcher.runs.find import fetch
 from launcher.runs.record import Kept
 from launcher.spec import DATA_SUFFIXES, RepoName, require_apart
 from launcher.text import mask
@@ -52,7 +55,7 @@ def find(name: str, tables: Catalog, trusted: str | None = None, places: Places 
     Raises `RefusedError` for a script that is neither this launcher's nor trusted, and `RequestError` for a run or a
     data file that is not there any more, and for places that can't be meant.
     """
-    found = sources.find(name)
+    found = fetch(name)
     if isinstance(found, Kept):
         return _from_record(found, tables, trusted, places)
     if trusted:
@@ -91,21 +94,18 @@ def bring_here(request: JobRequest, here: Flavor) -> JobRequest:
     return replace(request, flavor=LOCAL, script_args=args, secrets=secrets, image=None, namespace=None)
 
 
-def require_own_places(plan: Plan) -> None:
+def require_own_places(plan: Plan, hub: Hub) -> None:
     """Refuse a stranger's run that would send its result or its metrics where this user may not write, or to them."""
-    from launcher.jobs.service import HubBackend
-
     if not (plan.output_repo or plan.merged_repo or plan.trackio_space):
         return
-    hub = HubBackend()
     hint = "The script stays as it is; give it a repo of yours: --output-repo NAME."
     hint += " --merged-repo NAME is for its merged copy." if plan.merged_repo else ""
     try:
-        hub.check_push(plan)
+        access.require_places(hub, plan.output_repo, plan.merged_repo, plan.adapter)
     except RefusedError as error:
         to = " and ".join(filter(None, (plan.output_repo, plan.merged_repo)))
         raise RefusedError(f"the run pushes to {to}. {error.message}", hint) from error
-    owners = {hub.user(), (plan.output_repo or "").partition("/")[0]}
+    owners = {hub.user, (plan.output_repo or "").partition("/")[0]}
     if plan.trackio_space and plan.trackio_space.partition("/")[0] not in owners:
         raise RefusedError(
             f"the run sends its metrics to the Space {plan.trackio_space}, which is not yours.",
@@ -293,7 +293,7 @@ def _with_data(request: JobRequest, files: Mapping[str, str]) -> JobRequest:
     if not path.exists() and (path.suffix in DATA_SUFFIXES or path.is_absolute()):
         raise RequestError(f"the dataset of the run, {path}, is not there any more.", "Put it back, then try again.")
     expected = _recorded(files, named) or _recorded(files, request.plan.dataset)
-    if path.is_file() and expected and runs.digest(path) != expected:
+    if path.is_file() and expected and folder.digest(path) != expected:
         raise RequestError(
             f"{path} is not what the run was trained on: its SHA-256 is another one.",
             "Put the former file back, or start a new run on this one.",

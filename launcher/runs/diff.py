@@ -13,12 +13,13 @@ from pydantic import ValidationError
 
 from launcher import catalog
 from launcher.errors import LauncherError, RequestError
-from launcher.jobs import folder as runs
-from launcher.jobs.folder import REQUEST, Run
-from launcher.jobs.progress import Progress
+from launcher.jobs import folder
+from launcher.jobs.events import Progress
+from launcher.jobs.folder import RECORD, REQUEST, Run
 from launcher.plan.record import Plan
-from launcher.runs import record, rendered, sources
-from launcher.runs.record import FILE, Kept
+from launcher.runs import record, rendered
+from launcher.runs.find import File, fetch, find
+from launcher.runs.record import Kept
 
 # The decisions of a plan, as its own sections have them.
 SECTIONS = {
@@ -123,10 +124,10 @@ def compare(one: Side, other: Side, everything: bool = False) -> Difference:
 
 def load(name: str) -> Side:
     """One side: a run's id, a `run.json`, a `plan.json` or what `launch plan --json` printed, or USER/REPO."""
-    path = Path(name).expanduser()
-    if runs.find(name) is None and path.is_file() and (plan := _plan_of(path)):
+    named = find(name)
+    if isinstance(named, File) and (plan := _plan_of(named.path)):
         return Side(name, plan, revisions=_planned(plan))
-    found = sources.find(name)
+    found = fetch(named)
     if isinstance(found, Run):
         return _of_run(found)
     if isinstance(found, Kept):
@@ -155,10 +156,10 @@ def _plan_of(path: Path) -> Plan | None:
 def _of_run(run: Run) -> Side:
     plan, result = run.plan(), _result(run)
     script = run.folder / str(run.read(REQUEST).get("script_name", ""))
-    beside = Path(str(result.get("output_dir", ""))) / FILE
+    beside = Path(str(result.get("output_dir", ""))) / RECORD
     packages: Mapping[str, str | None] = {}
     revisions = _planned(plan)
-    if runs.is_local(run.id) and beside.is_file():
+    if folder.is_local(run.id) and beside.is_file():
         try:
             kept = record.read(beside).record
             packages, revisions = kept.packages, revisions | _known(kept.revisions.model_dump())

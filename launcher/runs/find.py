@@ -1,140 +1,179 @@
-"""Where the adapter of a run, a repo or a folder is, for whoever wants to do something with it."""
+"""What a NAME means, for every command that takes one: a run, a Job, a repo of the Hub, a file or a folder."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from launcher import jobs as backends
-from launcher.errors import LauncherError, RefusedError, RequestError
-from launcher.jobs import folder as runs
-from launcher.jobs.base import Backend, Job
-from launcher.jobs.folder import REQUEST
-from launcher.jobs.service import HubBackend
-from launcher.plan import adapter
-from launcher.plan.adapter import CONFIG, Adapter
-from launcher.plan.record import Plan
-from launcher.runs import why
-from launcher.spec import REPO_ID
+from launcher import jobs
+from launcher.errors import RequestError, unknown
+from launcher.hub import repos
+from launcher.hub.client import Hub
+from launcher.jobs import folder
+from launcher.jobs.base import JobRequest
+from launcher.jobs.folder import PLAN, RECORD, Run
+from launcher.plan.adapter import CONFIG
+from launcher.runs import record
+from launcher.runs.record import LARGEST, Kept
+from launcher.spec import COMMIT, REPO_ID
 
-_LOOKS = 10
-"""Commits of a repo that are looked at for a run's own adapter."""
+LAST = "last"
+"""The run that was started here last."""
 
-_JOB_PAGE = re.compile(r"https?://[^/]+/jobs/.+")
+_MAY_BE = (
+    f"A NAME is a run's id or `{LAST}` (`launch ps --all` shows them), a Job's id, NAMESPACE/ID or the address of its "
+    f"page, a repo USER/NAME, a {RECORD} or {PLAN}, or the folder of an adapter."
+)
+# An id as the service gives them, by which a Job of an organisation is told from a repo; behind the address of a page
+# it may be of another form.
+_JOB = re.compile(
+    r"(?P<page>https?://[^/\s]+/jobs/)?(?:(?P<namespace>[A-Za-z0-9][A-Za-z0-9._-]{0,95})/)?"
+    r"(?P<id>(?(page)[A-Za-z0-9][A-Za-z0-9_-]{0,95}|[0-9a-f]{24}))"
+)
+_PAGE = re.compile(r"https://huggingface\.co/")
 
 
-def find(source: str, revision: str | None, local: bool) -> tuple[Adapter, Plan | None]:
-    """The adapter, and the plan that it was trained by where `source` is a run.
+@dataclass(frozen=True, slots=True)
+class LocalRun:
+    """A run of this machine."""
 
-    `source` is a folder, the id of a run or the page of a Job, or a repo of the Hub; `local` where the folder of a
-    run of this machine is as good as its repo. Raises `RequestError` where there is no adapter.
+    backend: ClassVar = "local"
+    run: Run
+
+    @property
+    def address(self) -> str:
+        """What the backend knows it by."""
+        return self.run.id
+
+
+@dataclass(frozen=True, slots=True)
+class HubJob:
+    """A Job of the service, whether there is one or not; `run` is its folder here, where it was started from here."""
+
+    backend: ClassVar = "hub"
+    id: str
+    namespace: str | None = None
+    run: Run | None = None
+
+    @property
+    def address(self) -> str:
+        """What the backend knows it by: without a namespace, in the one that is kept here, else the user's own."""
+        return f"{self.namespace}/{self.id}" if self.namespace else self.id
+
+
+@dataclass(frozen=True, slots=True)
+class Repo:
+    """A model repo of the Hub, whether there is one or not, at a revision if one is named."""
+
+    id: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of this machine: the record of a run or a plan, by what is in it. It may not be there."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder of this machine, with an adapter or a record in it, or named by its path. It may not be there."""
+
+    path: Path
+
+
+Found = LocalRun | HubJob | Repo | File | Folder
+_KINDS = {Repo: "a repo of the Hub", File: "a file", Folder: "a folder"}
+
+
+def find(name: str) -> Found:
+    """What the name means, by its form and by what is on this machine; asks nobody.
+
+    A run's id goes before all else; a path before a repo of the same spelling. Raises `RequestError`, which says what
+    a name may be, for any other.
     """
-    folder = Path(source).expanduser()
-    if (folder / CONFIG).is_file() or source.startswith((".", "/", "~")):
-        return adapter.read_folder(folder), None
-    bare = source.rsplit("/", 1)[-1]
-    if runs.find(bare) or _JOB_PAGE.fullmatch(source) or "/" not in source:
-        return _of_run(source if not runs.is_local(bare) else bare, revision, local)
-    if not REPO_ID.fullmatch(source):
-        raise RequestError(
-            f"'{source}' is no run, no repo of the Hub and no folder with an {CONFIG}.",
-            "Give a run's id (`launch ps --all`), USER/REPO, or the folder of an adapter.",
-        )
-    return HubBackend().read_adapter(source, revision), None
+    if name == LAST:
+        return _of(_newest())
+    if run := folder.find(name):
+        return _of(run)
+    if folder.is_local(name):
+        raise _unknown(name)
+    if job := _JOB.fullmatch(name):
+        return HubJob(job["id"], job["namespace"], folder.find(job["id"]))
+    if path := _path(name):
+        return path
+    repo, at, revision = _PAGE.sub("", name).partition("@")
+    if REPO_ID.fullmatch(repo) and (not at or revision):
+        return Repo(repo, revision or None)
+    raise _unknown(name)
 
 
-def _of_run(source: str, revision: str | None, local: bool) -> tuple[Adapter, Plan]:
-    backend = backends.find(source)
-    job = backend.inspect(source)
-    if not job.ended:
-        raise RequestError(f"{job.id} still goes on: it has no adapter yet.", f"`launch wait {job.id}` follows it.")
-    plan, script, inputs = _kept(job.id) or _recalled(backend, job)
-    if plan.task == "export":
-        raise RequestError(f"{job.id} is an export itself.", f"Its adapter is {plan.adapter}: name that.")
-    if folder := _folder(backend, job, local or not plan.output_repo):
-        return adapter.read_folder(folder), plan
-    if plan.output_repo is None:
-        raise _unpushed(backend, job)
-    try:
-        found = HubBackend().read_adapter(plan.output_repo, revision)
-    except (RequestError, RefusedError) as error:
-        raise type(error)(
-            f"{job.id} was to push its adapter, and it is not there: {error.message}",
-            f"`launch why {job.id}` says what became of it, and how what it kept is pushed.",
-        ) from error
-    if _is_anothers(found, script, inputs):
-        raise _replaced(found, job, script, inputs)
-    return found, plan
-
-
-def _kept(job_id: str) -> tuple[Plan, str | None, frozenset[str]] | None:
-    """The plan of a run that was started here, and the SHA-256 of its script and of its data files."""
-    run, plan = runs.find(job_id), why.plan_of(job_id)
-    if run is None or plan is None:
-        return None
-    asked = run.read(REQUEST)
-    script, files = run.folder / str(asked.get("script_name")), asked.get("files") or {}
-    return plan, runs.digest(script) if script.is_file() else None, frozenset(files.values())
-
-
-def _recalled(backend: Backend, job: Job) -> tuple[Plan, str | None, frozenset[str]]:
-    """The same of a run that was started elsewhere, whose data files are not known."""
-    asked = backend.recall(why.address(job))
-    return asked.plan, hashlib.sha256(asked.script.encode()).hexdigest(), frozenset()
-
-
-def _is_anothers(found: Adapter, script: str | None, inputs: frozenset[str]) -> bool:
-    """Whether another run's script made the adapter, or the same one of other data; what is not recorded is neither."""
-    if found.script and script and found.script != script:
-        return True
-    return bool(found.inputs and inputs and found.inputs != inputs)
-
-
-def _replaced(found: Adapter, job: Job, script: str | None, inputs: frozenset[str]) -> RequestError:
-    """The error for a repo that holds another run's adapter, with the commit of this run's where that is found."""
-    at = f"{found.place} holds the adapter of another run"
-    for commit in _commits(found.place, job):
-        with suppress(LauncherError):
-            other = HubBackend().read_adapter(found.place, commit)
-            if other.script and not _is_anothers(other, script, inputs):
-                return RequestError(f"{at}; that of {job.id} is at its commit {commit}.", f"Add --revision {commit}.")
-    return RequestError(
-        f"{at}, and no commit from the time of {job.id} was found with its own.",
-        f"Add --revision with the commit that you mean, or name the repo itself: `launch export {found.place} …`.",
+def find_run(name: str) -> LocalRun | HubJob:
+    """The same for commands that take a run or a Job only; `RequestError` for any other thing."""
+    found = find(name)
+    if isinstance(found, LocalRun | HubJob):
+        return found
+    raise RequestError(
+        f"'{name}' is {_KINDS[type(found)]}, not a run.",
+        f"Give a run's id or `{LAST}` (`launch ps --all` shows them), a Job's id, NAMESPACE/ID or the address of its "
+        "page.",
     )
 
 
-def _commits(repo: str, job: Job) -> list[str]:
-    """The repo's commits since the run began, those next to its end first: its own push came then."""
-    ended = job.finished_at or job.created_at
-    since = [(abs(made - ended), commit) for commit, made in HubBackend().commits(repo) if made >= job.created_at]
-    return [commit for _, commit in sorted(since)[:_LOOKS]]
+def fetch(name: str | Found) -> Run | Kept | JobRequest:
+    """What is kept of it: a run that was started here, a record with its script, or the request of a Job.
+
+    Raises `RequestError` where there is none, or it can't be read, and `RefusedError` where a script is not the one
+    that its record names.
+    """
+    match find(name) if isinstance(name, str) else name:
+        case LocalRun(run) | HubJob(run=Run() as run):
+            return run
+        case HubJob() as job:
+            return jobs.get(job.backend).recall(job.address)
+        case Repo(repo, revision):
+            return _from_hub(repo, revision)
+        case Folder(path):
+            return record.read(path / RECORD)
+        case File(path):
+            return record.read(path)
 
 
-def _folder(backend: Backend, job: Job, wanted: bool) -> Path | None:
-    """The output folder of a run of this machine, if the adapter lies there."""
-    if backend.name != "local" or not wanted:
-        return None
-    found = (why.read(backend, job).result or {}).get("output_dir")
-    return Path(found) if isinstance(found, str) and (Path(found) / CONFIG).is_file() else None
+def _of(run: Run) -> LocalRun | HubJob:
+    return LocalRun(run) if folder.is_local(run.id) else HubJob(run.id, run=run)
 
 
-def _unpushed(backend: Backend, job: Job) -> RequestError:
-    """The error for a run whose adapter is nowhere on the Hub."""
-    message = f"{job.id} pushed nothing"
-    if backend.name == "local":
-        return RequestError(f"{message}, and its folder has no adapter.", f"`launch why {job.id}` says how it ended.")
-    try:
-        artifacts = backend.recall(why.address(job)).artifacts
-    except LauncherError:
-        artifacts = None
-    if not artifacts:
-        return RequestError(f"{message}, and its bucket is not there any more.", f"See `launch why {job.id}`.")
-    name = f"{job.id}-output"
-    return RequestError(
-        f"{message}: its adapter is in its bucket only.",
-        f"`hf buckets sync {artifacts}/output {name}` fetches it; `hf upload NAME {name} .` then pushes it, and "
-        f"`launch export YOU/NAME …` makes the copies (`launch export ./{name} --local …` makes them here).",
-    )
+def _newest() -> Run:
+    if runs := folder.every():
+        return runs[0]
+    raise RequestError(f"`{LAST}` is the run that was started last, and none was started here yet.", _MAY_BE)
+
+
+def _path(name: str) -> File | Folder | None:
+    """The file or the folder of that path; none for what may be something else."""
+    with suppress(OSError, RuntimeError, ValueError):  # too long a name, another's home, a NUL
+        path = Path(name).expanduser()
+        if path.is_file() or path.name in (RECORD, PLAN):
+            return File(path)
+        if name.startswith((".", "/", "~")) or any((path / item).is_file() for item in (RECORD, CONFIG)):
+            return Folder(path)
+    return None
+
+
+def _unknown(name: str) -> RequestError:
+    error = unknown("run", name[:200], (run.id for run in folder.every()), "launch ps --all")
+    return RequestError(error.message, f"{error.hint} {_MAY_BE}")
+
+
+def _from_hub(repo: str, revision: str | None) -> Kept:
+    """The record in a model repo, with its script, both of one commit."""
+    hub = Hub()
+    commit = revision if COMMIT.fullmatch(revision or "") else repos.see(hub, "model", repo, revision).commit
+    where = f"{repo}@{commit}" if commit else repo
+    found = record.parse(repos.file(hub, repo, RECORD, commit, LARGEST), f"{RECORD} of {where}")
+    page = f"https://huggingface.co/{repo}/blob/{commit or 'main'}/{found.script.name}"
+    return record.pair(found, repos.file(hub, repo, found.script.name, commit, LARGEST), where, page)

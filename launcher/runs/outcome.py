@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from launcher.jobs.base import Job
-from launcher.jobs.left import Left
-from launcher.jobs.progress import Progress
+from launcher.jobs.base import Job, Left
+from launcher.jobs.events import Progress
 from launcher.runs import causes
 from launcher.runs.causes import Evidence
 
@@ -21,7 +20,8 @@ Status = Literal["completed", "stopped", "failed", "canceled", "running", "unkno
 class Outcome:
     """How a run ended, in the words and the exit status for whoever asked for it.
 
-    `cause` is a name of `causes.table()` for a run that did not end well; `next` are the commands to try, best first.
+    `cause` is a name of `causes.table()` for a run that did not end well; `next` are the commands to try, best first;
+    `job` is the run as it was then, where it was followed.
     """
 
     status: Status
@@ -31,6 +31,7 @@ class Outcome:
     result: dict[str, Any] | None
     cause: str | None = None
     next: tuple[str, ...] = ()
+    job: Job | None = None
 
 
 def outcome(

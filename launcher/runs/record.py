@@ -15,7 +15,6 @@ from launcher.errors import RefusedError, RequestError
 from launcher.plan.record import Plan
 from launcher.text import plain
 
-FILE = "run.json"
 LARGEST = 4_000_000
 """Bytes of a record or a script that are read; a real one is a twentieth of that."""
 

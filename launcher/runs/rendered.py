@@ -15,10 +15,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from launcher import render, spec
+from launcher import spec
 from launcher.catalog import Catalog
 from launcher.errors import RefusedError, RequestError
 from launcher.plan.record import Plan
+from launcher.render import render
 
 _HEADER = re.compile(r"^# /// script$\s(?P<content>(?:^#(?:| .*)$\s)+)^# ///$", re.MULTILINE)
 # What of a plan decides the text of a script stands in it under these names; the flavor and the secrets in its header.
@@ -61,7 +62,7 @@ def read_plan(script: str, name: str, tables: Catalog, known: Plan | None = None
 def is_rendered(script: bytes, plan: Plan, tables: Catalog) -> bool:
     """Whether the script is exactly what this launcher makes of the plan."""
     try:
-        return render.render(plan, tables.stack).encode() == script
+        return render(plan, tables.stack).encode() == script
     except (TypeError, ValueError):  # values that the launcher would never have chosen
         return False
 

@@ -12,9 +12,21 @@ from launcher.catalog import Catalog, Flavor
 from launcher.catalog.machine import LOCAL
 from launcher.errors import RefusedError, RequestError, unknown
 from launcher.estimate import duration, memory
-from launcher.jobs.base import TIMEOUT_FLAG, Job, JobRequest
+from launcher.jobs.base import TIMEOUT_FLAG, Backend, Job, JobRequest
 from launcher.plan import export
 from launcher.plan.record import Plan
+from launcher.runs import why
+
+
+def recall(backend: Backend, job_id: str) -> JobRequest:
+    """The request of a run that can be gone on with; `RequestError` for any other."""
+    before = backend.inspect(job_id)
+    if known := why.plan_of(before.id):
+        require_training(known, before.id)
+    require_unfinished(before, why.read(backend, before).result if before.succeeded else None)
+    recalled = backend.recall(job_id, to_resume=True)
+    require_training(recalled.plan, before.id)
+    return recalled
 
 
 def require_unfinished(job: Job, result: Mapping[str, Any] | None) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 from launcher import catalog
 from launcher.catalog import Catalog, Flavor
 from launcher.errors import LauncherError, RequestError, ServiceError
-from launcher.jobs import folder as runs
+from launcher.jobs import folder
 from launcher.jobs.base import Backend, Job
-from launcher.jobs.progress import Progress, summarize
+from launcher.jobs.events import Progress, summarize
 from launcher.plan import export
 from launcher.plan.record import Plan
 from launcher.runs import outcome
@@ -40,7 +40,7 @@ def explain(backend: Backend, job: Job, progress: Progress) -> Outcome:
     if progress.result is None:
         # An export's repo may hold the adapter, which says nothing of it.
         repo = plan.output_repo if plan and plan.task == "sft" else None
-        left = backend.left(address(job), repo)
+        left = backend.left(job.address, repo)
     filled = values(job, plan, progress, catalog.load())
     return outcome.outcome(job, progress, timeout_s=plan.timeout_s if plan else None, values=filled, left=left)
 
@@ -48,23 +48,18 @@ def explain(backend: Backend, job: Job, progress: Progress) -> Outcome:
 def read(backend: Backend, job: Job) -> Progress:
     """What the log adds up to now; of a log that can't be had, what was kept of it here."""
     try:
-        return summarize(backend.logs(address(job), follow=False))
+        return summarize(backend.logs(job.address, follow=False))
     except ServiceError:
-        run = runs.find(job.id)
+        run = folder.find(job.id)
         if run is None or not run.log.is_file():
             raise
         with run.log.open(encoding="utf-8", errors="replace") as kept:
             return summarize(line.rstrip("\n") for line in kept)
 
 
-def address(job: Job) -> str:
-    """NAMESPACE/ID for a Job of the service, which finds it without any record of it here."""
-    return "/".join(job.url.rsplit("/", 2)[-2:]) if job.backend == "hub" and "/jobs/" in job.url else job.id
-
-
 def plan_of(job_id: str) -> Plan | None:
     """The plan that this launcher kept, where it did and can still read it."""
-    run = runs.find(job_id)
+    run = folder.find(job_id)
     try:
         return run.plan() if run else None
     except RequestError:
@@ -74,7 +69,7 @@ def plan_of(job_id: str) -> Plan | None:
 def _recalled(backend: Backend, job: Job) -> Plan | None:
     """The plan that lies beside the Job's script, for a run that was started elsewhere."""
     try:
-        return backend.recall(address(job)).plan
+        return backend.recall(job.address).plan
     except LauncherError:
         return None
 

@@ -12,9 +12,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from launcher.jobs.base import Job
-from launcher.jobs.events import Checkpoint, Event, Phase, Result, Step
-from launcher.jobs.progress import Progress as Seen
-from launcher.view import tables as show
+from launcher.jobs.events import Checkpoint, Line, Phase, Result, Step
+from launcher.jobs.events import Progress as Seen
+from launcher.view import tables
 
 
 class _State(ProgressColumn):
@@ -57,16 +57,17 @@ class Live:
     ) -> None:
         self._bar.stop()
 
-    def update(self, line: str, event: Event | None, seen: Seen) -> None:
-        """Take in one line, what it says, and what is known after it."""
+    def update(self, line: Line) -> None:
+        """Take in one line."""
         if self._quiet:
             return
+        event, seen = line.event, line.progress
         if isinstance(event, Phase):
-            self._console.print(Text(line, style="bold cyan"))
+            self._console.print(Text(line.text, style="bold cyan"))
         elif isinstance(event, Step | Checkpoint) and not self._bar.disable:
             pass  # the bar says it
         elif not isinstance(event, Result) and (event is not None or not self._terse):
-            self._console.print(Text(line), soft_wrap=True)
+            self._console.print(Text(line.text), soft_wrap=True)
         self._seen = seen
         self._bar.update(
             self._task, description=seen.phase or "starting", completed=seen.step, total=seen.total or None
@@ -79,7 +80,7 @@ class Live:
         if seen.losses:
             words.append(f"loss {seen.losses[-1][1]:.3f}")
         if seen.eta_s is not None:
-            words.append(f"{show.minutes(seen.eta_s)} left")
+            words.append(f"{tables.minutes(seen.eta_s)} left")
         if seen.checkpoint is not None:
             words.append(f"kept at {seen.checkpoint}")
         if self._rate:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher import catalog, render, spec
+from launcher import catalog, spec
 from launcher.plan import make as planner
+from launcher.render import render
 from tests.container import buildah
 from tests.container.buildah import CHECKOUT, Store
 from tests.container.conftest import SECRET
@@ -75,7 +76,7 @@ def test_so_does_the_script_of_any_other_run(job: Container, data: Path, model: 
     asked = spec.build({"model": model, "timeout": "3h", "secrets": ("WANDB_API_KEY",), "run_name": "another"})
     plan = planner.make_plan(asked, TABLES, today=date(2026, 11, 24))
     name = "sft_vlm.py" if plan.modality == "vision" else "sft_text.py"
-    (data / name).write_text(render.render(plan, TABLES.stack), encoding="utf-8")
+    (data / name).write_text(render(plan, TABLES.stack), encoding="utf-8")
     done = job.run("uv", "run", f"/data/{name}", "--help", read_only=False, binds={data: "/data"})
     assert "--max-steps" in answer(done)
     assert "Installed" not in done.stderr

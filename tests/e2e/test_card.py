@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 from uv import find_uv_bin
 
-from launcher import catalog, render, spec
+from launcher import catalog, spec
 from launcher.plan import make as planner
+from launcher.render import render
 from launcher.runs import record
 from tests.emulator import Hub
 from tests.emulator.cards import problems
@@ -64,7 +65,7 @@ def trained(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     plan = planner.make_plan(asked, tables, today=date(2026, 11, 24))
     assert plan.repo == BASE
     script = place / "sft_text.py"
-    script.write_text(render.render(plan, tables.stack), encoding="utf-8")
+    script.write_text(render(plan, tables.stack), encoding="utf-8")
     (place / "plan.json").write_text(plan.model_dump_json(), encoding="utf-8")
     with Hub(place / "hub") as hub:
         hub.add_repo(BASE, folder=smollm2)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from launcher.hub import client
 from launcher.jobs.service import HubBackend
 from launcher.plan.record import Plan
 from tests.e2e.test_launch import LAUNCH, rows
@@ -68,7 +69,7 @@ def launch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 def trained(hub: Hub, ended: str = "COMPLETED", **changes: Any) -> str:
     """A Job that trained, and its id."""
     of = plan(**{"output_repo": "tester/houses", "flavor": "t4-small"} | changes)
-    job = hub.jobs[HubBackend(pause_s=0.001).submit(request("pass", of=of, flavor="t4-small")).id]
+    job = hub.jobs[HubBackend(client.Hub(0.001)).submit(request("pass", of=of, flavor="t4-small")).id]
     job.start()
     if ended:
         job.finish(ended)
@@ -147,7 +148,7 @@ def test_the_same_script_on_other_rows_is_another_run(hub: Hub, launch: Any, tmp
     data.write_text("a row")
     of = plan(output_repo="tester/houses", flavor="t4-small", dataset=str(data))
     asked = request("pass", of=of, flavor="t4-small", script_args=("--dataset", str(data)))
-    job = hub.jobs[HubBackend(pause_s=0.001).submit(asked).id]
+    job = hub.jobs[HubBackend(client.Hub(0.001)).submit(asked).id]
     job.finish("COMPLETED")
     push(hub, record(asked.script, rows=hashlib.sha256(b"other rows").hexdigest()))
     assert "the adapter of another run" in launch("export", job.id, "--merge", "16bit", status=2)

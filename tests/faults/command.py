@@ -6,16 +6,16 @@ import sys
 
 import pytest
 
-from launcher.cli import app as cli
-from launcher.jobs.service import HubBackend
+from launcher.cli import app
+from launcher.hub.client import Hub
 
 
 def launch(monkeypatch: pytest.MonkeyPatch, *args: str, pause_s: float = 0.001) -> int:
     """The exit status of the command line, with short pauses."""
-    monkeypatch.setattr(HubBackend.__init__, "__defaults__", (pause_s,))
+    monkeypatch.setattr(Hub.__init__, "__defaults__", (pause_s,))
     monkeypatch.setattr(sys, "argv", ["launch", *args])
     try:
-        cli.main()
+        app.main()
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from uv import find_uv_bin
 
-from launcher import catalog, render
+from launcher import catalog
+from launcher.render import render
 from tests.faults.trainings import Trainings, write_rows
 from tests.unit import sample
 
@@ -19,7 +20,7 @@ from tests.unit import sample
 def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The script of a small plan, as the templates give it now."""
     path = tmp_path_factory.mktemp("script") / "sft_text.py"
-    path.write_text(render.render(sample.plan(), catalog.load().stack), encoding="utf-8")
+    path.write_text(render(sample.plan(), catalog.load().stack), encoding="utf-8")
     return path
 
 

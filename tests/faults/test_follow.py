@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.errors import ServiceError
+from launcher.hub import client
 from launcher.jobs import folder as runs
-from launcher.jobs import log as _hub_log
-from launcher.jobs import stream as _hub_stream
+from launcher.jobs import log, stream
+from launcher.jobs.events import watch
 from launcher.jobs.log import Seen
-from launcher.jobs.progress import Progress, watch
 from launcher.jobs.service import HubBackend
-from launcher.jobs.stream import Event
+from launcher.jobs.stream import Entry
 from launcher.text import LONGEST, Transcript
 from tests.emulator import Hub
 from tests.emulator.job import Job
@@ -39,7 +39,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture
 def backend(hub: Hub) -> HubBackend:
-    return HubBackend(pause_s=0.02)
+    return HubBackend(client.Hub(0.02))
 
 
 def start(hub: Hub, backend: HubBackend) -> Job:
@@ -81,7 +81,7 @@ def test_no_line_is_lost_or_doubled_wherever_the_stream_breaks(
 
 
 def test_a_silent_stream_is_opened_again(hub: Hub, backend: HubBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_hub_stream, "SILENCE_S", 0.3)
+    monkeypatch.setattr(stream, "SILENCE_S", 0.3)
     job = start(hub, backend)
     job.log("one")
     threading.Timer(1.0, job.log, ["two"]).start()
@@ -101,7 +101,7 @@ def test_a_stream_that_never_ends_does_not_outlast_its_job(
             yield None
 
     monkeypatch.setattr(Job, "follow", endless)
-    monkeypatch.setattr(_hub_log, "_LOOK_S", 0.2)
+    monkeypatch.setattr(log, "_LOOK_S", 0.2)
     job = start(hub, backend)
     job.log("one")
     job.finish("ERROR", "Image build failed")
@@ -115,7 +115,7 @@ def test_the_end_of_an_ended_jobs_log_is_not_lost_in_silence(
     hub: Hub, backend: HubBackend, monkeypatch: pytest.MonkeyPatch, follow: bool
 ) -> None:
     for name in ("SILENCE_S", "DRAINED_S", "STALLED_S"):
-        monkeypatch.setattr(_hub_stream, name, 0.3)
+        monkeypatch.setattr(stream, name, 0.3)
     job = start(hub, backend)
     sent = [*(f"line {number}" for number in range(8)), "error: the disk is full", 'RESULT {"steps": 5}']
     job.log(*sent)
@@ -131,7 +131,7 @@ def test_the_end_of_an_ended_jobs_log_is_not_lost_in_silence(
 def test_the_log_of_a_job_that_goes_on_has_been_read_where_it_falls_silent(
     hub: Hub, backend: HubBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_hub_stream, "DRAINED_S", 0.3)
+    monkeypatch.setattr(stream, "DRAINED_S", 0.3)
     job = start(hub, backend)
     job.log("one", "two")
     assert list(backend.logs(job.id, follow=False)) == ["one", "two"]
@@ -141,8 +141,8 @@ def test_a_machine_that_slept_opens_the_stream_again(
     hub: Hub, backend: HubBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept = [0.0]
-    monkeypatch.setattr(_hub_stream, "_wall", lambda: time.time() + slept[0])
-    monkeypatch.setattr(_hub_stream, "_TICK_S", 0.05)
+    monkeypatch.setattr(stream, "_wall", lambda: time.time() + slept[0])
+    monkeypatch.setattr(stream, "_TICK_S", 0.05)
     job = start(hub, backend)
     job.log("before")
     lines = backend.logs(job.id, follow=True)
@@ -207,16 +207,16 @@ def test_the_value_of_a_secret_of_the_run_is_masked(
 
 
 def test_bytes_that_are_no_text_and_lines_without_end_do_no_harm() -> None:
-    stream = [
+    sent = [
         b': hello\r\ndata: {"data": "\xff\xfe\\u0000", "times',
         b'tamp": "2026-01-01T00:00:00.1Z"}\n\ndata: {"da',
         b'ta": "next"}\ndata: {broken\n',
         b"data: {" + b"x" * (1 << 20),
     ]
-    lines = list(_hub_stream._lines(iter(stream)))
+    lines = list(stream._lines(iter(sent)))
     assert lines[0] == b": hello"
-    events = [_hub_stream._event(line, "then") for line in lines if line.startswith(b"data: {")]
-    assert events == [Event("2026-01-01T00:00:00.1", "\ufffd\ufffd\0"), Event("then", "next"), Event("then", "{broken")]
+    events = [stream._entry(line, "then") for line in lines if line.startswith(b"data: {")]
+    assert events == [Entry("2026-01-01T00:00:00.1", "\ufffd\ufffd\0"), Entry("then", "next"), Entry("then", "{broken")]
 
 
 def test_a_local_transcript_is_as_harmless_and_no_line_fills_the_memory() -> None:
@@ -244,7 +244,7 @@ def test_what_was_seen_is_told_from_what_is_new(
     moment, log = 0, []
     for step, text in steps:
         moment += step
-        log.append(Event(f"{moment:04}", text))
+        log.append(Entry(f"{moment:04}", text))
     seen, got = Seen(remembered), []
     for end in [*cuts, len(log)]:
         seen.start_over()
@@ -253,12 +253,12 @@ def test_what_was_seen_is_told_from_what_is_new(
     assert seen.count == len(log)
     seen.start_over()
     head = log[dropped:] if remembered >= len(log) else log  # a service that has dropped the start of a log
-    assert [event for event in [*head, Event("9999", "new")] if seen.is_new(event)] == [Event("9999", "new")]
+    assert [event for event in [*head, Entry("9999", "new")] if seen.is_new(event)] == [Entry("9999", "new")]
 
 
 def test_entries_out_of_order_are_kept() -> None:
     seen = Seen()
-    log = [Event("2", "a"), Event("1", "b"), Event("1", "c"), Event("3", "d")]
+    log = [Entry("2", "a"), Entry("1", "b"), Entry("1", "c"), Entry("3", "d")]
     seen.start_over()
     assert [event for event in log[:2] if seen.is_new(event)] == log[:2]
     seen.start_over()
@@ -271,23 +271,24 @@ def test_a_long_log_does_not_grow_the_memory(
 ) -> None:
     ended = threading.Event()
 
-    def log(*_: object, **__: object) -> Iterator[Event]:
+    def log(*_: object, **__: object) -> Iterator[Entry]:
         for number in range(count if not ended.is_set() else 0):
             text = f"step {number}/{count} | loss 1.5" if number % 2 else f"some other line {number}"
-            yield Event(f"2026-01-01T00:00:00.{number:09}", text)
+            yield Entry(f"2026-01-01T00:00:00.{number:09}", text)
         ended.set()
 
-    monkeypatch.setattr(_hub_stream, "read", log)
+    monkeypatch.setattr(stream, "read", log)
     job = start(hub, backend)
     job.finish("COMPLETED")
-    progress, sizes = Progress(), []
-    for number, _ in enumerate(watch(backend.logs(job.id, follow=True), progress)):
+    sizes, step = [], 0
+    for number, line in enumerate(watch(backend.logs(job.id, follow=True))):
+        step = line.progress.step
         if number == count // 2:
             tracemalloc.start()
             sizes.append(tracemalloc.get_traced_memory()[0])
     sizes.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
-    assert progress.step == count - 1
+    assert step == count - 1
     # What is remembered is replaced by as much, allocated while it is looked: 20,000 entries of some 200 bytes.
     assert sizes[1] - sizes[0] < 8 << 20
     assert transcript(job).count("\n") == count

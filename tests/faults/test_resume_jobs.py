@@ -14,6 +14,7 @@ import pytest
 from launcher import catalog
 from launcher.errors import LauncherError, RefusedError, RequestError
 from launcher.estimate.values import Vram
+from launcher.hub import client
 from launcher.jobs import folder as runs
 from launcher.jobs.base import Job, JobRequest
 from launcher.jobs.local import LocalBackend
@@ -79,7 +80,7 @@ def refused(backend: HubBackend, job: Job, kind: type[LauncherError], **changes:
 
 
 def test_an_attempt_finds_what_the_one_before_it_left(hub: Hub) -> None:
-    job = start(HubBackend(pause_s=0.02), attempts=3)
+    job = start(HubBackend(client.Hub(0.02)), attempts=3)
     assert hub.jobs[job.id].wait() == "COMPLETED"
     assert hub.jobs[job.id].logs[-4:-1] == ["step 1", "step 2", "step 3"]
     assert hub.jobs[job.id].attempts_made == 3
@@ -114,7 +115,7 @@ def test_from_another_laptop(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path
     rows = tmp_path / "rows.jsonl"
     rows.write_text("a row\n")
     of = plan(dataset=str(rows), run_name="elsewhere", attempts=2)
-    backend = HubBackend(pause_s=0.02)
+    backend = HubBackend(client.Hub(0.02))
     first = start(backend, of=of, attempts=2, script_args=("--dataset", str(rows)), secrets=("HF_TOKEN",))
     assert hub.jobs[first.id].wait() == "ERROR"
     monkeypatch.setenv("LAUNCH_HOME", str(tmp_path / "another"))
@@ -209,7 +210,7 @@ def test_whether_a_run_is_finished_is_not_guessed(
 
 
 def test_another_flavor_must_hold_the_run(recorded: Hub) -> None:
-    backend = HubBackend(pause_s=0.02)
+    backend = HubBackend(client.Hub(0.02))
     vram = Vram(weights_gib=6, peak_gib=18, available_gib=20, fits=True)
     job = start(backend, flavor="l4x1", of=plan(flavor="l4x1", num_gpus=1, vram=vram, timeout_s=3600))
     recorded.jobs[job.id].finish("ERROR")
@@ -228,7 +229,7 @@ def test_another_flavor_must_hold_the_run(recorded: Hub) -> None:
 
 
 def test_secrets_are_given_again(recorded: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = HubBackend(pause_s=0.02)
+    backend = HubBackend(client.Hub(0.02))
     monkeypatch.setenv("WANDB_API_KEY", "w" * 40)
     job = start(backend, secrets=("HF_TOKEN", "WANDB_API_KEY"))
     recorded.jobs[job.id].finish("ERROR")
@@ -243,7 +244,7 @@ def test_secrets_are_given_again(recorded: Hub, monkeypatch: pytest.MonkeyPatch)
 def test_jobs_that_there_is_nothing_to_go_on_with(
     recorded: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    backend = HubBackend(pause_s=0.02)
+    backend = HubBackend(client.Hub(0.02))
     strange, stray, lost, torn = (start(backend, labels=labels) for labels in ({}, *[{"launcher": "test"}] * 3))
     for job in (strange, stray, lost, torn):
         recorded.jobs[job.id].finish("ERROR")
@@ -263,7 +264,7 @@ def test_jobs_that_there_is_nothing_to_go_on_with(
 )
 @pytest.mark.parametrize("kind", [429, 500, "after_commit", "reset", "cut"])
 def test_resuming_in_a_bad_hour_makes_one_job(recorded: Hub, route: str, kind: int | str) -> None:
-    backend = HubBackend(pause_s=0.02)
+    backend = HubBackend(client.Hub(0.02))
     job = start(backend)
     recorded.jobs[job.id].finish("ERROR")
     # The client waits by itself for an answer to the list.

@@ -23,12 +23,11 @@ from huggingface_hub.utils import _http, _xet
 
 from launcher import home
 from launcher.errors import InterruptedSubmissionError, LauncherError, RefusedError, RequestError, ServiceError
-from launcher.hub import client as _hub_client
-from launcher.hub import retry as _hub_retry
-from launcher.hub.retry import Pace, persist
+from launcher.hub import client
+from launcher.hub.client import Pace, persist
 from launcher.jobs import folder as runs
-from launcher.jobs import submit as _hub_submit
 from launcher.jobs.service import HubBackend
+from launcher.jobs.submit import Submission
 from tests.emulator import Hub
 from tests.faults.command import launch
 from tests.unit.sample import plan, request
@@ -73,7 +72,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 @pytest.fixture
 def impatient(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A client that gives a request up after a quarter of a second."""
-    monkeypatch.setattr(_hub_client, "TIMEOUT_S", 0.25)
+    monkeypatch.setattr(client, "TIMEOUT_S", 0.25)
     _http.close_session()
     yield
     _http.close_session()
@@ -81,7 +80,7 @@ def impatient(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def submit(pause_s: float = 0.01, **changes: Any) -> Any:
     """One submission as the command line makes it: checked, then sent."""
-    backend, asked = HubBackend(pause_s=pause_s), request("pass", secrets=("HF_TOKEN",), **changes)
+    backend, asked = HubBackend(client.Hub(pause_s)), request("pass", secrets=("HF_TOKEN",), **changes)
     backend.check(asked)
     return backend.submit(asked)
 
@@ -192,7 +191,7 @@ def test_a_pause_that_is_asked_for_is_kept(hub: Hub) -> None:
 
 @pytest.mark.parametrize("stage", ["batch", "job"])
 def test_a_pause_of_two_minutes_is_cut_short(hub: Hub, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
-    monkeypatch.setattr(_hub_client, "LONGEST_WAIT_S", 0.2)
+    monkeypatch.setattr(client, "LONGEST_WAIT_S", 0.2)
     hub.fail_next(429, STAGES[stage], retry_after=120)
     began = time.monotonic()
     submit()
@@ -220,7 +219,7 @@ def test_for_an_hour_nobody_waits_and_it_is_said(hub: Hub, stage: str, status: i
 def test_a_pause_until_a_date_is_kept(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     clock = SimpleNamespace(monotonic=time.monotonic, sleep=waited.append)
-    monkeypatch.setattr(_hub_retry, "time", clock)
+    monkeypatch.setattr(client, "time", clock)
     when = datetime.now(UTC) + timedelta(seconds=100)
     hub.fail_next(429, STAGES["job"], retry_after=format_datetime(when, usegmt=True))
     submit(pause_s=0.001)
@@ -266,7 +265,7 @@ def test_what_is_tried_again_is_said_and_holds_no_token(
 
 
 def test_a_public_bucket_is_refused(hub: Hub) -> None:
-    HubBackend()._api.create_bucket("tester/jobs-artifacts", private=False)
+    client.Hub().api.create_bucket("tester/jobs-artifacts", private=False)
     with pytest.raises(RefusedError, match="tester/jobs-artifacts is public") as raised:
         submit()
     assert "hf buckets settings tester/jobs-artifacts --private" in raised.value.hint
@@ -285,7 +284,7 @@ def test_a_data_file_that_is_gone_is_named(hub: Hub, tmp_path: Path) -> None:
     asked = request("pass", script_args=("--dataset", str(rows)))
     folder = tmp_path / "kept"
     folder.mkdir()
-    submission = _hub_submit.Submission(HubBackend()._api, asked, "tester", folder, Pace(0.001))
+    submission = Submission(client.Hub(0.001), asked, "tester", folder)
     with pytest.raises(RequestError, match="there is no file"):
         submission.send()
     assert hub.jobs == {}
@@ -298,7 +297,7 @@ def interrupted_at(hub: Hub, stage: str, seconds: float) -> InterruptedSubmissio
     timer.start()
     try:
         with pytest.raises(InterruptedSubmissionError) as raised:
-            HubBackend(pause_s=0.01).submit(request("pass"))
+            HubBackend(client.Hub(0.01)).submit(request("pass"))
     finally:
         timer.cancel()
     assert raised.value.exit_code == 130

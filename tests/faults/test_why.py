@@ -14,7 +14,7 @@ import pytest
 
 from launcher.cli import app as cli
 from launcher.jobs import folder as runs
-from launcher.jobs import stream as _hub_stream
+from launcher.jobs import stream
 from launcher.jobs.local import LocalBackend
 from launcher.jobs.service import HubBackend
 from tests.emulator import Hub
@@ -50,7 +50,7 @@ class Answer(NamedTuple):
 @pytest.fixture
 def launch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Launch:
     """The whole command line in this process, which saves starting it anew for each question."""
-    monkeypatch.setattr(_hub_stream, "DRAINED_S", 0.5)
+    monkeypatch.setattr(stream, "DRAINED_S", 0.5)
 
     def run(*args: str, **env: str) -> Answer:
         with pytest.MonkeyPatch.context() as patch:

@@ -67,7 +67,7 @@ def test_nothing_is_recommended_where_nothing_is_published(alias: str) -> None:
 
 
 def test_no_setting_is_remembered_or_another_models() -> None:
-    text = (Path(catalog.__file__).parent / "data" / "models.toml").read_text(encoding="utf-8")
+    text = (Path(catalog.__file__).parents[1] / "data" / "models.toml").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line.startswith("generation")]
     assert len(lines) > 40
     assert [line for line in lines if re.search(r"verif|remember|'s[:;]", line.lower())] == []

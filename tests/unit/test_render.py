@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
-from launcher import catalog, render
+from launcher import catalog
 from launcher.plan import make as planner
 from launcher.plan.record import Plan
+from launcher.render import _environment, py, render, toml
 from launcher.spec import RunSpec
 
 CHECKOUT = Path(__file__).parents[2]
@@ -47,7 +48,7 @@ def canonical(name: str = "sft_text.py") -> Plan:
 
 
 def script(name: str = "sft_text.py", **changes: Any) -> str:
-    return render.render(canonical(name).model_copy(update=changes), STACK)
+    return render(canonical(name).model_copy(update=changes), STACK)
 
 
 def header(text: str) -> dict[str, Any]:
@@ -165,7 +166,7 @@ def test_rendered_text_is_formatted_whatever_the_values(values: dict[str, str]) 
     )
 )
 def test_py_is_a_literal_of_the_same_value(value: object) -> None:
-    text = render.py(value)
+    text = py(value)
     assert text.isascii()
     assert text.isprintable()
     assert ast.literal_eval(text) == value
@@ -174,16 +175,16 @@ def test_py_is_a_literal_of_the_same_value(value: object) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {}, b"", object(), [float("nan")]])
 def test_py_refuses_what_has_no_literal(value: object) -> None:
     with pytest.raises((TypeError, ValueError)):
-        render.py(value)
+        py(value)
 
 
 def test_toml_refuses_lone_surrogates() -> None:
     with pytest.raises(ValueError, match="surrogates"):
-        render.toml("\ud800")
+        toml("\ud800")
 
 
 def test_a_missing_value_is_an_error() -> None:
     with pytest.raises(UndefinedError):
-        render._environment().from_string("{{ nothing }}").render()
+        _environment().from_string("{{ nothing }}").render()
     with pytest.raises(TypeError, match="Undefined"):
-        render._environment().from_string("{{ nothing | py }}").render()
+        _environment().from_string("{{ nothing | py }}").render()

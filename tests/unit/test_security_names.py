@@ -16,10 +16,9 @@ import pytest
 from uv import find_uv_bin
 
 from launcher import catalog, spec
-from launcher import jobs as backends
 from launcher.errors import LauncherError, RefusedError, RequestError
 from launcher.estimate import dataset
-from launcher.jobs import folder as runs
+from launcher.jobs import folder
 from launcher.jobs.local import UNSET, LocalBackend
 from launcher.jobs.service import HubBackend
 from tests.emulator import Hub
@@ -100,9 +99,9 @@ def test_an_id_from_the_command_line_finds_nothing_outside(
 ) -> None:
     (launch_home / "x").mkdir()
     (launch_home / "runs").mkdir()
-    assert runs.find(name) is None
+    assert folder.find(name) is None
     with pytest.raises(LauncherError):
-        runs.load(name)
+        folder.load(name)
     with pytest.raises(LauncherError):
         LocalBackend().inspect(name)
     with pytest.raises(LauncherError):
@@ -123,8 +122,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 )
 def test_no_id_changes_the_address_that_is_asked(hub: Hub, name: str) -> None:
     before = len(hub.requests)
-    backend = backends.find(name)
-    assert isinstance(backend, HubBackend)
+    backend = HubBackend()
     for act in (backend.inspect, backend.cancel, lambda job: list(backend.logs(job, follow=False))):
         with pytest.raises(RequestError, match="not the id of a Job"):
             act(name)
@@ -134,7 +132,7 @@ def test_no_id_changes_the_address_that_is_asked(hub: Hub, name: str) -> None:
 def test_an_id_of_the_service_that_is_no_name_makes_no_folder(hub: Hub, launch_home: Path) -> None:
     backend = HubBackend()
     hub.add_repo("unsloth/SmolLM2-135M-Instruct", files={"config.json": "{}"})
-    run = runs.create(request("pass"), "hub")
+    run = folder.create(request("pass"), "hub")
     for name in ("../outside", "..", "a/b", "/tmp/outside", ".new-1", ""):
         with pytest.raises(ValueError, match="not an id"):
             run.rename(name)
@@ -177,7 +175,7 @@ def test_links_in_a_folder_lead_to_no_other_folder(tmp_path: Path) -> None:
 
 def test_a_models_folder_of_links_is_read_as_the_cache_lays_it_out(tmp_path: Path) -> None:
     # The Hub's cache is made of links, so they are followed; one that leads nowhere is an error in words.
-    (tmp_path / "blob").write_text((ROOT / "tests/unit/configs/llama.json").read_text())
+    (tmp_path / "blob").write_text((ROOT / "tests/unit/catalog/configs/llama.json").read_text())
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").symlink_to(tmp_path / "blob")
@@ -247,7 +245,8 @@ def test_one_switch_turns_a_repos_code_on(name: str) -> None:
 
 
 def training_python() -> str:
-    """The Python with the training stack, which other tests have installed."""
+    """The Python with the training stack, which is installed on the first call."""
+    subprocess.run([find_uv_bin(), "sync", "--quiet", "--script", JOB_SCRIPTS / "sft_text.py"], check=True)
     found = subprocess.run(
         [find_uv_bin(), "python", "find", "--script", JOB_SCRIPTS / "sft_text.py"],
         check=True,

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from launcher import catalog, render, spec
+from launcher import catalog, spec
 from launcher.catalog import tensors
 from launcher.catalog.machine import LOCAL
 from launcher.errors import LauncherError, RequestError
@@ -27,6 +27,7 @@ from launcher.estimate import dataset
 from launcher.jobs import request
 from launcher.plan import make as planner
 from launcher.plan.record import Plan
+from launcher.render import render, toml
 from launcher.spec import RunSpec
 from tests.unit.test_render import canonical, header
 
@@ -108,7 +109,7 @@ def sample(modality: str, task: str) -> Plan:
 
 @cache
 def baseline(modality: str, task: str) -> tuple[str, str, dict[str, Any]]:
-    text = render.render(sample(modality, task), TABLES.stack)
+    text = render(sample(modality, task), TABLES.stack)
     return skeleton(text), fixed(text), header(text)
 
 
@@ -150,7 +151,7 @@ def test_no_value_of_a_plan_becomes_code(
     plan = sample(modality, task).model_copy(
         update={**values, "flavor": flavor, **tables} | {key: tuple(items) for key, items in lists.items()}
     )
-    text = render.render(plan, TABLES.stack)
+    text = render(plan, TABLES.stack)
     check_script(text, plan)
     folder = tmp_path_factory.mktemp("cwd")
     with pytest.MonkeyPatch.context() as patch:
@@ -214,9 +215,7 @@ def test_a_config_file_is_a_request_or_refused(
     tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]
 ) -> None:
     path = tmp_path_factory.mktemp("config") / "run.toml"
-    path.write_text(
-        "\n".join(f"{render.toml(name)} = {_toml(value)}" for name, value in values.items()), encoding="utf-8"
-    )
+    path.write_text("\n".join(f"{toml(name)} = {_toml(value)}" for name, value in values.items()), encoding="utf-8")
     assert tomllib.loads(path.read_text(encoding="utf-8")).keys() == values.keys()
     try:
         asked = spec.build({"model": "qwen3-8b", "flavor": "a10g-large"}, path)
@@ -230,10 +229,10 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{render.toml(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{toml(key)} = {_toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return render.toml(value) if isinstance(value, str) else str(value)
+    return toml(value) if isinstance(value, str) else str(value)
 
 
 @quick
@@ -350,4 +349,4 @@ def test_an_arrow_file_that_points_back_to_its_beginning_ends(tmp_path: Path) ->
 
 def test_a_local_plan_renders_too() -> None:
     plan = canonical().model_copy(update={"flavor": LOCAL, "dataset": f"/tmp/{CODE}", "repo": f'/tmp/"{CODE}'})
-    check_script(render.render(plan, TABLES.stack), plan)
+    check_script(render(plan, TABLES.stack), plan)

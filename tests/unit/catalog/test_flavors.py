@@ -17,7 +17,8 @@ from launcher.catalog import Flavor
 from launcher.catalog import flavors as hardware
 from launcher.catalog.flavors import Change, Listed
 from launcher.errors import RefusedError, ServiceError
-from launcher.jobs.service import HubBackend
+from launcher.hub import client
+from launcher.jobs import service
 from tests.emulator import Hub
 
 LAUNCH = Path(sys.executable).with_name("launch")
@@ -64,7 +65,7 @@ def test_the_words_of_the_service_become_numbers() -> None:
 
 def test_the_same_list_from_the_service_changes_nothing(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    items, problems = HubBackend().hardware()
+    items, problems = service.hardware(client.Hub())
     assert problems == []
     assert hardware.changes(SHIPPED, hardware.merged(SHIPPED, items)) == []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from launcher import catalog
 from launcher.catalog import tensors
 from launcher.errors import RequestError
-from launcher.jobs.service import HubBackend
+from launcher.hub import client, repos
 from tests.emulator import Hub
 from tests.unit.catalog.test_config import config
 
@@ -112,25 +113,25 @@ def test_sixteen_bits_are_what_other_floats_become() -> None:
 def test_the_hub_is_asked_for_the_size_of_any_other_model(hub: Hub) -> None:
     values = config("llama", quantization_config=FOUR_BITS)
     hub.add_repo("lab/packed", files={"config.json": json.dumps(values), "model.safetensors": PACKED})
-    backend = HubBackend()
-    model = TABLES.model("lab/packed", None, backend.read_config, backend.read_weights)
+    asked = client.Hub()
+    model = TABLES.model("lab/packed", None, partial(repos.config, asked), partial(repos.weights, asked))
     assert (model.quantized, model.params, model.bytes_4bit) == ("bnb-4bit", 6400 + 4096, 12800 + 2048 + 64 + 17 * 4)
     assert model.notes == ()
 
 
 def test_a_size_that_can_t_be_looked_up_is_said(hub: Hub) -> None:
     hub.add_repo("lab/old", files={"config.json": json.dumps(config("llama")), "pytorch_model.bin": b"x"})
-    backend = HubBackend()
-    model = TABLES.model("lab/old", None, backend.read_config, backend.read_weights)
+    asked = client.Hub()
+    model = TABLES.model("lab/old", None, partial(repos.config, asked), partial(repos.weights, asked))
     assert model.params == pytest.approx(1235814400, rel=0.001)
     assert any("the Hub does not say" in note for note in model.notes)
-    assert backend.read_weights("lab/none", None, False) is None
+    assert repos.weights(asked, "lab/none", None, False) is None
 
 
 def test_gguf_files_alone_can_t_be_trained(hub: Hub) -> None:
     hub.add_repo("lab/llama-cpp", files={"config.json": "{}", "model-Q4_K_M.gguf": b"x"})
     with pytest.raises(RequestError, match="GGUF"):
-        HubBackend().read_weights("lab/llama-cpp", None, False)
+        repos.weights(client.Hub(), "lab/llama-cpp", None, False)
 
 
 @pytest.mark.parametrize("model", [m for m in TABLES.models.values() if m.bytes_4bit], ids=lambda model: model.alias)

@@ -14,7 +14,7 @@ import pytest
 
 from launcher.estimate import dataset
 from launcher.estimate.dataset import DataSize, measure
-from launcher.jobs.service import HubBackend
+from launcher.hub import client, datasets
 from tests.emulator import Hub
 
 CHAT = {"messages": [{"role": "user", "content": "a" * 37}, {"role": "assistant", "content": "b" * 37}]}
@@ -161,7 +161,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def look_up(
     name: str, config: str | None = None, split: str = "train", revision: str | None = None
 ) -> DataSize:  # fmt: skip
-    return HubBackend().dataset_size(name, config, split, revision)
+    return datasets.size(client.Hub(), name, config, split, revision)
 
 
 def test_a_hub_datasets_rows_are_exact_and_its_tokens_sampled(hub: Hub) -> None:

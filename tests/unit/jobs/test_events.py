@@ -14,19 +14,22 @@ from rich.console import Console
 
 from launcher.jobs.base import Job
 from launcher.jobs.events import (
+    KEPT,
+    TAIL,
     Checkpoint,
     Evaluation,
     Event,
     Failure,
     Phase,
+    Progress,
     Result,
     Resumed,
     SmallerBatch,
     Step,
     Stopping,
     parse,
+    watch,
 )
-from launcher.jobs.progress import KEPT, TAIL, Progress, watch
 from launcher.runs.outcome import outcome
 from launcher.text import Redactor, plain
 from launcher.view.live import Live
@@ -181,8 +184,10 @@ def test_lines_add_up_to_progress() -> None:
         'RESULT {"steps": 3}',
         'RESULT {"steps": 4}',
     ]
-    progress = Progress()
-    seen = [(line, event, progress.step) for line, event in watch(lines, progress)]
+    seen = []
+    for line in watch(lines):
+        progress = line.progress
+        seen.append((line.text, line.event, progress.step))
     assert seen == list(zip(lines, map(parse, lines), [0, 0, 0, 1, 1, 2, 2, 2, 2], strict=True))
     assert (progress.phase, progress.step, progress.total) == ("train", 2, 3)
     assert list(progress.losses) == [(1, 2.0), (2, 1.5)]
@@ -270,7 +275,7 @@ def test_a_result_does_not_make_a_failed_job_a_success() -> None:
 
 
 def test_the_bar_says_how_far_the_run_is_and_what_is_kept() -> None:
-    progress, screen = Progress(), io.StringIO()
+    screen = io.StringIO()
     lines = [
         "== train",
         "checkpoint step 40 | 1.2s | 35 MB",
@@ -279,8 +284,8 @@ def test_the_bar_says_how_far_the_run_is_and_what_is_kept() -> None:
     ]
     console = Console(file=screen, force_terminal=True, width=120)
     with Live(console, job("RUNNING"), 0, quiet=False, terse=False) as live:
-        for line, event in watch(lines, progress):
-            live.update(line, event, progress)
+        for line in watch(lines):
+            live.update(line)
         live._bar.refresh()
     assert "step 41/500 · loss 2.000 · 60 s left · kept at 40" in screen.getvalue()
 

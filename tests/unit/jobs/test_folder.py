@@ -10,7 +10,7 @@ import pytest
 
 from launcher import home
 from launcher.errors import RequestError
-from launcher.jobs import folder as runs
+from launcher.jobs import folder
 from tests.unit.sample import plan, request
 
 
@@ -25,35 +25,35 @@ def test_a_home_of_ones_own(launch_home: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_run_is_found_once_it_has_its_id() -> None:
-    assert runs.every() == []
-    run = runs.create(request("pass", env={"A": "b"}), "hub")
-    assert runs.every() == []
+    assert folder.every() == []
+    run = folder.create(request("pass", env={"A": "b"}), "hub")
+    assert folder.every() == []
     run = run.rename("68780d00bbe36d38803f645f")
-    assert runs.every() == [run]
-    assert runs.find(run.id) == run == runs.load(run.id)
+    assert folder.every() == [run]
+    assert folder.find(run.id) == run == folder.load(run.id)
     assert run.plan() == plan()
-    assert run.read(runs.REQUEST)["env"]["A"] == "b"
+    assert run.read(folder.REQUEST)["env"]["A"] == "b"
     assert (run.folder / "sft_text.py").read_text().endswith("pass")
     with pytest.raises(FileExistsError):
-        runs.create(request("pass"), "hub").rename(run.id)
+        folder.create(request("pass"), "hub").rename(run.id)
 
 
 @pytest.mark.parametrize("name", ["..", "../x", "a/b", "", ".new-1", "/etc", "a\0b"])
 def test_an_id_never_leads_out_of_the_folder(name: str) -> None:
-    assert runs.find(name) is None
+    assert folder.find(name) is None
     with pytest.raises(ValueError, match="not an id"):
-        runs.create(request("pass"), "hub").rename(name)
+        folder.create(request("pass"), "hub").rename(name)
 
 
 def test_an_unknown_run_names_the_near_ones() -> None:
-    runs.create(request("pass"), "local").rename("local-20261124-103012-ab12")
+    folder.create(request("pass"), "local").rename("local-20261124-103012-ab12")
     with pytest.raises(RequestError, match="unknown run") as raised:
-        runs.load("local-20261124-103012-ab13")
+        folder.load("local-20261124-103012-ab13")
     assert "local-20261124-103012-ab12" in raised.value.hint
 
 
 def test_files_are_private_and_never_seen_half_written() -> None:
-    run = runs.create(request("pass"), "local").rename("local-20261124-103012-ab12")
+    run = folder.create(request("pass"), "local").rename("local-20261124-103012-ab12")
     texts = {"a" * 200_000, "b" * 200_000}
     seen: set[str] = set()
     path = run.write("note", next(iter(texts)))
@@ -77,7 +77,7 @@ def test_files_are_private_and_never_seen_half_written() -> None:
 
 
 def test_a_plan_of_another_version_says_so() -> None:
-    run = runs.create(request("pass"), "local").rename("local-20261124-103012-ab12")
-    run.write(runs.PLAN, '{"model": "x"}')
+    run = folder.create(request("pass"), "local").rename("local-20261124-103012-ab12")
+    run.write(folder.PLAN, '{"model": "x"}')
     with pytest.raises(RequestError, match="another version"):
         run.plan()

@@ -16,10 +16,9 @@ from typing import Literal, TypeVar
 
 import pytest
 
-from launcher import jobs as backends
+from launcher import jobs
 from launcher.errors import RefusedError, RequestError
-from launcher.jobs import folder as runs
-from launcher.jobs import process as _process
+from launcher.jobs import folder, supervise
 from launcher.jobs.base import Job, wait
 from launcher.jobs.local import LocalBackend
 from launcher.runs import why
@@ -59,11 +58,11 @@ def pids(job: Job) -> list[int]:
 
 
 def gone(pid: int) -> bool:
-    return _process.identity(pid) is None
+    return supervise.identity(pid) is None
 
 
 def supervisor_of(job: Job) -> int:
-    return int(runs.load(job.id).read(runs.STATUS)["supervisor"]["pid"])
+    return int(folder.load(job.id).read(folder.STATUS)["supervisor"]["pid"])
 
 
 def test_a_run_leaves_its_lines_its_outputs_and_its_stage(backend: LocalBackend) -> None:
@@ -81,8 +80,8 @@ def test_a_run_leaves_its_lines_its_outputs_and_its_stage(backend: LocalBackend)
 def test_the_launcher_may_end_while_the_run_goes_on(backend: LocalBackend, tmp_path: Path) -> None:
     body = 'import time\ntime.sleep(1.5)\nprint("done")'
     code = (
-        "from launcher import backends; from tests.unit.sample import request; import sys;"
-        "sys.stdout.write(backends.get('local').submit(request(sys.argv[1])).id)"
+        "from launcher import jobs; from tests.unit.sample import request; import sys;"
+        "sys.stdout.write(jobs.get('local').submit(request(sys.argv[1])).id)"
     )
     started = subprocess.run([sys.executable, "-c", code, body], cwd=REPO, capture_output=True, text=True, check=True)
     assert [job.id for job in backend.list()] == [started.stdout]
@@ -96,8 +95,8 @@ def test_another_process_follows_every_line_to_the_end(backend: LocalBackend) ->
     body = "import time\nfor i in range(300):\n    print(i)\n    time.sleep(0.005)\nprint('é ' * 10, end='')"
     job = backend.submit(request(body))
     code = (
-        "from launcher import backends; import sys;"
-        "[print(line) for line in backends.get('local').logs(sys.argv[1], follow=True)]"
+        "from launcher import jobs; import sys;"
+        "[print(line) for line in jobs.get('local').logs(sys.argv[1], follow=True)]"
     )
     other = subprocess.run([sys.executable, "-c", code, job.id], cwd=REPO, capture_output=True, text=True, check=True)
     assert other.stdout.splitlines()[-301:] == [*map(str, range(300)), "é " * 10]
@@ -190,9 +189,9 @@ def test_a_number_given_out_again_is_not_taken_for_the_run(backend: LocalBackend
     try:
         job = backend.submit(request("pass"))
         job = wait(backend, job.id, pause_s=0.05)
-        run = runs.load(job.id)
+        run = folder.load(job.id)
         other = {"pid": bystander.pid, "identity": "of another boot:1"}
-        run.write(runs.STATUS, run.read(runs.STATUS) | {"stage": "RUNNING", "supervisor": other, "child": other})
+        run.write(folder.STATUS, run.read(folder.STATUS) | {"stage": "RUNNING", "supervisor": other, "child": other})
         assert backend.inspect(job.id).stage == "ERROR"
         assert bystander.poll() is None
     finally:
@@ -202,13 +201,13 @@ def test_a_number_given_out_again_is_not_taken_for_the_run(backend: LocalBackend
 
 @pytest.mark.skipif(shutil.which("ps") is None, reason="the way of systems without /proc needs ps")
 def test_processes_are_known_without_proc_too(backend: LocalBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_process, "_BOOT_ID", Path("/nowhere"))
+    monkeypatch.setattr(supervise, "_BOOT_ID", Path("/nowhere"))
     group = subprocess.Popen([sys.executable, "-c", ENDLESS.replace('"pids"', "os.devnull")], start_new_session=True)
-    known = _process.describe(group.pid)
-    assert _process.is_alive(known)
-    assert not _process.is_alive(known | {"identity": "Thu Jan  1 00:00:00 1970"})
-    _process.end_group(known, grace_s=5, reap=group.poll)
-    assert not _process.is_alive(known)
+    known = supervise.describe(group.pid)
+    assert supervise.is_alive(known)
+    assert not supervise.is_alive(known | {"identity": "Thu Jan  1 00:00:00 1970"})
+    supervise.end_group(known, grace_s=5, reap=group.poll)
+    assert not supervise.is_alive(known)
     assert group.wait() == -signal.SIGTERM
 
 
@@ -301,11 +300,10 @@ def test_unknown_and_impossible_ids(backend: LocalBackend) -> None:
     assert job.id in raised.value.hint
 
 
-def test_ids_and_names_lead_to_their_backend() -> None:
-    assert backends.find("local-20261124-103012-ab12").name == "local"
-    assert backends.find("687fb701029421ae5549d998").name == "hub"
+def test_a_name_leads_to_its_backend() -> None:
+    assert [jobs.get(name).name for name in ("hub", "local")] == ["hub", "local"]
     with pytest.raises(RequestError, match="unknown backend 'hff'") as raised:
-        backends.get("hff")
+        jobs.get("hff")
     assert "hub" in raised.value.hint
 
 

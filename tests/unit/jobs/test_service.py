@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import re
 import socket
@@ -14,20 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import huggingface_hub
 import pytest
-from huggingface_hub import constants, errors
+from huggingface_hub import constants
 from huggingface_hub._jobs_api import DEFAULT_UV_IMAGE
-from huggingface_hub.utils._http import hf_raise_for_status
 
-from launcher import home
-from launcher import jobs as backends
+from launcher import home, jobs
 from launcher.errors import LauncherError, RefusedError, RequestError, ServiceError
-from launcher.hub import access as _hub_access
-from launcher.hub import errors as _hub_errors
-from launcher.jobs import base
-from launcher.jobs import folder as runs
+from launcher.hub import client
+from launcher.jobs import base, folder
 from launcher.jobs.service import HubBackend
 from launcher.plan.record import Plan
 from tests.emulator import Hub
@@ -44,10 +38,10 @@ def test_the_dry_run_knows_what_the_client_would_do() -> None:
 
 
 def test_a_request_is_described_as_the_service_would_run_it(tmp_path: Path) -> None:
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "my rows.jsonl").write_text("{}")
-    first, second = (str(tmp_path / folder / "my rows.jsonl") for folder in ("a", "b"))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "my rows.jsonl").write_text("{}")
+    first, second = (str(tmp_path / name / "my rows.jsonl") for name in ("a", "b"))
     described = request("pass", script_args=("--dataset", first, "--eval", second), secrets=("HF_TOKEN",)).describe()
     assert described == {
         "image": base.DEFAULT_IMAGE,
@@ -65,126 +59,6 @@ def test_a_request_is_described_as_the_service_would_run_it(tmp_path: Path) -> N
     }  # fmt: skip
 
 
-def test_every_row_of_the_error_table_names_a_class_that_exists() -> None:
-    for row in _hub_errors.TABLE:
-        assert any(hasattr(module, row.kind) for module in (errors, httpx2, builtins, json)), row.kind
-
-
-def http_error(status: int, message: str | None = None, path: str = "/api/jobs/me", **headers: str) -> Exception:
-    response = httpx2.Response(
-        status, request=httpx2.Request("GET", f"https://hub{path}"), headers=headers, json={"error": message or ""}
-    )
-    try:
-        hf_raise_for_status(response)
-    except Exception as error:
-        return error
-    raise AssertionError("no error")
-
-
-def repo_error(status: int, repo: str, code: str) -> Exception:
-    return http_error(status, path=f"/api/{repo}", **{"X-Error-Code": code})
-
-
-@pytest.mark.parametrize(
-    ("error", "becomes", "words"),
-    [
-        (http_error(400, "bad flavor"), RequestError, "bad flavor"),
-        (http_error(401), RefusedError, "does not accept your token"),
-        (http_error(402, "no credits left"), RefusedError, "no credits left"),
-        (http_error(403), RefusedError, "may not do that"),
-        (http_error(404), RequestError, "no such thing"),
-        (http_error(404, path="/api/jobs/me/abc"), RequestError, "no Job 'abc'"),
-        (repo_error(404, "models/a/b", "RepoNotFound"), RequestError, "the model 'a/b' does not exist"),
-        (repo_error(403, "datasets/a/b", "GatedRepo"), RefusedError, "the dataset 'a/b' is gated"),
-        (repo_error(404, "models/a/b", "RevisionNotFound"), RequestError, "the model 'a/b' has no such revision"),
-        (http_error(409), RequestError, "conflicts"),
-        (http_error(413), RequestError, "too large"),
-        (http_error(422, "timeout too long"), RequestError, "timeout too long"),
-        (http_error(429), ServiceError, "too many requests"),
-        (http_error(500), ServiceError, "status 500"),
-        (http_error(503), ServiceError, "status 503"),
-        (errors.OfflineModeIsEnabled("offline"), ServiceError, "HF_HUB_OFFLINE"),
-        (errors.LocalTokenNotFoundError("no token"), RefusedError, "not logged in"),
-        (errors.HFValidationError("repo id"), RequestError, "not the name of a repo"),
-        (httpx2.ConnectTimeout("slow"), ServiceError, "in time"),
-        (httpx2.ReadTimeout("slow"), ServiceError, "in time"),
-        (httpx2.ConnectError("refused"), ServiceError, "can't be reached"),
-        (httpx2.RemoteProtocolError("cut"), ServiceError, "can't be reached"),
-        (ConnectionResetError("reset"), ServiceError, "can't be reached"),
-    ],
-)  # fmt: skip
-def test_what_the_client_raises_becomes_one_paragraph(
-    error: Exception, becomes: type[LauncherError], words: str
-) -> None:
-    known = _hub_errors.translate(error, "starting the Job")
-    assert type(known) is becomes
-    assert words in known.message
-    assert known.hint
-    assert "\n" not in known.message + known.hint
-
-
-def test_a_bug_stays_a_bug() -> None:
-    assert _hub_errors.translate(KeyError("name"), "starting the Job") is None
-    assert _hub_errors.translate(RuntimeError("broken"), "starting the Job") is None
-
-
-def test_no_error_holds_a_token() -> None:
-    said = http_error(400, f"bad token {TOKEN} and hf_{'z' * 30}\x1b[31m")
-    known = _hub_errors.translate(said, "starting the Job", secrets=(TOKEN,))
-    assert known and known.message.endswith("bad token *** and ***.")
-
-
-def account(role: str, scoped: list[dict[str, Any]] | None = None, **orgs: str) -> dict[str, Any]:
-    token: dict[str, Any] = {"role": role} | ({"fineGrained": {"scoped": scoped}} if scoped is not None else {})
-    return {
-        "name": "me",
-        "orgs": [{"name": name, "roleInOrg": org_role} for name, org_role in orgs.items()],
-        "auth": {"accessToken": token},
-    }
-
-
-def scope(name: str, *permissions: str) -> dict[str, Any]:
-    return {"entity": {"name": name, "type": "user"}, "permissions": [*permissions]}
-
-
-@pytest.mark.parametrize(
-    ("me", "allowed"),
-    [
-        (account("write"), True),
-        (account("read"), False),
-        (account("fineGrained", [scope("me", "repo.write", "job.write")]), True),
-        (account("fineGrained", [scope("me", "job.write"), scope("me/model", "repo.write")]), True),
-        (account("fineGrained", [scope("me", "repo.write")]), False),
-        (account("fineGrained", [scope("me", "job.write", "repo.content.read")]), False),
-        (account("fineGrained", [scope("them", "repo.write", "job.write")]), False),
-        (account("fineGrained"), True),
-        ({"name": "me"}, True),
-    ],
-)
-def test_a_token_is_refused_only_where_it_is_certain(me: dict[str, Any], allowed: bool) -> None:
-    try:
-        _hub_access.require_write(me)
-        _hub_access.require_jobs(me, None)
-        _hub_access.require_push(me, "me/model")
-    except RefusedError as error:
-        assert not allowed
-        assert "huggingface.co/settings/tokens" in error.hint
-    else:
-        assert allowed
-
-
-def test_a_namespace_needs_membership_with_write_access() -> None:
-    me = account("write", ours="write", theirs="read", unsaid="")
-    for repo in ("model", "me/model", "ours/model", "unsaid/model"):
-        _hub_access.require_push(me, repo)
-    _hub_access.require_jobs(me, "ours")
-    with pytest.raises(RefusedError, match="only read") as raised:
-        _hub_access.require_push(me, "theirs/model")
-    assert "me, ours, unsaid" in raised.value.hint
-    with pytest.raises(RefusedError, match="not a member"):
-        _hub_access.require_jobs(me, "strangers")
-
-
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub that only records Jobs: the test plays the machine."""
@@ -199,7 +73,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture
 def backend(hub: Hub) -> HubBackend:
-    return HubBackend(pause_s=0.05)
+    return HubBackend(client.Hub(0.05))
 
 
 def refusal(backend: HubBackend, kind: type[LauncherError], **changes: Any) -> str:
@@ -225,17 +99,17 @@ def test_a_submission_says_everything_and_leaves_a_record(
     described = asked.describe()
     assert made.spec["command"] == described["command"]
     assert made.spec["dockerImage"] == described["image"]
-    folder = made.labels["artifacts"]
+    place = made.labels["artifacts"]
     assert (made.spec["flavor"], made.spec["timeoutSeconds"], made.spec["attempts"], made.spec["environment"]) == (
         "t4-small",
         5400,
         1,
-        {"A": "b", "LAUNCH_ARTIFACTS": f"hf://buckets/tester/jobs-artifacts/{folder}"},
+        {"A": "b", "LAUNCH_ARTIFACTS": f"hf://buckets/tester/jobs-artifacts/{place}"},
     )
-    assert made.labels == job.labels == described["labels"] | {"request": made.labels["request"], "artifacts": folder}
+    assert made.labels == job.labels == described["labels"] | {"request": made.labels["request"], "artifacts": place}
     assert re.fullmatch(r"[0-9a-f]{32}", made.labels["request"])
     assert made.secrets == {"HF_TOKEN": hub.token, "WANDB_API_KEY": "w" * 40}
-    kept = {path.removeprefix(f"{folder}/"): data for path, data in hub.buckets["tester/jobs-artifacts"].files.items()}
+    kept = {path.removeprefix(f"{place}/"): data for path, data in hub.buckets["tester/jobs-artifacts"].files.items()}
     assert Plan.model_validate_json(kept.pop("plan.json")) == asked.plan
     assert kept == {"sft_text.py": asked.script.encode(), "my_rows.jsonl": b'{"text": "x"}'}
     assert (job.backend, job.stage, job.flavor, job.url) == (
@@ -244,7 +118,7 @@ def test_a_submission_says_everything_and_leaves_a_record(
         "t4-small",
         f"{hub.url}/jobs/tester/{job.id}",
     )
-    assert job.run_dir and runs.load(job.id).plan() == asked.plan
+    assert job.run_dir and folder.load(job.id).plan() == asked.plan
     assert stat.S_IMODE(job.run_dir.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in job.run_dir.iterdir()} == {0o600}
     assert not any(hub.token in path.read_text() or "w" * 40 in path.read_text() for path in job.run_dir.iterdir())
@@ -261,7 +135,7 @@ def test_a_namespace_and_an_image_of_ones_own(hub: Hub, monkeypatch: pytest.Monk
     assert hub.jobs[job.id].spec["dockerImage"] == "ghcr.io/us/train:1"
     fresh = HubBackend()
     assert fresh.inspect(job.id) == job
-    assert fresh.inspect(f"ours/{job.id}") == fresh.inspect(job.url) == job
+    assert fresh.inspect(f"ours/{job.id}") == fresh.inspect(job.address) == job
     assert [found.id for found in fresh.list()] == [job.id]
 
 
@@ -272,7 +146,7 @@ def test_only_the_launchers_own_jobs_are_listed(hub: Hub, backend: HubBackend) -
     assert {job.id for job in backend.list()} == set(mine[1:])
     assert {job.id for job in backend.list(all=True)} == set(mine)
     assert strange.id in hub.jobs
-    assert {job.id for job in backends.list_jobs(every=True)} == set(mine)
+    assert {job.id for job in jobs.list_jobs(every=True)} == set(mine)
 
 
 def test_a_log_is_followed_to_the_end_of_the_job_and_kept(hub: Hub, backend: HubBackend) -> None:
@@ -294,7 +168,7 @@ def test_a_log_is_followed_to_the_end_of_the_job_and_kept(hub: Hub, backend: Hub
     made.finish("COMPLETED")
     assert list(lines) == ["step 1/1 | loss 0.5", "", "end?"]
     assert backend.inspect(job.id).succeeded
-    kept = runs.load(job.id).log
+    kept = folder.load(job.id).log
     assert kept.read_text().split("\n")[3:] == ["step 1/1 | loss 0.5", "", "end?", ""]
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     assert len(list(backend.logs(job.id, follow=False))) == 6
@@ -313,7 +187,7 @@ def test_following_survives_a_service_that_fails(hub: Hub, backend: HubBackend, 
 
 
 def test_following_gives_up_in_the_end_and_says_how_to_go_on(hub: Hub, backend: HubBackend) -> None:
-    backend = HubBackend(pause_s=0.001)
+    backend = HubBackend(client.Hub(0.001))
     job = backend.submit(request("pass"))
     hub.fail_next(503, "GET /api/jobs", times=100)
     with pytest.raises(ServiceError, match="503") as raised:
@@ -331,7 +205,7 @@ def test_two_followers_and_one_transcript(hub: Hub, backend: HubBackend) -> None
     made.log("two")
     made.finish("COMPLETED")
     assert [list(second), list(first)] == [["two"], ["two"]]
-    assert runs.load(job.id).log.read_text() == "one\ntwo\n"
+    assert folder.load(job.id).log.read_text() == "one\ntwo\n"
 
 
 def test_a_follower_that_leaves_early_shortens_no_transcript(hub: Hub, backend: HubBackend) -> None:
@@ -342,8 +216,8 @@ def test_a_follower_that_leaves_early_shortens_no_transcript(hub: Hub, backend: 
     again = backend.logs(job.id, follow=True)
     assert next(again) == "one"
     again.close()  # type: ignore[attr-defined]
-    assert runs.load(job.id).log.read_text() == "one\ntwo\n"
-    assert not (runs.load(job.id).folder / "log.part").exists()
+    assert folder.load(job.id).log.read_text() == "one\ntwo\n"
+    assert not (folder.load(job.id).folder / "log.part").exists()
 
 
 def test_a_job_is_canceled_once(hub: Hub, backend: HubBackend) -> None:
@@ -387,17 +261,17 @@ def test_check_refuses_what_the_account_may_not_do(hub: Hub, monkeypatch: pytest
 def test_two_names_of_one_repo_are_told_when_the_account_is_known(hub: Hub, backend: HubBackend) -> None:
     """A local run is planned without an account, so a name without a namespace stays one until here."""
     with pytest.raises(RequestError, match="tester/m is the adapter's repo"):
-        backend.check_push(plan(output_repo="m", merged_repo="tester/m"))
+        backend.check(request("pass", of=plan(output_repo="m", merged_repo="tester/m")))
     with pytest.raises(RequestError, match="tester/m is the adapter's repo"):
-        backend.check_push(plan(task="export", adapter="tester/m", merged_repo="m"))
-    backend.check_push(plan(output_repo="m", merged_repo="tester/m-merged"))
+        backend.check(request("pass", of=plan(task="export", adapter="tester/m", merged_repo="m")))
+    backend.check(request("pass", of=plan(output_repo="m", merged_repo="tester/m-merged")))
 
 
 def test_check_needs_a_login(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", "/nowhere")
     assert "hf auth login" in refusal(HubBackend(), RefusedError)
-    assert [job.backend for job in backends.list_jobs(every=True)] == []
+    assert [job.backend for job in jobs.list_jobs(every=True)] == []
 
 
 def test_check_refuses_repos_that_are_missing_or_closed(hub: Hub, backend: HubBackend, tmp_path: Path) -> None:
@@ -451,7 +325,7 @@ def test_a_submission_that_fails_leaves_nothing(
 ) -> None:
     hub.fail_next(failure, "POST /api/jobs", times=100)
     with pytest.raises(kind, match=words) as raised:
-        HubBackend(pause_s=0.001).submit(request("pass", secrets=("HF_TOKEN",)))
+        HubBackend(client.Hub(0.001)).submit(request("pass", secrets=("HF_TOKEN",)))
     assert hub.token not in raised.value.message + raised.value.hint
     assert ("launch ps" in raised.value.hint) == (kind is ServiceError)
     assert list((home.data() / "runs").iterdir()) == []
@@ -464,19 +338,6 @@ def test_a_secret_without_a_value_is_named(hub: Hub, backend: HubBackend) -> Non
     assert hub.jobs == {}
 
 
-def test_the_configuration_of_a_model(hub: Hub, backend: HubBackend) -> None:
-    hub.add_repo("lab/broken", files={"config.json": "{"})
-    hub.add_repo("lab/empty")
-    assert backend.read_config("unsloth/SmolLM2-135M-Instruct", None) == {"model_type": "llama"}
-    assert backend.user() == "tester"
-    with pytest.raises(RequestError, match="not JSON"):
-        backend.read_config("lab/broken", None)
-    with pytest.raises(RequestError, match="lacks a file"):
-        backend.read_config("lab/empty", None)
-    with pytest.raises(RequestError, match="the model 'lab/no' does not exist"):
-        backend.read_config("lab/no", None)
-
-
 def test_a_whole_run_on_the_stand_in_followed_from_two_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -486,11 +347,11 @@ def test_a_whole_run_on_the_stand_in_followed_from_two_processes(
         rows = tmp_path / "rows.jsonl"
         rows.write_text("a row\n")
         body = "import os, sys\nprint(open(sys.argv[2]).read().strip(), len(os.environ['HF_TOKEN']))\nprint('last')"
-        backend = HubBackend(pause_s=0.05)
+        backend = HubBackend(client.Hub(0.05))
         job = backend.submit(request(body, script_args=("--dataset", str(rows)), secrets=("HF_TOKEN",)))
         code = (
-            "from launcher import backends; import sys;"
-            "[print(line) for line in backends.find(sys.argv[1]).logs(sys.argv[1], follow=True)]"
+            "from launcher import jobs; import sys;"
+            "[print(line) for line in jobs.get('hub').logs(sys.argv[1], follow=True)]"
         )
         other = subprocess.run(
             [sys.executable, "-c", code, job.id], cwd=REPO, capture_output=True, text=True, check=True
@@ -498,4 +359,4 @@ def test_a_whole_run_on_the_stand_in_followed_from_two_processes(
         lines = list(backend.logs(job.id, follow=True))
         assert lines[-2:] == other.stdout.splitlines()[-2:] == [f"a row {len(hub.token)}", "last"]
         assert backend.inspect(job.id).succeeded
-        assert json.loads((runs.load(job.id).folder / runs.STATUS).read_text())["stage"] == "COMPLETED"
+        assert json.loads((folder.load(job.id).folder / folder.STATUS).read_text())["stage"] == "COMPLETED"

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from launcher import catalog, render
+from launcher import catalog
 from launcher.catalog import Flavor
 from launcher.errors import RefusedError, RequestError
 from launcher.jobs import folder as runs
 from launcher.plan.record import Plan
+from launcher.render import render
 from launcher.runs import again as reruns
 from launcher.runs import rendered
 from tests.emulator import Hub
@@ -49,7 +50,7 @@ def planned(**changes: Any) -> Plan:
 
 def files(of: Plan | None, text: str | None = None, **changes: Any) -> dict[str, bytes]:
     """What a run leaves beside its model, as the scripts write it."""
-    text = text if text is not None else render.render(of or planned(), TABLES.stack)
+    text = text if text is not None else render(of or planned(), TABLES.stack)
     record = {
         "version": 1,
         "launcher": "0.1.0",
@@ -251,7 +252,7 @@ TAMPERINGS: dict[str, Callable[[str], str]] = {
 def test_a_changed_script_is_refused(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed, kind: str, has_plan: bool
 ) -> None:
-    script = TAMPERINGS[kind](render.render(planned(), TABLES.stack))
+    script = TAMPERINGS[kind](render(planned(), TABLES.stack))
     hub.add_repo("else/model", files=files(planned() if has_plan else None, script))
     assert again(monkeypatch, "else/model") == 3
     said = capsys.readouterr().err
@@ -260,7 +261,7 @@ def test_a_changed_script_is_refused(
 
 
 def test_a_changed_script_runs_for_who_has_read_it(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
-    content = files(planned(), TAMPERINGS["code"](render.render(planned(), TABLES.stack)))
+    content = files(planned(), TAMPERINGS["code"](render(planned(), TABLES.stack)))
     hub.add_repo("else/model", files=content)
     assert again(monkeypatch, "else/model") == 3
     said = " ".join(capsys.readouterr().err.split())
@@ -275,7 +276,7 @@ def test_a_changed_script_runs_for_who_has_read_it(hub: Hub, monkeypatch: pytest
 
 
 def test_another_version_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
-    script = render.render(planned(), TABLES.stack) + "# as it was then\n"
+    script = render(planned(), TABLES.stack) + "# as it was then\n"
     hub.add_repo("else/model", files=files(planned(), script, launcher="0.0.9"))
     assert again(monkeypatch, "else/model") == 3
     assert "launch 0.0.9 made it" in " ".join(capsys.readouterr().err.split())
@@ -285,7 +286,7 @@ def test_a_script_that_is_not_the_recorded_one_is_refused(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed, tmp_path: Path
 ) -> None:
     """Even one that this launcher renders: it is not the run that is asked for."""
-    content = files(planned()) | {"sft_text.py": render.render(planned(seed=9), TABLES.stack).encode()}
+    content = files(planned()) | {"sft_text.py": render(planned(seed=9), TABLES.stack).encode()}
     hub.add_repo("else/model", files=content)
     for name in ("else/model", write(tmp_path / "model", content)):
         assert again(monkeypatch, name) == 3
@@ -330,7 +331,7 @@ def test_a_script_of_values_that_a_terminal_would_act_on_is_refused(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed, tmp_path: Path
 ) -> None:
     """The record is clean: the script writes the escape as Python does, in ASCII."""
-    text = render.render(planned(run_name="a\x1b[2Jrun"), TABLES.stack)
+    text = render(planned(run_name="a\x1b[2Jrun"), TABLES.stack)
     path = write(tmp_path / "model", files(planned(), text))
     assert again(monkeypatch, path) == 2
     assert "control characters" in " ".join(capsys.readouterr().err.split())

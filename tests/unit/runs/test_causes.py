@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from launcher import catalog
-from launcher.jobs.base import Job
-from launcher.jobs.left import Left
-from launcher.jobs.progress import Progress
+from launcher.jobs.base import Job, Left
+from launcher.jobs.events import Progress
 from launcher.runs import causes, why
 from launcher.runs.causes import Evidence, find
 from launcher.runs.outcome import outcome

@@ -16,10 +16,10 @@ import pytest
 from launcher import catalog
 from launcher.errors import RequestError
 from launcher.estimate.values import Vram
-from launcher.jobs import folder as runs
+from launcher.jobs import folder
 from tests.unit import sample
 
-LAUNCH = Path(sys.executable).with_name("launch")
+CALIBRATE = Path(__file__).parents[3] / "bench" / "calibrate.py"
 TABLES = catalog.shipped()
 ON_H100 = {
     "status": "done", "steps": 10, "tokens_seen": 163_840, "largest_batch_tokens": 1024, "step_s": 0.51234567,
@@ -28,25 +28,25 @@ ON_H100 = {
 }  # fmt: skip
 
 
-def ran(run_id: str, result: dict[str, Any] | None, **plan: Any) -> runs.Run:
+def ran(run_id: str, result: dict[str, Any] | None, **plan: Any) -> folder.Run:
     """A run of this launcher that ended with that result."""
     vram = Vram(weights_gib=1, peak_gib=17.9, available_gib=75, reserve_gib=4, fits=True)
     made = sample.plan(
         **{"repo": "unsloth/Qwen3-8B", "batch_size": 2, "max_length": 512, "eval_rows": 8, "vram": vram} | plan
     )
-    run = runs.create(sample.request("pass", of=made), "hub").rename(run_id)
+    run = folder.create(sample.request("pass", of=made), "hub").rename(run_id)
     lines = ["== train", "step 1/1 | loss 1.0"] + ([f"RESULT {json.dumps(result)}"] if result else [])
     run.log.write_text("\n".join(lines), encoding="utf-8")
     return run
 
 
-def launch(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([LAUNCH, *args], capture_output=True, text=True, timeout=60, check=False)
+def rows_of(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, CALIBRATE, *args], capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_a_run_gives_its_row_under_the_columns_of_the_table() -> None:
     ran("job1", ON_H100)
-    answer = launch("calibrate", "job1", "--header")
+    answer = rows_of("job1", "--header")
     assert answer.returncode == 0, answer.stderr
     assert answer.stderr == ""
     assert answer.stdout.splitlines()[0] == (
@@ -61,12 +61,12 @@ def test_a_run_gives_its_row_under_the_columns_of_the_table() -> None:
     assert (row["tokens_per_step"], row["eval_batch_size"], row["held_out"]) == ("16384", "2", "False")
     assert row["versions"] == "torch=2.14.1 trl=1.15.0"
     assert (row["image_size"], row["images"], row["finetune_vision_layers"]) == ("", "", "")
-    assert row["source"] == "launch calibrate job1"
+    assert row["source"] == "bench/calibrate.py job1"
 
 
 def test_rows_that_were_shorter_than_allowed_are_measured_as_what_they_were() -> None:
     ran("job1", ON_H100 | {"largest_batch_tokens": 600})
-    answer = launch("calibrate", "job1")
+    answer = rows_of("job1")
     [cells] = csv.reader(io.StringIO(answer.stdout))
     assert cells[calibrate.COLUMNS.index("max_length")] == "300"
     assert "300 tokens where 512 were allowed" in " ".join(answer.stderr.split())
@@ -75,7 +75,7 @@ def test_rows_that_were_shorter_than_allowed_are_measured_as_what_they_were() ->
 def test_a_vision_run_says_what_was_seen_and_several_runs_are_several_rows() -> None:
     ran("job1", ON_H100)
     ran("job2", ON_H100, modality="vision", image_size=768, finetune_vision_layers=False, eval_rows=0, repo="me/own")
-    answer = launch("calibrate", "job2", "job1")
+    answer = rows_of("job2", "job1")
     first, second = csv.reader(io.StringIO(answer.stdout))
     found = dict(zip(calibrate.COLUMNS, first, strict=True))
     assert (found["image_size"], found["images"], found["finetune_vision_layers"]) == ("768", "1", "False")
@@ -102,7 +102,7 @@ def test_a_log_file_with_its_plan_beside_it_is_as_good_as_a_run(tmp_path: Path) 
 )
 def test_a_run_that_tells_nothing_is_refused(result: dict[str, Any] | None, said: str) -> None:
     ran("job1", result)
-    answer = launch("calibrate", "job1")
+    answer = rows_of("job1")
     assert (answer.returncode, answer.stdout) == (2, "")
     assert said in " ".join(answer.stderr.split())
     assert "Traceback" not in answer.stderr
