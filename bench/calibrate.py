@@ -115,33 +115,32 @@ def _check(name: str, plan: Plan, result: Mapping[str, Any]) -> None:
 
 def _length(name: str, plan: Plan, result: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
     """The tokens of a row in the largest batch, and a note where that is less than was allowed."""
-    seen = int(result["largest_batch_tokens"]) // plan.batch_size
-    if seen >= plan.max_length:
-        return plan.max_length, ()
-    return seen, (
-        f"{name}: its longest rows had {seen} tokens where {plan.max_length} were allowed; max_length is {seen}.",
-    )
+    length = plan.decisions.max_length.value
+    seen = int(result["largest_batch_tokens"]) // plan.decisions.batch_size.value
+    if seen >= length:
+        return length, ()
+    return seen, (f"{name}: its longest rows had {seen} tokens where {length} were allowed; max_length is {seen}.",)
 
 
 def _row(
     plan: Plan, result: Mapping[str, Any], length: int, date: str, catalog: Catalog, source: str
 ) -> dict[str, Any]:
-    vision = plan.modality == "vision"
-    evaluated = bool(plan.eval_rows or plan.eval_split)
+    vision = plan.decisions.modality.value == "vision"
+    evaluated = bool(plan.decisions.eval_rows.value or plan.options.eval_split)
     peaks = result.get("peaks_gib") or {}
     return {
         "model": _model(plan, catalog),
-        "modality": plan.modality,
-        "engine": plan.engine,
-        "load_in": plan.load_in,
-        "batch_size": plan.batch_size,
+        "modality": plan.decisions.modality.value,
+        "engine": plan.options.engine,
+        "load_in": plan.decisions.load_in.value,
+        "batch_size": plan.decisions.batch_size.value,
         "max_length": length,
-        "lora_r": plan.lora_r,
-        "image_size": plan.image_size,
+        "lora_r": plan.options.lora_r,
+        "image_size": plan.decisions.image_size.value,
         "images": 1 if vision else None,
-        "optim": plan.optim,
-        "finetune_vision_layers": plan.finetune_vision_layers if vision else None,
-        "eval_batch_size": min(plan.batch_size, _EVAL_BATCH) if evaluated else 0,
+        "optim": plan.options.optim,
+        "finetune_vision_layers": plan.options.finetune_vision_layers if vision else None,
+        "eval_batch_size": min(plan.decisions.batch_size.value, _EVAL_BATCH) if evaluated else 0,
         "card": result.get("device"),
         "card_gib": _round(result.get("card_gib") or plan.vram.available_gib + plan.vram.reserve_gib),
         "peak_gib": _round(peaks.get("train") or result["peak_gib"]),
@@ -158,7 +157,8 @@ def _row(
 def _model(plan: Plan, catalog: Catalog) -> str:
     """The alias that the catalog has for it, else the name of the repo."""
     return next(
-        (model.alias for model in catalog.models.values() if plan.repo in (model.repo, model.upstream)), plan.repo
+        (model.alias for model in catalog.models.values() if plan.facts.repo in (model.repo, model.upstream)),
+        plan.facts.repo,
     )
 
 

@@ -454,7 +454,9 @@ def planned(model: str, rows: int | None) -> Shape:
 
     asked = RunSpec(model=model, local=True, load_in="4bit", max_length=MAX_LENGTH, effective_batch_size=rows)
     plan = planner.make_plan(asked, catalog.load(), today=date.today(), here=machine.here())
-    return Shape(plan.batch_size, plan.gradient_accumulation, plan.packing)
+    return Shape(
+        plan.decisions.batch_size.value, plan.decisions.gradient_accumulation.value, plan.decisions.packing.value
+    )
 
 
 def counter(folder: Path) -> Callable[[str], int]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from launcher.jobs.base import Backend, Job, JobRequest
     from launcher.jobs.events import Event, Line
-    from launcher.plan.record import Plan
+    from launcher.plan.record import AnyPlan, ExportPlan, Plan
     from launcher.runs.outcome import Outcome
     from launcher.spec import ExportSpec, RunSpec
 
@@ -51,7 +51,7 @@ def plan(spec: RunSpec | None = None, *, online: bool = False, user: str | None 
     )
 
 
-def plan_export(asked: ExportSpec, user: str | None = None) -> Plan:
+def plan_export(asked: ExportSpec, user: str | None = None) -> ExportPlan:
     """The same for an export of an adapter that was trained before; the Hub is asked where the adapter is there."""
     from launcher import catalog, home
     from launcher.catalog import machine
@@ -76,12 +76,12 @@ def plan_export(asked: ExportSpec, user: str | None = None) -> Plan:
     )
 
 
-def render(plan: Plan) -> str:
+def render(plan: AnyPlan) -> str:
     """The script of a plan, which runs by itself with `uv run`."""
     return request_of(plan).script
 
 
-def request_of(plan: Plan) -> JobRequest:
+def request_of(plan: AnyPlan) -> JobRequest:
     """The Job around the script of a plan; `RequestError` for files that are not there, or that no Job could see."""
     from launcher import catalog
     from launcher.jobs import request
@@ -89,7 +89,7 @@ def request_of(plan: Plan) -> JobRequest:
     return request.from_plan(plan, catalog.load())
 
 
-def submit(plan: Plan | JobRequest, backend: Backend | None = None) -> Job:
+def submit(plan: AnyPlan | JobRequest, backend: Backend | None = None) -> Job:
     """Check and start a run, and return at once: on the machine that its plan names, where no backend is given.
 
     Raises what would make it fail before anything is paid for: `RequestError`, or `RefusedError` where a token, access

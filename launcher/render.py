@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
     from launcher.catalog import Stack
-    from launcher.plan.record import Plan
+    from launcher.plan.record import AnyPlan
 
 TEMPLATES = {"text": "sft_text.py.j2", "vision": "sft_vlm.py.j2"}
 EXPORT_TEMPLATE = "export.py.j2"
@@ -40,16 +40,26 @@ EXPORT_FLAGS = (
 _DECIDES_MEMORY = ("model", "load_in", "max_length", "batch_size", "lora_r", "optim", "image_size")
 
 
-def render(plan: Plan, stack: Stack) -> str:
+def render(plan: AnyPlan, stack: Stack) -> str:
     """The script of a plan: text that runs by itself with `uv run`."""
+    told = _told(plan)
     exports = plan.task == "export"
-    flags = EXPORT_FLAGS if exports else FLAGS[plan.modality]
-    chosen = {"model": plan.repo} | {name: getattr(plan, name) for name in flags}
-    if "lora_targets" in chosen:
-        chosen["lora_targets"] = ",".join(plan.lora_targets)
-    template = _environment().get_template(EXPORT_TEMPLATE if exports else TEMPLATES[plan.modality])
+    flags = EXPORT_FLAGS if exports else FLAGS[told["modality"]]
+    chosen = {"model": told["repo"]} | {name: told[name] for name in flags}
+    template = _environment().get_template(EXPORT_TEMPLATE if exports else TEMPLATES[told["modality"]])
     decides = tuple(name for name in _DECIDES_MEMORY if name in chosen)
-    return template.render(plan=plan, stack=stack, chosen=chosen, decides_memory=decides)
+    return template.render(plan=told, stack=stack, chosen=chosen, decides_memory=decides)
+
+
+def options_of(plan: AnyPlan) -> tuple[str, ...]:
+    """The names of the options that the plan's script takes, in Python's spelling."""
+    return ("model", *(EXPORT_FLAGS if plan.task == "export" else FLAGS[plan.decisions.modality.value]))
+
+
+def _told(plan: AnyPlan) -> dict[str, Any]:
+    """All that a script is told of a plan, by name."""
+    told = {"task": plan.task, "trust_remote_code": False} | plan.values | dict(plan.facts)
+    return told | {"vram": plan.vram, "lora_targets": ",".join(plan.facts.lora_targets)}
 
 
 def py(value: object) -> str:

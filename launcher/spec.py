@@ -179,7 +179,7 @@ class RunSpec(BaseModel):
     logging_steps: int = _option("Steps between two loss lines.", TRAINING, default=1, gt=0)
     eval_steps: int | None = _option("Steps between evaluations (else only at the end).", TRAINING, gt=0)
     checkpoint_minutes: float = _option(
-        "Minutes between two checkpoints (0: none).", TRAINING, default=10, ge=0, le=1440
+        "Minutes between two checkpoints (0: none).", TRAINING, default=10.0, ge=0, le=1440
     )
 
     lora_r: int = _option("Rank.", LORA, default=16, gt=0, le=1024)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from launcher.jobs.base import Backend, Job, JobRequest
-    from launcher.plan.record import Plan
+    from launcher.plan.record import AnyPlan
     from launcher.runs.outcome import Outcome
 
 
@@ -31,7 +31,7 @@ def say(notes: Iterable[str]) -> None:
 
 
 def submit(
-    plan: Plan | JobRequest,
+    plan: AnyPlan | JobRequest,
     backend: Backend | None = None,
     *,
     detach: bool = False,

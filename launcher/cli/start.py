@@ -20,7 +20,7 @@ from launcher.view.console import err, out
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from launcher.plan.record import Plan
+    from launcher.plan.record import AnyPlan
 
 
 @takes_spec
@@ -85,8 +85,8 @@ def resume(
 ) -> None:
     """Go on with a run that failed, was stopped or reached its deadline, from its last checkpoint."""
     from launcher import catalog, jobs
+    from launcher.runs.again import adapt, recall
     from launcher.runs.find import find_run
-    from launcher.runs.resume import adapt, recall
 
     found = find_run(job)
     backend = jobs.get(found.backend)
@@ -188,7 +188,7 @@ def _needed(asked: RunSpec | None) -> RunSpec:
     return asked
 
 
-def show_plan(plan: Plan, console: Console | None = None) -> None:
+def show_plan(plan: AnyPlan, console: Console | None = None) -> None:
     """The plan as one screen, on stderr where no console is named."""
     from launcher import catalog
     from launcher.view.plan import plan_view
@@ -196,7 +196,7 @@ def show_plan(plan: Plan, console: Console | None = None) -> None:
     (console or err()).print(plan_view(plan, catalog.load()))
 
 
-def show_dry_run(plan: Plan, as_json: bool) -> None:
+def show_dry_run(plan: AnyPlan, as_json: bool) -> None:
     """All that a run would be, and nothing submitted."""
     request = api.request_of(plan)
     if as_json:

@@ -23,7 +23,7 @@ from launcher.jobs import base, folder
 from launcher.jobs.base import Job
 from launcher.jobs.events import Evaluation, Event, Step, watch
 from launcher.jobs.local import find_uv
-from launcher.plan.record import Plan
+from launcher.plan.record import AnyPlan, Plan
 from launcher.runs.find import HubJob, LocalRun, find_run
 
 # Where Trackio looks for its data, the first that is set.
@@ -67,18 +67,22 @@ def find(name: str | None) -> Board:
         return Board()
     found = find_run(name)
     plan = found.run.plan() if found.run else None
-    if plan and plan.trackio_space:
-        return Board(space=plan.trackio_space)
+    if plan and (space := _space(plan)):
+        return Board(space=space)
     job = _inspect(found)
     plan = plan or jobs.get(job.backend).recall(job.address).plan
-    if plan.trackio_space:
-        return Board(space=plan.trackio_space)
-    if not plan.trackio_project:
+    if space := _space(plan):
+        return Board(space=space)
+    if plan.task != "sft" or not plan.decisions.trackio_project.value:
         raise RequestError(
             f"{job.id} keeps no metrics: it was started without a Trackio project.",
             f"`launch logs {job.id}` shows its losses.",
         )
     return Board(job=job, plan=plan)
+
+
+def _space(plan: AnyPlan) -> str | None:
+    return plan.asked.trackio_space if plan.task == "sft" else None
 
 
 def _inspect(found: LocalRun | HubJob) -> Job:
@@ -140,12 +144,13 @@ def _talk(process: subprocess.Popen[str], board: Board, port: int | None, on_url
 
 
 def _question(board: Board, port: int | None) -> dict[str, Any]:
+    plan = board.plan.model_dump(mode="json") if board.plan else {}
     return {
         "port": port,
-        "project": board.plan.trackio_project if board.plan else None,
-        "run": board.plan.run_name if board.plan else None,
+        "project": plan.get("trackio_project"),
+        "run": plan.get("run_name"),
         "between": _span(board.job) if board.job else None,
-        "config": board.plan.model_dump(mode="json", include=_CONFIG) if board.plan else {},
+        "config": {name: value for name, value in plan.items() if name in _CONFIG},
         "fed": board.fed,
         "live": board.live,
     }
@@ -170,8 +175,8 @@ def _nothing(board: Board, place: str) -> LauncherError:
             f"`launch why {run_id}` says what became of it.",
         )
     return RequestError(
-        f"there are no metrics of {run_id} in {place} (project {board.plan.trackio_project}, "
-        f"run {board.plan.run_name}).",
+        f"there are no metrics of {run_id} in {place} (project {board.plan.decisions.trackio_project.value}, "
+        f"run {board.plan.decisions.run_name.value}).",
         f"`launch logs {run_id}` shows its losses. A run that was started with another TRACKIO_DIR or HF_HOME needs "
         "the same here.",
     )

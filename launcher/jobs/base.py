@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from launcher.errors import RefusedError, RequestError, ServiceError
-from launcher.plan.record import Plan
+from launcher.plan.record import AnyPlan
 from launcher.text import SHORTEST
 
 # The service's words. A stage that is in neither set is one that this launcher does not know.
@@ -44,7 +44,7 @@ class JobRequest:
     on with the Job `resumes` names that Job's `artifacts`, as an `hf://` URI, where such files are already.
     """
 
-    plan: Plan
+    plan: AnyPlan
     script: str
     script_name: str
     script_args: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class JobRequest:
     @property
     def all_labels(self) -> dict[str, str]:
         """The labels with a `name` of the form that the service takes; the client would else make one up."""
-        name = self.labels.get("name") or self.plan.run_name
+        name = self.labels.get("name") or self.plan.decisions.run_name.value
         return {**self.labels, "name": re.sub(r"[^A-Za-z0-9_-]", "-", name)[:100]}
 
     @property

@@ -19,7 +19,7 @@ from launcher.errors import RequestError, unknown
 from launcher.jobs.base import PLAN_FILE as PLAN
 from launcher.jobs.base import JobRequest
 from launcher.plan.adapter import RECORD
-from launcher.plan.record import Plan
+from launcher.plan.record import READ, AnyPlan
 
 # The files of a run: what was decided, what was sent, how it stands, what it said; RECORD lies beside a trained model.
 REQUEST, STATUS, LOG = "request.json", "status.json", "log"
@@ -80,10 +80,10 @@ class Run:
             return {}
         return content if isinstance(content, dict) else {}
 
-    def plan(self) -> Plan:
+    def plan(self) -> AnyPlan:
         """The plan of the run; `RequestError` where this version of the launcher can't read it."""
         try:
-            return Plan.model_validate_json((self.folder / PLAN).read_bytes())
+            return READ.validate_json((self.folder / PLAN).read_bytes())
         except (OSError, ValidationError) as error:
             raise RequestError(
                 f"the plan of run '{self.id}' can't be read: it is not there, or another version of launch wrote it.",

@@ -65,8 +65,7 @@ class LocalBackend:
         require_hidden(request, secret_values(request.secrets))
         for place in (home.data(), Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache")):
             _check_space(place)
-        plan = request.plan
-        access.require_places(self.hub, plan.output_repo, plan.merged_repo, plan.adapter)
+        access.require_places(self.hub, *request.plan.places)
 
     def submit(self, request: JobRequest) -> Job:
         """Start the script and return once its supervisor lives; it goes on when the launcher ends."""
@@ -103,9 +102,9 @@ class LocalBackend:
         script = run.folder / str(kept["script_name"])
         return JobRequest(
             plan=plan, script=script.read_bytes().decode(), script_name=script.name,
-            script_args=tuple(kept["script_args"]), image=None, flavor=plan.flavor, timeout_s=plan.timeout_s,
-            env=plan.env, secrets=plan.secrets, labels=dict(run.read(STATUS).get("labels", {})), namespace=None,
-            resumes=run.id,
+            script_args=tuple(kept["script_args"]), image=None, flavor=plan.decisions.flavor.value,
+            timeout_s=plan.decisions.timeout_s.value, env=plan.env, secrets=plan.decisions.secrets.value,
+            labels=dict(run.read(STATUS).get("labels", {})), namespace=None, resumes=run.id,
         )  # fmt: skip
 
     def inspect(self, job_id: str) -> Job:
@@ -238,7 +237,10 @@ def find_uv() -> str:
 
 
 def _check_paths(request: JobRequest) -> None:
-    for option, name in (("model", request.plan.repo), ("dataset", request.plan.dataset)):
+    named = {"model": request.plan.facts.repo}
+    if request.plan.task == "sft":
+        named["dataset"] = request.plan.decisions.dataset.value
+    for option, name in named.items():
         if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().exists():
             raise RequestError(f"--{option} {name}: there is no such file or folder.", "Give a path that exists.")
 

@@ -25,7 +25,7 @@ from launcher.jobs.base import (
 )
 from launcher.jobs.events import summarize
 from launcher.jobs.submit import find, stage_of
-from launcher.plan.record import Plan
+from launcher.plan.record import READ, AnyPlan
 
 if TYPE_CHECKING:
     from huggingface_hub import JobInfo
@@ -59,7 +59,7 @@ def recall(hub: Hub, namespace: str, job_id: str, to_resume: bool = False) -> Jo
         script_args=tuple(command[3:]),
         image=None if image == DEFAULT_IMAGE else image,
         flavor=str(getattr(info.flavor, "value", info.flavor)),
-        timeout_s=plan.timeout_s,
+        timeout_s=plan.decisions.timeout_s.value,
         env={name: value for name, value in (info.environment or {}).items() if name != ARTIFACTS_ENV},
         secrets=tuple(info.secrets or ()),
         labels={name: value for name, value in (info.labels or {}).items() if name not in _OF_ONE_JOB},
@@ -156,7 +156,7 @@ def _require_stopped(hub: Hub, namespace: str, job_id: str, other: JobInfo) -> N
     )
 
 
-def _kept(job_id: str, script_name: str) -> tuple[str, Plan] | None:
+def _kept(job_id: str, script_name: str) -> tuple[str, AnyPlan] | None:
     """Script and plan as they were sent from here."""
     run = folder.find(job_id)
     if run is None or not (run.folder / script_name).is_file():
@@ -164,7 +164,7 @@ def _kept(job_id: str, script_name: str) -> tuple[str, Plan] | None:
     return (run.folder / script_name).read_bytes().decode(), run.plan()
 
 
-def _fetch(hub: Hub, job_id: str, artifacts: str, script_name: str) -> tuple[str, Plan]:
+def _fetch(hub: Hub, job_id: str, artifacts: str, script_name: str) -> tuple[str, AnyPlan]:
     bucket, place = split_artifacts(artifacts)
     with TemporaryDirectory() as here:
         wanted = [(f"{place}/{name}", Path(here, name)) for name in (script_name, PLAN_FILE)]
@@ -175,7 +175,7 @@ def _fetch(hub: Hub, job_id: str, artifacts: str, script_name: str) -> tuple[str
         )
         script, plan = (path.read_bytes() for _, path in wanted)
     try:
-        return script.decode(), Plan.model_validate_json(plan)
+        return script.decode(), READ.validate_json(plan)
     except (ValidationError, UnicodeDecodeError) as error:
         raise RequestError(
             f"the plan of Job {job_id} can't be read: another version of launch wrote it.",

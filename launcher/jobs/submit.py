@@ -48,29 +48,31 @@ def check(hub: Hub, request: JobRequest) -> None:
     access.require_write(hub.account)
     access.require_jobs(hub.account, request.namespace)
     require_hidden(request, secret_values(request.secrets))
-    access.require_places(hub, plan.output_repo, plan.merged_repo, plan.adapter)
-    if _is_path(plan.repo):
+    access.require_places(hub, *plan.places)
+    if _is_path(plan.facts.repo):
         raise RequestError(
-            f"--model {plan.repo} is a folder of this machine, which a Job can't see.",
+            f"--model {plan.facts.repo} is a folder of this machine, which a Job can't see.",
             "Push it to the Hub first (`hf upload`), or train here with --local.",
         )
-    repos.require_readable(hub, "model", plan.repo, plan.revision)
+    repos.require_readable(hub, "model", plan.facts.repo, plan.decisions.revision.value)
     if plan.task == "export":
-        repos.require_readable(hub, "model", str(plan.adapter), plan.adapter_revision)
+        made = plan.decisions
+        repos.require_readable(hub, "model", made.adapter.value, made.adapter_revision.value)
     elif not any(item.startswith(f"{ARTIFACTS_MOUNT}/") for item in request.script_args):
         _check_dataset(hub, plan)
 
 
 def _check_dataset(hub: Hub, plan: Plan) -> None:
-    path = Path(plan.dataset).expanduser()
+    dataset = plan.decisions.dataset.value
+    path = Path(dataset).expanduser()
     if path.is_file():
         return
-    if path.is_dir() or _is_path(plan.dataset) or plan.dataset.endswith(DATA_SUFFIXES):
+    if path.is_dir() or _is_path(dataset) or dataset.endswith(DATA_SUFFIXES):
         what = "is a folder, and only a file is sent along" if path.is_dir() else "is not there"
         raise RequestError(
-            f"--dataset {plan.dataset} {what}.", "Give one json, jsonl, csv or parquet file, or push it to the Hub."
+            f"--dataset {dataset} {what}.", "Give one json, jsonl, csv or parquet file, or push it to the Hub."
         )
-    repos.require_readable(hub, "dataset", plan.dataset, plan.dataset_revision)
+    repos.require_readable(hub, "dataset", dataset, plan.decisions.dataset_revision.value)
 
 
 def _is_path(name: str) -> bool:

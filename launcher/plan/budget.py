@@ -13,6 +13,7 @@ from launcher.estimate.copies import Copies
 from launcher.plan import limits as remedies
 from launcher.plan import machines as offers
 from launcher.plan.machines import Fit
+from launcher.plan.record import ASKED, Decision
 from launcher.plan.workload import Workload
 from launcher.spec import RunSpec
 
@@ -33,31 +34,29 @@ class Limits(Protocol):
         """Whether it runs on this machine."""
 
 
-def timeout(asked: RunSpec, fit: Fit, reasons: dict[str, str]) -> int:
+def timeout(asked: RunSpec, fit: Fit) -> Decision[int]:
     """Seconds until the Job is killed."""
-    wanted = seconds(asked, fit.duration.total_s, reasons)
+    wanted = seconds(asked, fit.duration.total_s)
     paid = _paid_s(fit, asked.max_cost)
-    if asked.timeout or asked.local or paid >= wanted:
+    if asked.timeout or asked.local or paid >= wanted.value:
         return wanted
-    reasons["timeout"] = (
-        f"what ${asked.max_cost:.2f} pays for; {wanted // 60} minutes would be the expected time with its margin"
+    minutes = wanted.value // 60
+    return Decision(
+        paid, f"what ${asked.max_cost:.2f} pays for; {minutes} minutes would be the expected time with its margin"
     )
-    return paid
 
 
-def seconds(asked: Limits, total_s: int, reasons: dict[str, str]) -> int:
+def seconds(asked: Limits, total_s: int) -> Decision[int]:
     """The timeout of what is expected to take that long, without a limit on its cost."""
     if asked.timeout:
-        reasons["timeout"] = "asked for"
-        return spec.seconds(asked.timeout)
+        return Decision(spec.seconds(asked.timeout), ASKED)
     if asked.local:
-        reasons["timeout"] = "nobody pays for this machine by the minute"
-        return _LOCAL_TIMEOUT_S
-    reasons["timeout"] = (
+        return Decision(_LOCAL_TIMEOUT_S, "nobody pays for this machine by the minute")
+    return Decision(
+        duration.timeout(total_s),
         f"the expected time x {duration.TIMEOUT_MARGIN:g} and {duration.TIMEOUT_SLACK_S // 60} minutes more, "
-        f"never under {duration.TIMEOUT_MIN_S // 60}"
+        f"never under {duration.TIMEOUT_MIN_S // 60}",
     )
-    return duration.timeout(total_s)
 
 
 def affords(asked: RunSpec, fit: Fit) -> bool:

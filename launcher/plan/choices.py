@@ -1,20 +1,23 @@
-"""The decisions that no machine has a part in; each leaves its reason in `why`."""
+"""The decisions that no machine has a part in."""
 
 from __future__ import annotations
 
 import re
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
 from launcher.catalog import Catalog, Flavor, Modality, Model
 from launcher.errors import RefusedError, RequestError, unknown
 from launcher.estimate.copies import Copies
+from launcher.plan.record import ASKED, Decision
 from launcher.spec import RunSpec, require_apart
 
 Precision = Literal["4bit", "16bit"]
 
 DEFAULT_DATASET = {"text": "trl-lib/Capybara", "vision": "HuggingFaceH4/llava-instruct-mix-vsft"}
 DEFAULT_MAX_STEPS = 500
+DEFAULT_EFFECTIVE_BATCH = 16
 DEFAULT_MAX_LENGTH = 2048
 DEFAULT_EVAL_ROWS = 64
 DEFAULT_IMAGE_SIZE = 768
@@ -25,7 +28,7 @@ def slug(model: Model) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model.alias).name).strip("-.") or "model"
 
 
-def modality(asked: RunSpec, model: Model, why: dict[str, str]) -> Modality:
+def modality(asked: RunSpec, model: Model) -> Decision[Modality]:
     """Text or vision; what the model does first where it was not said."""
     chosen = asked.modality or model.modalities[0]
     if chosen not in model.modalities:
@@ -33,8 +36,7 @@ def modality(asked: RunSpec, model: Model, why: dict[str, str]) -> Modality:
             f"--modality {chosen}: {model.alias} is a {' and '.join(model.modalities)} model.",
             "`launch models` shows what each model can do.",
         )
-    why["modality"] = "asked for" if asked.modality else f"what {model.alias} is made for"
-    return chosen
+    return Decision(chosen, ASKED if asked.modality else f"what {model.alias} is made for")
 
 
 def place(asked: RunSpec, here: Flavor | None, catalog: Catalog, modality: Modality) -> Flavor | None:
@@ -83,87 +85,104 @@ def load_in(asked: RunSpec, model: Model, given: Flavor | None) -> Precision:
     return "16bit" if given is not None and given.gpu is None else "4bit"
 
 
-def max_length(asked: RunSpec, model: Model, why: dict[str, str]) -> int:
+def max_length(asked: RunSpec, model: Model) -> Decision[int]:
     """Tokens per row, within what the model was made for."""
     limit = model.arch.max_position
     if asked.max_length is None:
-        why["max_length"] = f"the default, within the model's {limit}"
-        return min(DEFAULT_MAX_LENGTH, limit)
+        return Decision(min(DEFAULT_MAX_LENGTH, limit), f"the default, within the model's {limit}")
     if asked.max_length > limit:
         raise RequestError(
             f"--max-length {asked.max_length}: {model.alias} was made for at most {limit} tokens.",
             f"Use --max-length {limit} or less.",
         )
-    why["max_length"] = "asked for"
-    return asked.max_length
+    return Decision(asked.max_length, ASKED)
 
 
-def stop(asked: RunSpec, why: dict[str, str]) -> tuple[int | None, float | None]:
-    """Optimizer steps or passes over the dataset: one of them is None."""
+def max_steps(asked: RunSpec) -> Decision[int | None]:
+    """Optimizer steps; None where passes over the dataset were asked for."""
     if asked.max_steps is None and asked.num_train_epochs is None:
-        why["max_steps"] = "the default: enough to see a change, little to pay"
-        return DEFAULT_MAX_STEPS, None
-    why["max_steps"] = "asked for"
-    return asked.max_steps, asked.num_train_epochs
+        return Decision(DEFAULT_MAX_STEPS, "the default: enough to see a change, little to pay")
+    return Decision(asked.max_steps, ASKED)
 
 
-def chat_template(asked: RunSpec, model: Model, catalog: Catalog, why: dict[str, str]) -> str | None:
+def effective_batch_size(asked: RunSpec) -> Decision[int]:
+    """Rows of the dataset per optimizer step."""
+    if asked.effective_batch_size:
+        return Decision(asked.effective_batch_size, ASKED)
+    if asked.batch_size and asked.gradient_accumulation:
+        return Decision(asked.batch_size * asked.gradient_accumulation, "the batch times the accumulation asked for")
+    unit = asked.batch_size or asked.gradient_accumulation or 1
+    rows = unit * max(DEFAULT_EFFECTIVE_BATCH // unit, 1)
+    return Decision(rows, f"{rows} rows per optimizer step: steady gradients for LoRA")
+
+
+def lora_alpha(asked: RunSpec) -> Decision[int]:
+    """The adapter's scale."""
+    return Decision(asked.lora_alpha, ASKED) if asked.lora_alpha else Decision(asked.lora_r, "as the rank")
+
+
+def chat_template(asked: RunSpec, model: Model, catalog: Catalog) -> Decision[str | None]:
     """The template for a model that brings none; `RequestError` for a name that Unsloth does not know."""
     known = {family.chat_template for family in catalog.families.values()}
     known |= {other.chat_template for other in catalog.models.values() if other.chat_template}
     if asked.chat_template is None:
-        return model.chat_template
+        return Decision(model.chat_template, "the model brings none" if model.chat_template else "the model's own")
     if asked.chat_template not in known:
         raise unknown("chat template", asked.chat_template, known)
-    why["chat_template"] = "asked for"
-    return asked.chat_template
+    return Decision(asked.chat_template, ASKED)
 
 
-def dataset(asked: RunSpec, modality: Modality, why: dict[str, str]) -> str:
+def dataset(asked: RunSpec, modality: Modality) -> Decision[str]:
     """What is trained on."""
-    why["dataset"] = "asked for" if asked.dataset else f"the default for {modality}"
-    return asked.dataset or DEFAULT_DATASET[modality]
+    if asked.dataset:
+        return Decision(asked.dataset, ASKED)
+    return Decision(DEFAULT_DATASET[modality], f"the default for {modality}")
 
 
-def streaming(asked: RunSpec, modality: Modality, max_steps: int | None, why: dict[str, str]) -> bool:
+def streaming(asked: RunSpec, modality: Modality, max_steps: int | None) -> Decision[bool]:
     """Whether the dataset is read as a stream."""
     if asked.streaming is not None:
-        why["streaming"] = "asked for"
-        return asked.streaming
+        return Decision(asked.streaming, ASKED)
     if asked.dataset is None and modality == "vision" and max_steps is not None:
-        why["streaming"] = "the default dataset is 11 GB, and the steps read a small part of it"
-        return True
-    why["streaming"] = "the dataset is read whole, and shuffled whole"
-    return False
+        return Decision(True, "the default dataset is 11 GB, and the steps read a small part of it")
+    return Decision(False, "the dataset is read whole, and shuffled whole")
 
 
-def image_size(asked: RunSpec, modality: Modality, why: dict[str, str]) -> int | None:
+def image_size(asked: RunSpec, modality: Modality) -> Decision[int | None]:
     """The longest side of a picture in pixels; None for text."""
     if modality == "text":
         if asked.image_size is not None:
             raise RequestError("--image-size: a text run has no images.", "Leave it away, or use --modality vision.")
-        return None
-    why["image_size"] = "asked for" if asked.image_size else "large enough to read print, small enough to batch"
-    return asked.image_size or DEFAULT_IMAGE_SIZE
+        return Decision(None)
+    if asked.image_size:
+        return Decision(asked.image_size, ASKED)
+    return Decision(DEFAULT_IMAGE_SIZE, "large enough to read print, small enough to batch")
 
 
-def eval_rows(asked: RunSpec, why: dict[str, str]) -> int:
+def eval_rows(asked: RunSpec) -> Decision[int]:
     """Rows held out for evaluation, or used of the evaluation split (0: all of it, or none held out)."""
     if asked.eval_rows is not None or asked.eval_split is not None:
-        why["eval_rows"] = "asked for"
-        return asked.eval_rows or 0
-    why["eval_rows"] = "a loss on rows that were not trained on"
-    return DEFAULT_EVAL_ROWS
+        return Decision(asked.eval_rows or 0, ASKED)
+    return Decision(DEFAULT_EVAL_ROWS, "a loss on rows that were not trained on")
 
 
-def output_repo(asked: RunSpec, run_name: str, user: str | None, why: dict[str, str]) -> str | None:
+def run_name(asked: RunSpec, model: Model, today: date) -> Decision[str]:
+    """What the run is called."""
+    if asked.run_name:
+        return Decision(asked.run_name, ASKED)
+    return Decision(f"{slug(model)}-sft-{today:%Y%m%d}", "the model, sft and the date")
+
+
+def output_repo(asked: RunSpec, run_name: str, user: str | None) -> Decision[str | None]:
     """Where the result is pushed; None where nothing is."""
     if not asked.push or (asked.local and asked.output_repo is None):
-        why["output_repo"] = "nothing is pushed"
-        return None
-    name = asked.output_repo or run_name
-    owner = asked.namespace or user
-    why["output_repo"] = "asked for" if asked.output_repo else "the model, sft and the date"
+        return Decision(None, "nothing is pushed")
+    reason = ASKED if asked.output_repo else "the model, sft and the date"
+    return Decision(owned(asked.output_repo or run_name, asked.namespace or user), reason)
+
+
+def owned(name: str, owner: str | None) -> str:
+    """The name of a repo with its owner's before it, where that is known and not said."""
     return name if "/" in name or owner is None else f"{owner}/{name}"
 
 
@@ -185,20 +204,34 @@ def require_convertible(model: Model, gguf: tuple[str, ...], catalog: Catalog) -
         )
 
 
-def merged_repo(asked: RunSpec, output: str | None, user: str | None, why: dict[str, str]) -> str | None:
+def merged_repo(asked: RunSpec, output: str | None, user: str | None) -> Decision[str | None]:
     """Where the merged copy is pushed; None where it goes into the `output` repo, or nowhere."""
     if asked.merged_repo is None:
-        return None
-    why["merged_repo"] = "asked for"
-    owner = asked.namespace or user
-    merged = asked.merged_repo if "/" in asked.merged_repo or owner is None else f"{owner}/{asked.merged_repo}"
+        return Decision(None)
+    merged = owned(asked.merged_repo, asked.namespace or user)
     require_apart(merged, output)
-    return merged
+    return Decision(merged, ASKED)
 
 
-def secrets(asked: RunSpec, why: dict[str, str]) -> tuple[str, ...]:
+def trackio_project(asked: RunSpec, model: Model) -> Decision[str]:
+    """Where the metrics are gathered."""
+    return Decision(asked.trackio_project, ASKED) if asked.trackio_project else Decision(slug(model), "the model")
+
+
+def namespace(asked: RunSpec) -> Decision[str | None]:
+    """Who pays; None for the user."""
+    return Decision(asked.namespace, ASKED if asked.namespace else "")
+
+
+def secrets(asked: RunSpec) -> Decision[tuple[str, ...]]:
     """Names of the secrets that the Job gets."""
     if asked.local and not asked.output_repo and not asked.merged_repo:
-        return asked.secrets
-    why["secrets"] = "HF_TOKEN reads the model and the data and pushes the result"
-    return tuple(dict.fromkeys(("HF_TOKEN", *asked.secrets)))
+        return Decision(asked.secrets)
+    names = tuple(dict.fromkeys(("HF_TOKEN", *asked.secrets)))
+    return Decision(names, "HF_TOKEN reads the model and the data and pushes the result")
+
+
+def attempts(asked: RunSpec) -> Decision[int]:
+    """How often a failed Job is started."""
+    again = "a failed Job starts again from its last checkpoint, all within the one timeout"
+    return Decision(asked.attempts, "" if asked.local else again)

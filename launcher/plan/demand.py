@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.catalog import Modality, Model
@@ -12,7 +13,8 @@ from launcher.estimate.dataset import DataSize
 from launcher.estimate.setup import Setup
 from launcher.plan import choices
 from launcher.plan.choices import Precision
-from launcher.plan.workload import DEFAULT_EFFECTIVE_BATCH, Workload
+from launcher.plan.record import Decision
+from launcher.plan.workload import Workload
 from launcher.spec import RunSpec
 
 # What looks up the size of a Hub dataset: (dataset, config, split, revision).
@@ -24,55 +26,73 @@ TYPICAL_ROW_TOKENS = 530
 _DEFAULT_DATASET_GB = {"text": 0.1, "vision": 11.0}
 
 
-def workload(
-    asked: RunSpec, model: Model, kind: Modality, load_in: Precision, look_up: LookUp | None, why: dict[str, str]
-) -> Workload:
-    """What the run has to do: rows per step, their length, how many, and how they are evaluated."""
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a run has to do, with the decisions about it; `amount` says it in words."""
+
+    workload: Workload
+    amount: str
+    max_steps: Decision[int | None]
+    max_length: Decision[int]
+    image_size: Decision[int | None]
+    streaming: Decision[bool]
+    eval_rows: Decision[int]
+    effective_batch_size: Decision[int]
+
+
+def demand(
+    asked: RunSpec,
+    model: Model,
+    kind: Modality,
+    load_in: Precision,
+    look_up: LookUp | None,
+    warm_image: bool = False,
+) -> Demand:
+    """Rows per step, their length, how many, and how they are evaluated; `warm_image` brings the training stack."""
     if asked.packing and kind == "vision":
         raise RequestError("--packing: rows with images can't be packed.", "Leave --packing away.")
-    setup = _setup(asked, model, kind, load_in, why)
+    max_length, image_size = choices.max_length(asked, model), choices.image_size(asked, kind)
+    setup = _setup(asked, kind, load_in, max_length.value, image_size.value)
     size = _data_size(asked, kind, look_up)
     tokens, length = _row_tokens(model, setup, size)
-    per_step = _rows_per_step(asked, why)
-    steps, epochs = choices.stop(asked, why)
-    streaming = choices.streaming(asked, kind, steps, why)
-    if epochs is None:
-        rows = None
-        why["duration"] = f"{steps} steps of {per_step} rows of {length}"
-    else:
+    per_step, steps, eval_rows = choices.effective_batch_size(asked), choices.max_steps(asked), choices.eval_rows(asked)
+    streaming = choices.streaming(asked, kind, steps.value)
+    rows, amount = None, f"{steps.value} steps of {per_step.value} rows of {length}"
+    if asked.num_train_epochs is not None:
         counted, source = _rows(asked, size)
-        rows = epochs * counted
-        why["duration"] = f"{epochs:g} epochs of {counted} rows ({source}) of {length}"
-    made = Workload(
+        rows = asked.num_train_epochs * counted
+        amount = f"{asked.num_train_epochs:g} epochs of {counted} rows ({source}) of {length}"
+    workload = Workload(
         model=model,
         setup=setup,
-        rows_per_step=per_step,
+        rows_per_step=per_step.value,
         row_tokens=tokens,
-        steps=steps,
+        steps=steps.value,
         rows=rows,
         batch_size=asked.batch_size,
         accumulation=asked.gradient_accumulation,
         packing=asked.packing,
-        streaming=streaming,
-        eval_rows=choices.eval_rows(asked, why) or (choices.DEFAULT_EVAL_ROWS if asked.eval_split else 0),
+        streaming=streaming.value,
+        eval_rows=eval_rows.value or (choices.DEFAULT_EVAL_ROWS if asked.eval_split else 0),
         eval_steps=asked.eval_steps,
-        dataset_gb=0 if streaming else _dataset_gb(asked, kind),
+        dataset_gb=0 if streaming.value else _dataset_gb(asked, kind),
+        warm_image=warm_image,
         copies=choices.copies(asked),
     )
-    made.check()
-    return made
+    workload.check()
+    return Demand(workload, amount, steps, max_length, image_size, streaming, eval_rows, per_step)
 
 
-def _setup(asked: RunSpec, model: Model, kind: Modality, load_in: Precision, why: dict[str, str]) -> Setup:
+def _setup(asked: RunSpec, kind: Modality, load_in: Precision, max_length: int, image_size: int | None) -> Setup:
     """All that decides memory but the batch, which is one until there is a machine."""
     return Setup(
         load_in=load_in,
         engine=asked.engine,
-        max_length=choices.max_length(asked, model, why),
+        max_length=max_length,
         batch_size=1,
         lora_r=asked.lora_r,
         modality=kind,
-        image_size=choices.image_size(asked, kind, why),
+        image_size=image_size,
         optim=asked.optim,
         finetune_vision_layers=asked.finetune_vision_layers,
         finetune_language_layers=asked.finetune_language_layers,
@@ -103,19 +123,6 @@ def _rows(asked: RunSpec, size: DataSize) -> tuple[int, str]:
         f"({size.source}).",
         "Add --dataset-rows N, or use --max-steps.",
     )
-
-
-def _rows_per_step(asked: RunSpec, why: dict[str, str]) -> int:
-    if asked.effective_batch_size:
-        why["effective_batch_size"] = "asked for"
-        return asked.effective_batch_size
-    if asked.batch_size and asked.gradient_accumulation:
-        why["effective_batch_size"] = "the batch times the accumulation asked for"
-        return asked.batch_size * asked.gradient_accumulation
-    unit = asked.batch_size or asked.gradient_accumulation or 1
-    rows = unit * max(DEFAULT_EFFECTIVE_BATCH // unit, 1)
-    why["effective_batch_size"] = f"{rows} rows per optimizer step: steady gradients for LoRA"
-    return rows
 
 
 def _data_size(asked: RunSpec, kind: Modality, look_up: LookUp | None) -> DataSize:

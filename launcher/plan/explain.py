@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from launcher import spec
 from launcher.estimate import copies, memory
 from launcher.plan import machines as offers
 from launcher.plan.machines import Fit
 from launcher.plan.place import Placed
+from launcher.plan.record import ASKED, Decision
 from launcher.spec import RunSpec
 
 _TIGHT = 0.05
 _DEAR = 2.0
 
 
-def reasons(asked: RunSpec, placed: Placed, why: dict[str, str]) -> None:
-    """Add why the machine, the batch and the packing are as they are, and what the estimates stand on."""
-    fit = placed.fit
-    why["flavor"] = _flavor(asked, placed)
-    why["packing"] = fit.step.reason
-    why["batch_size"] = _batch_size(asked, fit)
-    why["host"] = _host(placed)
-    why |= _copies(asked, placed)
-    if asked.local:
-        why["duration"] = "not estimated: this machine costs nothing"
-    else:
-        why["duration"] += f"; {_speed(fit)}"
-
-
 def warnings(asked: RunSpec, placed: Placed, timeout_s: int) -> tuple[str, ...]:
     """What fits badly: idle GPUs, the wrong number format, little room, a high price, a short timeout, lost packing."""
     fit = placed.fit
-    flavor, found = fit.flavor, []
-    if flavor.num_gpus > 1:
-        found.append(f"the script trains on one GPU: {flavor.num_gpus - 1} of {flavor.name}'s would idle")
-    if flavor.num_gpus and not fit.gpu.bf16:
+    machine, found = fit.flavor, []
+    if machine.num_gpus > 1:
+        found.append(f"the script trains on one GPU: {machine.num_gpus - 1} of {machine.name}'s would idle")
+    if machine.num_gpus and not fit.gpu.bf16:
         found.append(f"the {fit.gpu.title} has no bfloat16: it trains in float16")
     if fit.headroom < _TIGHT:
-        found.append(f"only {fit.headroom:.0%} of the memory of {flavor.name} would stay free")
-    if flavor.num_gpus:
+        found.append(f"only {fit.headroom:.0%} of the memory of {machine.name} would stay free")
+    if machine.num_gpus:
         found += memory.doubts(placed.workload.model, fit.setup)
     found += [text for text in (_dear(placed), _unpacked(asked, placed)) if text]
     if asked.timeout and spec.seconds(asked.timeout) < fit.duration.total_s and not asked.local:
@@ -48,25 +37,54 @@ def warnings(asked: RunSpec, placed: Placed, timeout_s: int) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _flavor(asked: RunSpec, placed: Placed) -> str:
+def flavor(asked: RunSpec, placed: Placed) -> Decision[str]:
+    """The machine, and why the run gets that one."""
     fit = placed.fit
+    name = fit.flavor.name
     if asked.local:
-        return f"this machine, on its {fit.gpu.title if fit.flavor.num_gpus else 'CPU'}"
+        return Decision(name, f"this machine, on its {fit.gpu.title if fit.flavor.num_gpus else 'CPU'}")
     if asked.flavor != "auto":
-        return "asked for"
+        return Decision(name, ASKED)
     best = "shortest" if asked.prefer == "fast" else "cheapest"
     within = f" within ${asked.max_cost:.2f}" if asked.max_cost else ""
-    return f"the {best} run that fits{within}: about ${fit.usd:.2f} for {round(fit.duration.total_s / 60)} minutes"
+    minutes = round(fit.duration.total_s / 60)
+    return Decision(name, f"the {best} run that fits{within}: about ${fit.usd:.2f} for {minutes} minutes")
 
 
-def _batch_size(asked: RunSpec, fit: Fit) -> str:
+def batch_size(asked: RunSpec, fit: Fit) -> Decision[int]:
+    """Rows at once."""
+    size = fit.setup.batch_size
     if asked.batch_size or asked.gradient_accumulation:
-        return "what was asked for"
+        return Decision(size, "what was asked for")
     if not fit.flavor.num_gpus:
-        return "a CPU gains nothing from more rows at once"
-    if fit.setup.batch_size == fit.step.rows:
-        return f"all rows of a step at once; {fit.headroom:.0%} of the memory stays free"
-    return f"the most rows at once that fill at most {offers.FILL:.0%} of the memory, divide a step's and lose no time"
+        return Decision(size, "a CPU gains nothing from more rows at once")
+    if size == fit.step.rows:
+        return Decision(size, f"all rows of a step at once; {fit.headroom:.0%} of the memory stays free")
+    return Decision(
+        size,
+        f"the most rows at once that fill at most {offers.FILL:.0%} of the memory, divide a step's and lose no time",
+    )
+
+
+def gradient_accumulation(fit: Fit) -> Decision[int]:
+    """Forward passes that make a step's rows."""
+    rows, size = fit.step.rows, fit.setup.batch_size
+    return Decision(max(rows // size, 1), f"{rows} rows a step, {size} at once")
+
+
+def merge(asked: RunSpec, placed: Placed) -> Decision[Literal["16bit", "4bit"] | None]:
+    """The merged copy, and what it takes."""
+    return Decision(placed.workload.copies.merge, _copies(asked, placed).get("merge", ""))
+
+
+def gguf(asked: RunSpec, placed: Placed) -> Decision[tuple[str, ...]]:
+    """The GGUF files, and what they take."""
+    return Decision(placed.workload.copies.gguf, _copies(asked, placed).get("gguf", ""))
+
+
+def duration(asked: RunSpec, fit: Fit, amount: str) -> str:
+    """What the expected time stands on, of that amount of work."""
+    return "not estimated: this machine costs nothing" if asked.local else f"{amount}; {_speed(fit)}"
 
 
 def _speed(fit: Fit) -> str:
@@ -77,7 +95,8 @@ def _speed(fit: Fit) -> str:
     )
 
 
-def _host(placed: Placed) -> str:
+def host(placed: Placed) -> str:
+    """What RAM and disk are for."""
     needed, dataset_gb = placed.fit.host, placed.workload.dataset_gb
     data = "the dataset comes on top" if dataset_gb is None else f"{dataset_gb:.1f} GB of data among it"
     return (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 from datetime import date
-from typing import Any
 
 from launcher import __version__, spec
 from launcher.catalog import Catalog, FetchConfig, FetchWeights, Flavor, Modality, Model
@@ -14,10 +13,10 @@ from launcher.errors import RequestError
 from launcher.estimate import copies, duration
 from launcher.estimate.copies import Copies
 from launcher.estimate.values import Vram
-from launcher.plan import budget, choices, export_place, images
+from launcher.plan import budget, choices, export_place, images, make
 from launcher.plan.adapter import Adapter
 from launcher.plan.export_place import Export, Place
-from launcher.plan.record import Plan
+from launcher.plan.record import ASKED, Decision, ExportDecisions, ExportPlan, Plan
 from launcher.spec import ExportSpec
 
 
@@ -33,64 +32,64 @@ def make_plan(
     fetch_config: FetchConfig | None = None,
     fetch_weights: FetchWeights | None = None,
     image: str | None = None,
-) -> Plan:
+) -> ExportPlan:
     """Decide where the copies are made and where they go; `of` is the plan of the run that trained the adapter.
 
     Raises `RequestError` for what a Job can't see or the model can't be, `RefusedError` where it does not fit.
     """
-    why = {"adapter": "asked for" if asked.source == adapter.place else f"of {asked.source}"}
-    why["model"] = "what the adapter was trained on"
     _require_seen(asked, adapter)
     model = _base(asked, adapter, catalog, fetch_config, fetch_weights)
     choices.require_convertible(model, asked.gguf, catalog)
-    modality: Modality = _modality(adapter, of, model)
-    output, merged = _repos(asked, adapter, of, user, why)
-    spec.require_apart(merged, output, adapter.place)
-    made = Copies(asked.merge, tuple(dict.fromkeys(asked.gguf)), pushed=bool(output or merged), volume=not asked.local)
-    container = images.choose(asked, image, catalog.stack, why)
-    export = Export(model, modality, made, adapter.rank, warm_image=container.warm, local=asked.local)
-    place = export_place.choose(export, catalog, _given(asked, here, catalog), why)
-    timeout_s = budget.seconds(asked, place.duration.total_s, why)
-    why |= copies.words(model, made, place.load_in)
-    fits = export_place.survey(export, catalog.flavors.values())
-    flavor = place.flavor
-    run_name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', adapter.name)[:70].strip('-.') or 'adapter'}-export-{today:%Y%m%d}"
-    return Plan(
-        launcher=__version__, task="export", adapter=adapter.place, adapter_revision=adapter.revision,
-        model=adapter.base, repo=model.repo, revision=adapter.base_revision, modality=modality, engine="unsloth",
-        load_in=place.load_in, chat_template=None,
-        generation=model.generation, generation_source=model.generation_source, licence=model.licence,
-        merge=made.merge, gguf=made.gguf, output_repo=output, merged_repo=merged, private=_private(asked, adapter, why),
-        lora_r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=0.0, lora_targets=model.lora_targets,
-        run_name=run_name, flavor=flavor.name, num_gpus=flavor.num_gpus, image=container.name,
-        namespace=of.namespace if of else None, labels={}, env={}, secrets=_secrets(asked, made, why),
-        timeout_s=timeout_s, attempts=1,
-        vram=_vram(place), host=place.host, duration=place.duration,
-        cost=duration.cost(flavor, place.duration.total_s, timeout_s),
-        reasons=why, warnings=_warnings(asked, adapter, model, place),
-        offers=tuple(other.offer() for other in fits),
-        **_NO_TRAINING,
+    modality = _modality(adapter, of, model)
+    payer = of.decisions.namespace.value if of else None
+    merged = choices.owned(asked.merged_repo, payer or user) if asked.merged_repo else None
+    output = _output_repo(asked, adapter, of, user)
+    spec.require_apart(merged, output.value, adapter.place)
+    pushed = bool(output.value or merged)
+    made = Copies(asked.merge, tuple(dict.fromkeys(asked.gguf)), pushed=pushed, volume=not asked.local)
+    container = images.choose(asked, image, catalog.stack)
+    export = Export(model, modality.value, made, adapter.rank, warm_image=container.warm, local=asked.local)
+    placed = export_place.choose(export, catalog, _given(asked, here, catalog))
+    place = placed.place
+    timeout_s = budget.seconds(asked, place.duration.total_s)
+    said = copies.words(model, made, place.load_in)
+    decisions = ExportDecisions(
+        adapter=Decision(adapter.place, ASKED if asked.source == adapter.place else f"of {asked.source}"),
+        adapter_revision=Decision(adapter.revision),
+        model=Decision(adapter.base, "what the adapter was trained on"), revision=Decision(adapter.base_revision),
+        modality=modality, load_in=placed.load_in,
+        output_repo=output, merge=Decision(made.merge, said.get("merge", "")),
+        merged_repo=Decision(merged, ASKED if merged else ""), gguf=Decision(made.gguf, said.get("gguf", "")),
+        private=_private(asked, adapter), run_name=_run_name(adapter, today),
+        flavor=placed.flavor, image=container.image, namespace=Decision(payer), secrets=_secrets(asked, made),
+        timeout_s=timeout_s, attempts=Decision(1),
     )  # fmt: skip
+    return ExportPlan(
+        launcher=__version__,
+        asked=asked,
+        decisions=decisions,
+        facts=make.facts(model, model.repo),
+        num_gpus=place.flavor.num_gpus,
+        vram=_vram(place),
+        host=place.host,
+        host_reason=placed.host_reason,
+        duration=place.duration,
+        duration_reason=placed.duration_reason,
+        cost=duration.cost(place.flavor, place.duration.total_s, timeout_s.value),
+        warnings=_warnings(asked, adapter, model, place),
+        offers=tuple(other.offer() for other in export_place.survey(export, catalog.flavors.values())),
+    )
 
 
-# What a plan says of a training, where there is none.
-_NO_TRAINING: dict[str, Any] = {
-    "dataset": "", "dataset_config": None, "dataset_split": "train", "dataset_revision": None, "eval_split": None,
-    "eval_rows": 0, "streaming": False, "train_on": "assistant", "max_steps": None, "num_train_epochs": None,
-    "max_length": 0, "batch_size": 1, "gradient_accumulation": 1, "packing": False, "learning_rate": 0.0,
-    "lr_scheduler_type": "constant", "warmup_ratio": 0.0, "weight_decay": 0.0, "optim": "adamw_torch", "seed": 0,
-    "logging_steps": 1, "eval_steps": None, "sample_rows": 0, "trackio_project": "", "trackio_space": None,
-}  # fmt: skip
-
-
-def command(plan: Plan) -> str:
+def command(plan: ExportPlan) -> str:
     """The command line that starts such an export again."""
-    words = ["launch export", shlex.quote(str(plan.adapter))]
-    words += [f"--merge {plan.merge}"] if plan.merge else []
-    words += [f"--gguf {kind}" for kind in plan.gguf]
-    words += [f"--merged-repo {plan.merged_repo}"] if plan.merged_repo else []
-    words += [f"--output-repo {plan.output_repo}"] if plan.output_repo else []
-    words += ["--local"] if plan.flavor == LOCAL else []
+    made = plan.decisions
+    words = ["launch export", shlex.quote(str(made.adapter.value))]
+    words += [f"--merge {made.merge.value}"] if made.merge.value else []
+    words += [f"--gguf {kind}" for kind in made.gguf.value]
+    words += [f"--merged-repo {made.merged_repo.value}"] if made.merged_repo.value else []
+    words += [f"--output-repo {made.output_repo.value}"] if made.output_repo.value else []
+    words += ["--local"] if made.flavor.value == LOCAL else []
     return " ".join(words)
 
 
@@ -124,10 +123,15 @@ def _base(
         raise RequestError(f"{asked.source} was trained on {adapter.base}: {message}", error.hint) from error
 
 
-def _modality(adapter: Adapter, of: Plan | None, model: Model) -> Modality:
+def _modality(adapter: Adapter, of: Plan | None, model: Model) -> Decision[Modality]:
     """What it was trained as, where that is known and can be."""
-    known = of.modality if of else adapter.modality
-    return next((kind for kind in model.modalities if kind == known), model.modalities[0])
+    known = of.decisions.modality.value if of else adapter.modality
+    return Decision(next((kind for kind in model.modalities if kind == known), model.modalities[0]))
+
+
+def _run_name(adapter: Adapter, today: date) -> Decision[str]:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", adapter.name)[:70].strip("-.") or "adapter"
+    return Decision(f"{name}-export-{today:%Y%m%d}", "the adapter, export and the date")
 
 
 def _given(asked: ExportSpec, here: Flavor | None, catalog: Catalog) -> Flavor | None:
@@ -137,42 +141,28 @@ def _given(asked: ExportSpec, here: Flavor | None, catalog: Catalog) -> Flavor |
     return None if asked.flavor == "auto" else catalog.flavor(asked.flavor)
 
 
-def _repos(
-    asked: ExportSpec, adapter: Adapter, of: Plan | None, user: str | None, why: dict[str, str]
-) -> tuple[str | None, str | None]:
-    """Where the copies are pushed: the repo of all of them, and another one for the merged model if there is one."""
-
-    def owned(name: str) -> str:
-        owner = (of.namespace if of else None) or user
-        return name if "/" in name or owner is None else f"{owner}/{name}"
-
-    merged = owned(asked.merged_repo) if asked.merged_repo else None
-    if merged:
-        why["merged_repo"] = "asked for"
+def _output_repo(asked: ExportSpec, adapter: Adapter, of: Plan | None, user: str | None) -> Decision[str | None]:
+    """Where the copies are pushed, but for the merged model where that has a repo of its own."""
     if asked.output_repo:
-        why["output_repo"] = "asked for"
-        return owned(asked.output_repo), merged
+        return Decision(choices.owned(asked.output_repo, (of.decisions.namespace.value if of else None) or user), ASKED)
     if asked.local:
-        why["output_repo"] = "nothing is pushed but to --merged-repo" if merged else "nothing is pushed"
-        return None, merged
-    if (of and of.output_repo == adapter.place) or user in (None, adapter.place.split("/")[0]):
-        why["output_repo"] = "where the adapter is"
-        return adapter.place, merged
-    why["output_repo"] = f"the adapter's repo is not {user}'s"
-    return f"{user}/{adapter.name[:80]}-export", merged
+        return Decision(None, "nothing is pushed but to --merged-repo" if asked.merged_repo else "nothing is pushed")
+    own = of is not None and of.decisions.output_repo.value == adapter.place
+    if own or user in (None, adapter.place.split("/")[0]):
+        return Decision(adapter.place, "where the adapter is")
+    return Decision(f"{user}/{adapter.name[:80]}-export", f"the adapter's repo is not {user}'s")
 
 
-def _private(asked: ExportSpec, adapter: Adapter, why: dict[str, str]) -> bool:
-    if asked.private is None and adapter.private:
-        why["private"] = "as the adapter's repo is"
-    return adapter.private if asked.private is None else asked.private
+def _private(asked: ExportSpec, adapter: Adapter) -> Decision[bool]:
+    if asked.private is not None:
+        return Decision(asked.private, ASKED)
+    return Decision(adapter.private, "as the adapter's repo is" if adapter.private else "")
 
 
-def _secrets(asked: ExportSpec, made: Copies, why: dict[str, str]) -> tuple[str, ...]:
+def _secrets(asked: ExportSpec, made: Copies) -> Decision[tuple[str, ...]]:
     if asked.local and not made.pushed:
-        return ()
-    why["secrets"] = "HF_TOKEN reads the adapter and its model and pushes the copies"
-    return ("HF_TOKEN",)
+        return Decision(())
+    return Decision(("HF_TOKEN",), "HF_TOKEN reads the adapter and its model and pushes the copies")
 
 
 def _vram(place: Place) -> Vram:

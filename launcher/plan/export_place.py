@@ -15,6 +15,7 @@ from launcher.estimate.setup import GIB, Setup
 from launcher.estimate.values import Duration, Host, Offer
 from launcher.plan import host
 from launcher.plan.choices import Precision
+from launcher.plan.record import ASKED, Decision
 
 _GB = 1e9
 # Assumed: a prompt's cache, its logits and what the kernels need, for a few dozen tokens of one row.
@@ -80,27 +81,39 @@ class Place:
         )
 
 
-def choose(export: Export, catalog: Catalog, given: Flavor | None, why: dict[str, str]) -> Place:
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An export with its machine; what RAM and disk, and the time, are estimated from."""
+
+    place: Place
+    flavor: Decision[str]
+    load_in: Decision[Precision]
+    host_reason: str
+    duration_reason: str
+
+
+def choose(export: Export, catalog: Catalog, given: Flavor | None) -> Placed:
     """The machine that was given, or the cheapest that holds the export; `RefusedError` with what would do."""
     places = survey(export, catalog.flavors.values())
     if given is not None:
-        taken = at(export, given)
-        why["flavor"] = "this machine" if export.local else "asked for"
+        taken, reason = at(export, given), "this machine" if export.local else ASKED
     else:
         taken = next((place for place in places if place.fits and place.flavor.num_gpus <= 1), places[0])
         minutes = round(taken.duration.total_s / 60)
-        why["flavor"] = f"the cheapest that holds it: about ${taken.usd:.2f} for {minutes} minutes"
+        reason = f"the cheapest that holds it: about ${taken.usd:.2f} for {minutes} minutes"
     if not taken.fits:
         raise _refusal(export, catalog, given, taken, places)
-    why["load_in"] = _load_in(export, taken)
-    why["host"] = (
-        f"about {taken.host.ram_gb:.0f} GB of RAM and {taken.host.disk_gb:.0f} GB of disk, all copies together"
-    )
-    why["duration"] = f"from assumed speeds {copies.ASSUMED}"
+    timed = f"from assumed speeds {copies.ASSUMED}"
     if export.local:
-        why["duration"] = "not estimated: this machine costs nothing"
-        return replace(taken, duration=Duration(startup_s=0, train_s=0, total_s=0))
-    return taken
+        timed = "not estimated: this machine costs nothing"
+        taken = replace(taken, duration=Duration(startup_s=0, train_s=0, total_s=0))
+    return Placed(
+        taken,
+        Decision(taken.flavor.name, reason),
+        Decision(taken.load_in, _load_in(export, taken)),
+        f"about {taken.host.ram_gb:.0f} GB of RAM and {taken.host.disk_gb:.0f} GB of disk, all copies together",
+        timed,
+    )
 
 
 def survey(export: Export, flavors: Iterable[Flavor]) -> list[Place]:

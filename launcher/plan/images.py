@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from launcher.catalog import Stack
+from launcher.plan.record import ASKED, Decision
 
 NAME = "launch-job"
 """What the name of an image with the training stack ends in: Dockerfile's target `job`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """An image (None: the service's default) and whether nothing has to be installed in it, as far as its name says.
 
     A run is right either way: `uv run` installs what is missing. Only the time that is planned for depends on it.
     """
 
-    name: str | None
+    image: Decision[str | None]
     warm: bool = False
 
 
@@ -34,19 +33,17 @@ class Asked(Protocol):
         """Whether it runs on this machine."""
 
 
-def choose(asked: Asked, default: str | None, stack: Stack, why: dict[str, str]) -> Choice:
+def choose(asked: Asked, default: str | None, stack: Stack) -> Choice:
     """The image that was asked for, else the user's default; a run on this machine has none but the one asked for."""
-    name = asked.image or (None if asked.local else default)
-    source = "asked for" if asked.image else "from your config.toml"
     if asked.local:
-        why["image"] = "runs on this machine are in no container"
-    elif name is None:
-        why["image"] = "the service's default; the training stack is installed at every start"
-    elif (cold := _why_cold(name, stack)) is None:
-        why["image"] = f"{source}; it brings the training stack, as its name says"
-    else:
-        why["image"] = f"{source}; {cold}, so that time to install it is planned for"
-    return Choice(name, name is not None and not asked.local and _why_cold(name, stack) is None)
+        return Choice(Decision(asked.image, "runs on this machine are in no container"))
+    name = asked.image or default
+    if name is None:
+        return Choice(Decision(None, "the service's default; the training stack is installed at every start"))
+    source = ASKED if asked.image else "from your config.toml"
+    if cold := _why_cold(name, stack):
+        return Choice(Decision(name, f"{source}; {cold}, so that time to install it is planned for"))
+    return Choice(Decision(name, f"{source}; it brings the training stack, as its name says"), warm=True)
 
 
 def _why_cold(image: str, stack: Stack) -> str | None:

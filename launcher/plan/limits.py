@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from launcher.plan.choices import DEFAULT_EFFECTIVE_BATCH
 from launcher.plan.machines import Fit
-from launcher.plan.workload import DEFAULT_EFFECTIVE_BATCH, Workload
+from launcher.plan.workload import Workload
 from launcher.spec import RunSpec
 
 # Where the run would go with a changed workload; None where it would not fit.

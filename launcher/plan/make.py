@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import date
 
 from launcher import __version__
 from launcher.catalog import Catalog, FetchConfig, FetchWeights, Flavor, Model
 from launcher.estimate import duration, memory
 from launcher.estimate.values import Vram
-from launcher.plan import budget, choices, demand, explain, images
+from launcher.plan import budget, choices, explain, images, pins
 from launcher.plan import machines as offers
-from launcher.plan import pins as revisions
-from launcher.plan import place as placement
-from launcher.plan.demand import LookUp
+from launcher.plan.demand import LookUp, demand
 from launcher.plan.machines import Fit
 from launcher.plan.pins import Resolve
-from launcher.plan.place import Placed
-from launcher.plan.record import Plan
+from launcher.plan.place import place
+from launcher.plan.record import Decision, Decisions, Facts, Plan
 from launcher.spec import RunSpec
 
 
@@ -41,126 +38,76 @@ def make_plan(
     at which commit a revision is. `image` is the user's own default. Raises `RequestError` for names that don't exist
     and `RefusedError` for a run that fits nowhere, not where it was asked to run, or not into `--max-cost`.
     """
-    why: dict[str, str] = {}
+    model = _model(asked, catalog, fetch_config, fetch_weights, online=look_up is not None)
+    modality = choices.modality(asked, model)
+    choices.require_convertible(model, asked.gguf, catalog)
+    given = choices.place(asked, here, catalog, modality.value)
+    load_in = choices.load_in(asked, model, given)
+    container = images.choose(asked, image, catalog.stack)
+    wanted = demand(asked, model, modality.value, load_in, look_up, container.warm)
+    placed = place(asked, wanted.workload, catalog.flavors.values(), given)
+    fit = offers.without_time(placed.fit) if asked.local else placed.fit
+    timeout_s = budget.timeout(asked, placed.fit)
+    run_name = choices.run_name(asked, model, today)
+    output = choices.output_repo(asked, run_name.value, user)
+    merged = choices.merged_repo(asked, output.value, user)
+    template = choices.chat_template(asked, model, catalog)
+    dataset = choices.dataset(asked, modality.value)
+    repo = model.loads(placed.load_in.value)
+    read = pins.pin("model", repo, asked.revision, resolve, today, known=bool(model.licence))
+    data = pins.pin("dataset", dataset.value, asked.dataset_revision, resolve, today)
+    decisions = Decisions(
+        modality=modality, revision=read.revision, load_in=placed.load_in, chat_template=template,
+        dataset=dataset, dataset_revision=data.revision, streaming=wanted.streaming, eval_rows=wanted.eval_rows,
+        image_size=wanted.image_size,
+        max_steps=wanted.max_steps, max_length=wanted.max_length, effective_batch_size=wanted.effective_batch_size,
+        batch_size=explain.batch_size(asked, fit), gradient_accumulation=explain.gradient_accumulation(fit),
+        packing=Decision(fit.step.packing, fit.step.reason), lora_alpha=choices.lora_alpha(asked),
+        output_repo=output, merge=explain.merge(asked, placed), merged_repo=merged, gguf=explain.gguf(asked, placed),
+        run_name=run_name, trackio_project=choices.trackio_project(asked, model),
+        flavor=explain.flavor(asked, placed), image=container.image, namespace=choices.namespace(asked),
+        secrets=choices.secrets(asked), timeout_s=timeout_s, attempts=choices.attempts(asked),
+    )  # fmt: skip
+    return Plan(
+        launcher=__version__,
+        asked=asked,
+        decisions=decisions,
+        facts=facts(model, repo).model_copy(update=pins.licence(model.licence, read.seen)),
+        num_gpus=fit.flavor.num_gpus,
+        vram=_vram(fit),
+        host=fit.host,
+        host_reason=explain.host(placed),
+        duration=fit.duration,
+        duration_reason=explain.duration(asked, placed.fit, wanted.amount),
+        cost=duration.cost(fit.flavor, fit.duration.total_s, timeout_s.value),
+        warnings=(*model.notes, *explain.warnings(asked, placed, timeout_s.value)),
+        offers=tuple(other.offer() for other in placed.fits),
+    )
+
+
+def facts(model: Model, repo: str) -> Facts:
+    """What a script is told of the model that it loads from that repo."""
+    return Facts(
+        repo=repo,
+        lora_targets=model.lora_targets,
+        generation=model.generation,
+        generation_source=model.generation_source,
+        licence=model.licence,
+    )
+
+
+def _model(
+    asked: RunSpec, catalog: Catalog, fetch_config: FetchConfig | None, fetch_weights: FetchWeights | None, online: bool
+) -> Model:
+    """The model; `online` the size of a 4-bit upload is looked up where the catalog does not know it."""
     model = catalog.model(asked.model, asked.revision, fetch_config, fetch_weights)
     if asked.revision:
         # A revision is one of this repo, not of its 4-bit upload.
         model = model.model_copy(update={"repo_4bit": None})
-    if look_up and fetch_weights:
-        model = _with_upload(model, asked, fetch_weights)
-    modality = choices.modality(asked, model, why)
-    choices.require_convertible(model, asked.gguf, catalog)
-    given = choices.place(asked, here, catalog, modality)
-    workload = demand.workload(asked, model, modality, choices.load_in(asked, model, given), look_up, why)
-    container = images.choose(asked, image, catalog.stack, why)
-    workload = replace(workload, warm_image=container.warm)
-    placed = placement.place(asked, workload, catalog.flavors.values(), given, why)
-    explain.reasons(asked, placed, why)
-    timeout_s = budget.timeout(asked, placed.fit, why)
-    if not asked.local:
-        why["attempts"] = "a failed Job starts again from its last checkpoint, all within the one timeout"
-    warnings = (*model.notes, *explain.warnings(asked, placed, timeout_s))
-    made = _record(asked, catalog, placed, timeout_s, warnings, image=container.name, user=user, today=today, why=why)
-    return revisions.pin(made, resolve, today) if resolve else made
-
-
-def _with_upload(model: Model, asked: RunSpec, fetch_weights: FetchWeights) -> Model:
-    """A 4-bit upload with its size, which is looked up where the catalog does not know it."""
-    if not memory.is_dynamic(model):
+    if not online or not fetch_weights or not memory.is_dynamic(model):
         return model
     found = fetch_weights(model.repo, asked.revision, True)
     return model.model_copy(update={"bytes_4bit": found.loaded_bytes}) if found else model
-
-
-def _record(
-    asked: RunSpec,
-    catalog: Catalog,
-    placed: Placed,
-    timeout_s: int,
-    warnings: tuple[str, ...],
-    *,
-    image: str | None,
-    user: str | None,
-    today: date,
-    why: dict[str, str],
-) -> Plan:
-    """The plan of a run whose machine is known, with what is left to decide about its names."""
-    workload, model = placed.workload, placed.workload.model
-    fit = offers.without_time(placed.fit) if asked.local else placed.fit
-    setup = fit.setup
-    run_name = asked.run_name or f"{choices.slug(model)}-sft-{today:%Y%m%d}"
-    output = choices.output_repo(asked, run_name, user, why)
-    return Plan(
-        launcher=__version__,
-        model=asked.model,
-        repo=model.loads(setup.load_in),
-        revision=asked.revision,
-        modality=setup.modality,
-        engine=asked.engine,
-        load_in=setup.load_in,
-        trust_remote_code=asked.trust_remote_code,
-        chat_template=choices.chat_template(asked, model, catalog, why),
-        generation=model.generation,
-        generation_source=model.generation_source,
-        licence=model.licence,
-        dataset=choices.dataset(asked, setup.modality, why),
-        dataset_config=asked.dataset_config,
-        dataset_split=asked.dataset_split,
-        dataset_revision=asked.dataset_revision,
-        eval_split=asked.eval_split,
-        eval_rows=choices.eval_rows(asked, why),
-        streaming=workload.streaming,
-        train_on=asked.train_on,
-        image_size=setup.image_size,
-        max_steps=workload.steps,
-        num_train_epochs=asked.num_train_epochs,
-        max_length=setup.max_length,
-        batch_size=setup.batch_size,
-        gradient_accumulation=max(fit.step.rows // setup.batch_size, 1),
-        packing=fit.step.packing,
-        learning_rate=asked.learning_rate,
-        lr_scheduler_type=asked.lr_scheduler_type,
-        warmup_ratio=asked.warmup_ratio,
-        weight_decay=asked.weight_decay,
-        optim=asked.optim,
-        seed=asked.seed,
-        logging_steps=asked.logging_steps,
-        eval_steps=asked.eval_steps,
-        checkpoint_minutes=asked.checkpoint_minutes,
-        lora_r=asked.lora_r,
-        lora_alpha=asked.lora_alpha or asked.lora_r,
-        lora_dropout=asked.lora_dropout,
-        lora_targets=model.lora_targets,
-        finetune_vision_layers=asked.finetune_vision_layers,
-        finetune_language_layers=asked.finetune_language_layers,
-        finetune_attention_modules=asked.finetune_attention_modules,
-        finetune_mlp_modules=asked.finetune_mlp_modules,
-        output_repo=output,
-        private=asked.private,
-        merge=asked.merge,
-        merged_repo=choices.merged_repo(asked, output, user, why),
-        gguf=asked.gguf,
-        run_name=run_name,
-        sample_rows=asked.sample_rows,
-        trackio_project=asked.trackio_project or choices.slug(model),
-        trackio_space=asked.trackio_space,
-        flavor=fit.flavor.name,
-        num_gpus=fit.flavor.num_gpus,
-        image=image,
-        namespace=asked.namespace,
-        labels=asked.label,
-        env=asked.env,
-        secrets=choices.secrets(asked, why),
-        timeout_s=timeout_s,
-        attempts=asked.attempts,
-        vram=_vram(fit),
-        host=fit.host,
-        duration=fit.duration,
-        cost=duration.cost(fit.flavor, fit.duration.total_s, timeout_s),
-        reasons=why,
-        warnings=warnings,
-        offers=tuple(other.offer() for other in placed.fits),
-    )
 
 
 def _vram(fit: Fit) -> Vram:

@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 
 from launcher.errors import ServiceError
-from launcher.plan.record import Plan
+from launcher.plan.record import ASKED, Decision
 from launcher.spec import COMMIT, DATA_SUFFIXES, REPO_ID
 
 
@@ -41,49 +41,48 @@ _LICENCE = {
 }
 
 
-def pin(plan: Plan, resolve: Resolve, today: date) -> Plan:
-    """The plan with commits for revisions, and the reason beside each; a folder or a file has none.
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """The revision that is read, and what the Hub said of the repo there if it was asked and answered."""
 
-    What can't be read is an error as it would be at submission. A service that fails now is not: the plan then keeps
-    the revision that was asked for and says so.
+    revision: Decision[str | None]
+    seen: Seen = Seen(None)
+
+
+def pin(kind: str, name: str, asked: str | None, resolve: Resolve | None, today: date, known: bool = True) -> Pinned:
+    """The commit for a repo's revision; a folder or a file has none, and none is known where nobody may be asked.
+
+    Of a commit the Hub is asked only where the rest of what it says is not `known`. What can't be read is an error as
+    it would be at submission. A service that fails now is not: the revision that was asked for then stays, and says so.
     """
-    chosen: dict[str, object] = {}
-    why = dict(plan.reasons)
-    for kind, field, name in (("model", "revision", plan.repo), ("dataset", "dataset_revision", plan.dataset)):
-        asked = getattr(plan, field)
-        if not _on_hub(kind, name):
-            continue
-        pinned = COMMIT.fullmatch(asked or "")
-        if pinned:
-            why[field] = "asked for"
-        if pinned and (kind == "dataset" or plan.licence):
-            continue
-        branch = asked or "main"
-        try:
-            seen = resolve(kind, name, asked)
-        except ServiceError as error:
-            if not pinned:
-                why[field] = f"{branch}, whatever that is when the run begins: {error.message}"
-            continue
-        if kind == "model":
-            chosen |= _licence(plan, seen)
-        if not pinned:
-            chosen[field] = seen.commit or asked
-            told = f"{branch}, as it was on {today.day} {today:%B %Y}"
-            unsaid = f"{branch}, whatever that is when the run begins: the Hub names no commit"
-            why[field] = told if seen.commit else unsaid
-    return plan.model_copy(update=chosen | {"reasons": why})
+    if resolve is None or not _on_hub(kind, name):
+        return Pinned(Decision(asked))
+    is_commit = bool(COMMIT.fullmatch(asked or ""))
+    given = Decision(asked, ASKED)
+    if is_commit and known:
+        return Pinned(given)
+    branch = asked or "main"
+    try:
+        seen = resolve(kind, name, asked)
+    except ServiceError as error:
+        return Pinned(
+            given if is_commit else Decision(asked, f"{branch}, whatever that is when the run begins: {error.message}")
+        )
+    if is_commit:
+        return Pinned(given, seen)
+    if seen.commit is None:
+        unsaid = f"{branch}, whatever that is when the run begins: the Hub names no commit"
+        return Pinned(Decision(asked, unsaid), seen)
+    return Pinned(Decision(seen.commit, f"{branch}, as it was on {today.day} {today:%B %Y}"), seen)
 
 
-def _licence(plan: Plan, seen: Seen) -> dict[str, str]:
+def licence(known: str | None, seen: Seen) -> dict[str, str]:
     """The licence by the model's card where the catalog knows none, and what the card says of one that is `other`."""
     said = {name: getattr(seen, name) for name, form in _LICENCE.items() if form.fullmatch(getattr(seen, name) or "")}
-    licence = plan.licence or said.get("licence")
-    if licence is None or (licence == "other" != said.get("licence")):
+    found = known or said.get("licence")
+    if found is None or (found == "other" != said.get("licence")):
         return {}
-    return {"licence": licence} | (
-        {name: said[name] for name in said if name != "licence"} if licence == "other" else {}
-    )
+    return {"licence": found} | ({name: said[name] for name in said if name != "licence"} if found == "other" else {})
 
 
 def _on_hub(kind: str, name: str) -> bool:

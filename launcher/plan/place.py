@@ -10,7 +10,9 @@ from launcher.errors import RefusedError
 from launcher.plan import budget
 from launcher.plan import limits as remedies
 from launcher.plan import machines as offers
+from launcher.plan.choices import Precision
 from launcher.plan.machines import Fit
+from launcher.plan.record import ASKED, Decision
 from launcher.plan.workload import Workload
 from launcher.spec import RunSpec
 
@@ -25,13 +27,12 @@ class Placed:
     """A run with its machine: `fit` is what was chosen, `fits` what every flavor with a GPU would do, best first."""
 
     workload: Workload
+    load_in: Decision[Precision]
     fit: Fit
     fits: list[Fit]
 
 
-def place(
-    asked: RunSpec, workload: Workload, flavors: Iterable[Flavor], given: Flavor | None, why: dict[str, str]
-) -> Placed:
+def place(asked: RunSpec, workload: Workload, flavors: Iterable[Flavor], given: Flavor | None) -> Placed:
     """The run on the machine that was given, else on the best that holds it and is within `--max-cost`.
 
     Where the precision was left open, each machine gets 4-bit weights, or 16-bit ones where nothing speaks against
@@ -49,8 +50,8 @@ def place(
     taken = _first(asked, candidates)
     if taken is None:
         raise _refusal(asked, workload, flavors, given, fits, candidates)
-    why["load_in"] = _load_in(asked, taken, narrow, wide)
-    return Placed(workload, taken, [fit for fit in fits if fit.flavor in flavors and fit.flavor.num_gpus])
+    load_in = Decision(taken.setup.load_in, _load_in(asked, taken, narrow, wide))
+    return Placed(workload, load_in, taken, [fit for fit in fits if fit.flavor in flavors and fit.flavor.num_gpus])
 
 
 def _survey(asked: RunSpec, workload: Workload, flavors: list[Flavor], given: Flavor | None) -> list[Fit]:
@@ -94,7 +95,7 @@ def _against_16bit(asked: RunSpec, narrow: Fit, wide: Fit) -> str | None:
 def _load_in(asked: RunSpec, taken: Fit, narrow: list[Fit], wide: list[Fit]) -> str:
     """Why the weights have the precision they have."""
     if asked.load_in != "auto":
-        return "asked for"
+        return ASKED
     if asked.merge == "4bit":
         return "what --merge 4bit saves, merged"
     if not wide:

@@ -11,7 +11,6 @@ from launcher.estimate.copies import Copies
 from launcher.estimate.duration import Work
 from launcher.estimate.setup import FAST_TYPES, Setup
 
-DEFAULT_EFFECTIVE_BATCH = 16
 # Packing pays where rows leave much of the length empty; above this share the gain is lost in the kernels for it.
 _PACKS_BELOW = 0.6
 # How full packed rows are: best-fit packing leaves little (TRL's `bfd`).

@@ -15,7 +15,7 @@ from launcher.jobs.base import Backend, Job
 from launcher.jobs.folder import RECORD, REQUEST
 from launcher.plan import adapter
 from launcher.plan.adapter import CONFIG, Adapter
-from launcher.plan.record import Plan
+from launcher.plan.record import AnyPlan, Plan
 from launcher.runs import why
 from launcher.runs.find import File, Folder, HubJob, LocalRun, Repo
 from launcher.runs.find import find as find_name
@@ -67,13 +67,16 @@ def _of_run(found: LocalRun | HubJob, revision: str | None, local: bool, hub: Hu
         raise RequestError(f"{job.id} still goes on: it has no adapter yet.", f"`launch wait {job.id}` follows it.")
     plan, script, inputs = _kept(job.id) or _recalled(backend, job)
     if plan.task == "export":
-        raise RequestError(f"{job.id} is an export itself.", f"Its adapter is {plan.adapter}: name that.")
-    if place := _folder(backend, job, local or not plan.output_repo):
+        raise RequestError(
+            f"{job.id} is an export itself.", f"Its adapter is {plan.decisions.adapter.value}: name that."
+        )
+    repo = plan.decisions.output_repo.value
+    if place := _folder(backend, job, local or not repo):
         return adapter.read_folder(place), plan
-    if plan.output_repo is None:
+    if repo is None:
         raise _unpushed(backend, job)
     try:
-        pushed = read(hub, plan.output_repo, revision)
+        pushed = read(hub, repo, revision)
     except (RequestError, RefusedError) as error:
         raise type(error)(
             f"{job.id} was to push its adapter, and it is not there: {error.message}",
@@ -84,7 +87,7 @@ def _of_run(found: LocalRun | HubJob, revision: str | None, local: bool, hub: Hu
     return pushed, plan
 
 
-def _kept(job_id: str) -> tuple[Plan, str | None, frozenset[str]] | None:
+def _kept(job_id: str) -> tuple[AnyPlan, str | None, frozenset[str]] | None:
     """The plan of a run that was started here, and the SHA-256 of its script and of its data files."""
     run, plan = folder.find(job_id), why.plan_of(job_id)
     if run is None or plan is None:
@@ -94,7 +97,7 @@ def _kept(job_id: str) -> tuple[Plan, str | None, frozenset[str]] | None:
     return plan, folder.digest(script) if script.is_file() else None, frozenset(files.values())
 
 
-def _recalled(backend: Backend, job: Job) -> tuple[Plan, str | None, frozenset[str]]:
+def _recalled(backend: Backend, job: Job) -> tuple[AnyPlan, str | None, frozenset[str]]:
     """The same of a run that was started elsewhere, whose data files are not known."""
     asked = backend.recall(job.address)
     return asked.plan, hashlib.sha256(asked.script.encode()).hexdigest(), frozenset()

@@ -11,13 +11,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from launcher import catalog
 from launcher.errors import LauncherError, RequestError
 from launcher.jobs import folder
 from launcher.jobs.events import Progress
 from launcher.jobs.folder import RECORD, REQUEST, Run
-from launcher.plan.record import Plan
-from launcher.runs import record, rendered
+from launcher.plan.record import READ, AnyPlan
+from launcher.runs import record
 from launcher.runs.find import File, fetch, find
 from launcher.runs.record import Kept
 
@@ -28,11 +27,11 @@ SECTIONS = {
                         "licence_name", "licence_link"),
     "on what": ("dataset", "dataset_config", "dataset_split", "dataset_revision", "eval_split", "eval_rows",
                 "streaming", "train_on", "image_size"),
-    "how": ("max_steps", "num_train_epochs", "max_length", "batch_size", "gradient_accumulation", "packing",
-            "learning_rate", "lr_scheduler_type", "warmup_ratio", "weight_decay", "optim", "seed", "logging_steps",
-            "eval_steps", "checkpoint_minutes", "lora_r", "lora_alpha", "lora_dropout", "lora_targets",
-            "finetune_vision_layers", "finetune_language_layers", "finetune_attention_modules",
-            "finetune_mlp_modules"),
+    "how": ("max_steps", "num_train_epochs", "max_length", "effective_batch_size", "batch_size",
+            "gradient_accumulation", "packing", "learning_rate", "lr_scheduler_type", "warmup_ratio", "weight_decay",
+            "optim", "seed", "logging_steps", "eval_steps", "checkpoint_minutes", "lora_r", "lora_alpha",
+            "lora_dropout", "lora_targets", "finetune_vision_layers", "finetune_language_layers",
+            "finetune_attention_modules", "finetune_mlp_modules"),
     "to where": ("output_repo", "private", "merge", "merged_repo", "gguf", "run_name", "sample_rows",
                  "trackio_project", "trackio_space"),
     "on which machine": ("flavor", "num_gpus", "image", "namespace", "labels", "env", "secrets", "attempts"),
@@ -40,7 +39,7 @@ SECTIONS = {
 # What follows from the rest, or is no decision.
 FOLLOWS = ("launcher", "timeout_s", "vram", "host", "duration", "cost", "warnings")
 # Compared as what they are, or as long as the table of flavors.
-LEFT_OUT = ("reasons", "offers")
+LEFT_OUT = ("reasons", "offers", "asked", "replaced")
 _REASONS = {"timeout_s": "timeout", "num_train_epochs": "max_steps", "gradient_accumulation": "effective_batch_size"}
 RESULTS = ("status", "steps", "train_loss", "eval_loss_before", "eval_loss", "tokens_seen", "tokens_trained", "train_s",
            "startup_s", "step_s", "tokens_per_second", "peak_gib", "device")  # fmt: skip
@@ -53,7 +52,7 @@ class Side:
     """What is known of one run; packages are empty and the script's hash is none where nobody recorded them."""
 
     name: str
-    plan: Plan
+    plan: AnyPlan
     revisions: Mapping[str, str | None] = field(default_factory=dict)
     packages: Mapping[str, str | None] = field(default_factory=dict)
     script: str | None = None
@@ -135,7 +134,7 @@ def load(name: str) -> Side:
     return Side(name, found.plan, revisions=_planned(found.plan), script=_hash(found.script.encode()))
 
 
-def _plan_of(path: Path) -> Plan | None:
+def _plan_of(path: Path) -> AnyPlan | None:
     """The plan in a file that holds one; none for any other file."""
     try:
         content = json.loads(path.read_bytes())
@@ -145,7 +144,7 @@ def _plan_of(path: Path) -> Plan | None:
         content = content["plan"] if isinstance(content.get("plan"), dict) else content
         if "reasons" in content:
             try:
-                return Plan.model_validate({key: content[key] for key in Plan.model_fields if key in content})
+                return READ.validate_python(content)
             except ValidationError as error:
                 raise RequestError(
                     f"{path} is not a plan that this version of launch can read.", "Make it anew with `launch plan`."
@@ -169,17 +168,12 @@ def _of_run(run: Run) -> Side:
 
 
 def _of_record(name: str, kept: Kept) -> Side:
-    known = kept.record
-    try:
-        written = rendered.read_plan(kept.text, known.script.name, catalog.load(), known.plan)
-        flavor = known.plan.flavor if known.plan else known.flavor or written.flavor
-        plan = rendered.with_args(written.model_copy(update={"flavor": flavor}), known.args)
-    except LauncherError:  # a script of another version: its plan may still be one that can be read
-        if known.plan is None:
-            raise
-        plan = known.plan
-    if known.plan and plan.dataset != known.plan.dataset and Path(plan.dataset).name == Path(known.plan.dataset).name:
-        plan = plan.model_copy(update={"dataset": known.plan.dataset})  # the same file, where the Job had it
+    known, plan = kept.record, record.plan_of(kept)
+    args, dataset = known.args, plan.decisions.dataset.value
+    named = [value for flag, value in record.flags(args) if flag == "dataset" and value]
+    if any(Path(value).name == Path(dataset).name for value in named):
+        args = record.without(args, ("dataset",))  # the same file, where the Job had it
+    plan = record.with_args(plan, args)
     revisions = _planned(plan) | _known(known.revisions.model_dump())
     return Side(name, plan, revisions, known.packages, known.script.sha256, known.result)
 
@@ -194,8 +188,9 @@ def _result(run: Run) -> dict[str, Any]:
     return progress.result or {}
 
 
-def _planned(plan: Plan) -> dict[str, str | None]:
-    return {"model": plan.revision, "dataset": plan.dataset_revision}
+def _planned(plan: AnyPlan) -> dict[str, str | None]:
+    data = plan.decisions.dataset_revision.value if plan.task == "sft" else None
+    return {"model": plan.decisions.revision.value, "dataset": data}
 
 
 def _known(values: Mapping[str, str | None]) -> dict[str, str | None]:

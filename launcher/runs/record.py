@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from launcher.catalog import Catalog
 from launcher.errors import RefusedError, RequestError
 from launcher.plan.record import Plan
+from launcher.render import options_of, render
 from launcher.text import plain
 
 LARGEST = 4_000_000
 """Bytes of a record or a script that are read; a real one is a twentieth of that."""
 
 
-def _known(plan: object) -> object:
-    """Without what a later version has added to a plan."""
-    return {name: plan[name] for name in Plan.model_fields if name in plan} if isinstance(plan, dict) else plan
-
-
-ReadPlan = Annotated[Plan, BeforeValidator(_known)]
+_STOPS = {"max_steps": "num_train_epochs", "num_train_epochs": "max_steps"}
 
 
 class _Value(BaseModel):
@@ -50,7 +47,7 @@ class Record(_Value):
 
     version: Literal[1]
     launcher: str | None = None
-    plan: ReadPlan | None = None
+    plan: Plan | None = None
     script: Script
     args: tuple[str, ...] = ()
     inputs: dict[str, str] = {}
@@ -92,6 +89,7 @@ def parse(content: bytes, where: str) -> Record:
     """The record in these bytes; `RequestError` for anything else, and for text that a terminal would act on."""
     try:
         found = json.loads(content)
+        _require_this_version(found, where)
         record = Record.model_validate(found)
     except (ValidationError, ValueError, RecursionError) as error:
         raise RequestError(
@@ -99,6 +97,16 @@ def parse(content: bytes, where: str) -> Record:
         ) from error
     require_seen(_shown(record), where)
     return record
+
+
+def _require_this_version(found: object, where: str) -> None:
+    """Raise for a plan in the form that version 0.1 wrote."""
+    plan = found.get("plan") if isinstance(found, dict) else None
+    if isinstance(plan, dict) and "asked" not in plan:
+        raise RequestError(
+            f"the plan in {where} can't be read: another version of launch wrote it.",
+            "Start the run anew with its options; `hf jobs uv run` takes its script.",
+        )
 
 
 def require_seen(value: object, where: str) -> None:
@@ -125,6 +133,84 @@ def pair(record: Record, script: bytes, where: str, page: str) -> Kept:
     return Kept(record, script, where, page)
 
 
+def plan_of(kept: Kept) -> Plan:
+    """The plan that the script was rendered from; `RequestError` where it was run by hand, without one."""
+    if kept.record.plan is None:
+        raise RequestError(
+            f"{kept.where} has no plan: {kept.record.script.name} was run by hand, not by launch.",
+            "`hf jobs uv run` takes any script, with its arguments behind it.",
+        )
+    return kept.record.plan
+
+
+def is_rendered(script: bytes, plan: Plan, tables: Catalog) -> bool:
+    """Whether the script is exactly what this launcher makes of the plan."""
+    try:
+        return render(plan.as_rendered, tables.stack).encode() == script
+    except (TypeError, ValueError):  # values that the launcher would never have chosen
+        return False
+
+
+def with_args(plan: Plan, args: Iterable[str]) -> Plan:
+    """The plan as the script's arguments change it; `RequestError` for values that can't be meant."""
+    known = plan.values
+    values: dict[str, Any] = {}
+    for name, value in flags(args):
+        field = name.removeprefix("no_") if value is None else name
+        if field not in options_of(plan):
+            continue
+        if value is None and isinstance(known.get(field), bool):
+            values[field] = not name.startswith("no_")
+        elif value is None:
+            raise RequestError(f"--{name} of the script has no value.", "The record was changed, or is torn.")
+        elif field == "gguf":
+            values[field] = (*values.get(field, ()), value)
+        elif field == "lora_targets":
+            values[field] = tuple(value.split(","))
+        else:
+            values[field] = None if field == "merged_repo" and not value else value
+            values |= {"repo": value} if field == "model" else {}
+            values |= {_STOPS[field]: None} if field in _STOPS else {}
+    try:
+        return plan.changed(values)
+    except ValidationError as error:
+        wrong = ", ".join(f"--{'.'.join(map(str, item['loc'][:1]))} {item['msg']}" for item in error.errors())
+        raise RequestError(f"the script's arguments can't be read: {wrong}.", "The record was changed.") from error
+
+
+def flags(args: Iterable[str]) -> Iterator[tuple[str, str | None]]:
+    """Each flag of the script's arguments, in Python's spelling, with its value or none."""
+    words = list(args)
+    for place, word in enumerate(words):
+        if not word.startswith("--"):
+            continue
+        name, sign, value = word[2:].partition("=")
+        following = words[place + 1] if place + 1 < len(words) else "--"
+        yield name.replace("-", "_"), value if sign else None if following.startswith("--") else following
+
+
+def without(args: Iterable[str], names: Iterable[str]) -> tuple[str, ...]:
+    """The arguments without those flags and their values."""
+    kept: list[str] = []
+    dropped, drops = set(names), False
+    for word in args:
+        if word.startswith("--"):
+            drops = word[2:].partition("=")[0].replace("-", "_") in dropped
+        if not drops:
+            kept.append(word)
+    return tuple(kept)
+
+
+def recorded(files: Mapping[str, str], name: str) -> str | None:
+    """The hash of a data file, which is recorded under the path that the user gave or the whole one."""
+    return next((files[item] for item in (name, str(Path(name).expanduser().resolve())) if item in files), None)
+
+
+def shown(plan: Plan) -> dict[str, Any]:
+    """What of a plan may be shown: of variables the names."""
+    return plan.model_dump(mode="json") | {"env": list(plan.env)}
+
+
 def _bytes(path: Path, hint: str) -> bytes:
     try:
         with path.open("rb") as file:
@@ -147,7 +233,7 @@ def _reason(error: Exception) -> str:
 
 def _shown(record: Record) -> list[object]:
     """What of the record may be shown; what a model answered is cleaned where it is."""
-    plan = record.plan.model_dump(exclude={"env"}) | {"env": tuple(record.plan.env)} if record.plan else None
+    plan = shown(record.plan) if record.plan else None
     values = record.model_dump(
         include={"launcher", "args", "env", "flavor", "packages", "python", "platform", "device"}
     )

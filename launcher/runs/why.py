@@ -15,7 +15,7 @@ from launcher.jobs import folder
 from launcher.jobs.base import Backend, Job
 from launcher.jobs.events import Progress, summarize
 from launcher.plan import export
-from launcher.plan.record import Plan
+from launcher.plan.record import AnyPlan
 from launcher.runs import outcome
 from launcher.runs.outcome import Outcome
 
@@ -39,10 +39,12 @@ def explain(backend: Backend, job: Job, progress: Progress) -> Outcome:
     left = None
     if progress.result is None:
         # An export's repo may hold the adapter, which says nothing of it.
-        repo = plan.output_repo if plan and plan.task == "sft" else None
+        repo = plan.decisions.output_repo.value if plan and plan.task == "sft" else None
         left = backend.left(job.address, repo)
     filled = values(job, plan, progress, catalog.load())
-    return outcome.outcome(job, progress, timeout_s=plan.timeout_s if plan else None, values=filled, left=left)
+    return outcome.outcome(
+        job, progress, timeout_s=plan.decisions.timeout_s.value if plan else None, values=filled, left=left
+    )
 
 
 def read(backend: Backend, job: Job) -> Progress:
@@ -57,7 +59,7 @@ def read(backend: Backend, job: Job) -> Progress:
             return summarize(line.rstrip("\n") for line in kept)
 
 
-def plan_of(job_id: str) -> Plan | None:
+def plan_of(job_id: str) -> AnyPlan | None:
     """The plan that this launcher kept, where it did and can still read it."""
     run = folder.find(job_id)
     try:
@@ -66,7 +68,7 @@ def plan_of(job_id: str) -> Plan | None:
         return None
 
 
-def _recalled(backend: Backend, job: Job) -> Plan | None:
+def _recalled(backend: Backend, job: Job) -> AnyPlan | None:
     """The plan that lies beside the Job's script, for a run that was started elsewhere."""
     try:
         return backend.recall(job.address).plan
@@ -92,7 +94,7 @@ def as_dict(job: Job, found: Outcome, progress: Progress) -> dict[str, Any]:
     }
 
 
-def values(job: Job, plan: Plan | None, progress: Progress, tables: Catalog) -> dict[str, object]:
+def values(job: Job, plan: AnyPlan | None, progress: Progress, tables: Catalog) -> dict[str, object]:
     """What the commands of the table are filled with; what is not known is none."""
     filled: dict[str, object] = {"id": job.id} | _flavors(job.flavor, tables)
     filled["page"] = _page(plan, progress)
@@ -101,17 +103,21 @@ def values(job: Job, plan: Plan | None, progress: Progress, tables: Catalog) -> 
     if found := _EXPORT.search(progress.error or ""):
         filled["export"] = found[1]
     began, ended = job.started_at, job.finished_at
-    ran_s = plan.timeout_s if plan else (ended - began).total_seconds() if began and ended else 0
+    ran_s = plan.decisions.timeout_s.value if plan else (ended - began).total_seconds() if began and ended else 0
     if ran_s:
         filled["longer"] = f"{max(math.ceil(2 * ran_s / 60), 10)}m"
-    if plan and plan.task == "export":
-        filled["again"] = export.command(plan)
-    elif plan:
-        batch = progress.batch_size or plan.batch_size
-        filled |= {"model": shlex.quote(plan.model), "dataset": shlex.quote(plan.dataset)}
-        filled |= {"smaller_batch": batch // 2, "longer_rows": plan.max_length * 2}
-        filled["shorter"] = plan.max_length // 2 if plan.max_length >= 256 else None
-    return filled
+    if plan is None:
+        return filled
+    if plan.task == "export":
+        return filled | {"again": export.command(plan)}
+    length = plan.decisions.max_length.value
+    return filled | {
+        "model": shlex.quote(plan.asked.model),
+        "dataset": shlex.quote(plan.decisions.dataset.value),
+        "smaller_batch": (progress.batch_size or plan.decisions.batch_size.value) // 2,
+        "longer_rows": length * 2,
+        "shorter": length // 2 if length >= 256 else None,
+    }
 
 
 def _flavors(name: str, tables: Catalog) -> dict[str, object]:
@@ -141,9 +147,9 @@ def _vram(flavor: Flavor) -> float:
     return flavor.gpu.memory_gib if flavor.gpu else 0.0
 
 
-def _page(plan: Plan | None, progress: Progress) -> str | None:
+def _page(plan: AnyPlan | None, progress: Progress) -> str | None:
     """The page of the repo that the log speaks of last, else the model's."""
     for line in reversed(progress.tail):
         if found := _REPO_URL.search(line):
             return f"https://huggingface.co/{found[1]}"
-    return f"https://huggingface.co/{plan.repo}" if plan else None
+    return f"https://huggingface.co/{plan.facts.repo}" if plan else None

@@ -15,7 +15,7 @@ from launcher.catalog import Catalog, Flavor
 from launcher.estimate import copies
 from launcher.estimate.duration import AFTER
 from launcher.estimate.values import Offer
-from launcher.plan.record import Plan
+from launcher.plan.record import AnyPlan, ExportPlan, Plan
 from launcher.text import plain
 from launcher.view.tables import gpus, grid, minutes, table
 
@@ -29,7 +29,7 @@ _MARKS = ("█▓▒░▞▤▥▦", "#=+x%o@&")
 _RESERVE, _FREE = ("╱", "/"), ("·", ".")
 
 
-def plan_view(plan: Plan, catalog: Catalog) -> RenderableType:
+def plan_view(plan: AnyPlan, catalog: Catalog) -> RenderableType:
     """The whole screen."""
     parts: list[RenderableType] = [_decisions(plan, catalog), Text(), _resources(plan, catalog)]
     parts += [Text(plain(f"warning: {text}"), style="yellow") for text in plan.warnings]
@@ -39,51 +39,53 @@ def plan_view(plan: Plan, catalog: Catalog) -> RenderableType:
     return Group(*parts)
 
 
-def _decisions(plan: Plan, catalog: Catalog) -> Table:
+def _decisions(plan: AnyPlan, catalog: Catalog) -> Table:
+    made = plan.decisions
     rows = _export(plan, catalog) if plan.task == "export" else _training(plan, catalog)
-    if plan.image:
-        rows.append(("image", plan.image, "image"))
+    if made.image.value:
+        rows.append(("image", made.image.value, made.image.reason))
     if plan.cost.usd_per_hour:
-        rows.append(("timeout", minutes(plan.timeout_s), "timeout"))
-    rows += _copies(plan)
-    rows.append(("result", plan.output_repo or "stays where it was made", "output_repo"))
+        rows.append(("timeout", minutes(made.timeout_s.value), made.timeout_s.reason))
+    if made.merge.value:
+        rows.append(("merged", f"{made.merge.value}, in {made.merged_repo.value or 'merged/'}", made.merge.reason))
+    if made.gguf.value:
+        rows.append(("gguf", ", ".join(made.gguf.value), made.gguf.reason))
+    rows.append(("result", made.output_repo.value or "stays where it was made", made.output_repo.reason))
     view = grid("bold", "")
     for name, value, reason in rows:
-        why = _after(plan.reasons.get(reason, ""), value)
         # A long name pushes its reason aside instead of narrowing the column of all the others.
-        view.add_row(name, Text.assemble(value.ljust(_VALUES), "  ", (why, "dim")))
+        view.add_row(name, Text.assemble(value.ljust(_VALUES), "  ", (_after(reason, value), "dim")))
     return view
 
 
-def _export(plan: Plan, catalog: Catalog) -> list[tuple[str, str, str]]:
+def _export(plan: ExportPlan, catalog: Catalog) -> list[tuple[str, str, str]]:
+    made = plan.decisions
     return [
-        ("adapter", str(plan.adapter), "adapter"),
-        ("model", plan.repo, "model"),
-        ("weights", plan.load_in, "load_in"),
-        ("machine", _machine(plan, catalog), "flavor"),
+        ("adapter", str(made.adapter.value), made.adapter.reason),
+        ("model", plan.facts.repo, made.model.reason),
+        ("weights", made.load_in.value, made.load_in.reason),
+        ("machine", _machine(plan, catalog), made.flavor.reason),
     ]
 
 
 def _training(plan: Plan, catalog: Catalog) -> list[tuple[str, str, str]]:
-    packed = "packed rows" if plan.packing else "rows"
+    made, packing = plan.decisions, plan.decisions.packing
+    data = made.dataset.value + (", streamed" if made.streaming.value else "")
+    packed = "packed rows" if packing.value else "rows"
+    batch = f"{made.batch_size.value} {packed} x {made.gradient_accumulation.value} a step"
     rows = [
-        ("model", plan.repo, "modality"),
-        ("weights", f"{plan.load_in}, LoRA r={plan.lora_r}", "load_in"),
-        ("dataset", plan.dataset + (", streamed" if plan.streaming else ""), "dataset"),
-        ("steps", _stop(plan), "max_steps"),
-        ("rows", f"at most {plan.max_length} tokens", "max_length"),
-        ("batch", f"{plan.batch_size} {packed} x {plan.gradient_accumulation} a step", "batch_size"),
-        ("packing", "on" if plan.packing else "off", "packing"),
-        ("machine", _machine(plan, catalog), "flavor"),
+        ("model", plan.facts.repo, made.modality.reason),
+        ("weights", f"{made.load_in.value}, LoRA r={plan.asked.lora_r}", made.load_in.reason),
+        ("dataset", data, made.dataset.reason),
+        ("steps", _stop(plan), made.max_steps.reason),
+        ("rows", f"at most {made.max_length.value} tokens", made.max_length.reason),
+        ("batch", batch, made.batch_size.reason),
+        ("packing", "on" if packing.value else "off", packing.reason),
+        ("machine", _machine(plan, catalog), made.flavor.reason),
     ]
-    if plan.image_size:
-        rows.insert(5, ("pictures", f"at most {plan.image_size} pixels a side", "image_size"))
+    if side := made.image_size.value:
+        rows.insert(5, ("pictures", f"at most {side} pixels a side", made.image_size.reason))
     return rows
-
-
-def _copies(plan: Plan) -> list[tuple[str, str, str]]:
-    rows = [("merged", f"{plan.merge}, in {plan.merged_repo or 'merged/'}", "merge")] if plan.merge else []
-    return rows + ([("gguf", ", ".join(plan.gguf), "gguf")] if plan.gguf else [])
 
 
 def _after(reason: str, value: str) -> str:
@@ -92,18 +94,19 @@ def _after(reason: str, value: str) -> str:
 
 
 def _stop(plan: Plan) -> str:
-    return f"{plan.max_steps}" if plan.max_steps is not None else f"{plan.num_train_epochs:g} epochs"
+    steps = plan.decisions.max_steps.value
+    return f"{steps}" if steps is not None else f"{plan.asked.num_train_epochs:g} epochs"
 
 
-def _machine(plan: Plan, catalog: Catalog) -> str:
-    flavor = catalog.flavors.get(plan.flavor)
-    return f"{plan.flavor}, {gpus(flavor)}, ${flavor.usd_per_hour:.2f}/h" if flavor else "this one"
+def _machine(plan: AnyPlan, catalog: Catalog) -> str:
+    flavor = catalog.flavors.get(plan.decisions.flavor.value)
+    return f"{flavor.name}, {gpus(flavor)}, ${flavor.usd_per_hour:.2f}/h" if flavor else "this one"
 
 
 # ---- What it takes ---------------------------------------------------------------------------------------------------
 
 
-def _resources(plan: Plan, catalog: Catalog) -> Table:
+def _resources(plan: AnyPlan, catalog: Catalog) -> Table:
     view = grid("bold", "")
     vram = plan.vram
     free = vram.available_gib - vram.peak_gib
@@ -114,7 +117,7 @@ def _resources(plan: Plan, catalog: Catalog) -> Table:
     )
     view.add_row("", Bar(vram.parts or {"in use": vram.peak_gib}, vram.reserve_gib, free))
     if plan.host.ram_gb or plan.host.disk_gb:
-        view.add_row("host", Text(_host(plan, catalog.flavors.get(plan.flavor))))
+        view.add_row("host", Text(_host(plan, catalog.flavors.get(plan.decisions.flavor.value))))
     if plan.cost.usd_per_hour:
         for number, text in enumerate(_time(plan)):
             view.add_row("" if number else "time", Text(text))
@@ -123,15 +126,15 @@ def _resources(plan: Plan, catalog: Catalog) -> Table:
     return view
 
 
-def _host(plan: Plan, flavor: Flavor | None) -> str:
+def _host(plan: AnyPlan, flavor: Flavor | None) -> str:
     ram, disk = f"{plan.host.ram_gb:.0f}", f"{plan.host.disk_gb:.0f}"
     if flavor:
         ram, disk = f"{ram} of {flavor.ram_gb:g}", f"{disk} of {flavor.disk_gb:g}"
     return f"{ram} GB of RAM, {disk} GB of disk"
 
 
-def _time(plan: Plan) -> list[str]:
-    took, work = plan.duration, plan.reasons.get("duration", "")
+def _time(plan: AnyPlan) -> list[str]:
+    took, work = plan.duration, plan.duration_reason
     after = {name: seconds for name, seconds in took.parts.items() if name in (*AFTER, *copies.PARTS)}
     before = {name: seconds for name, seconds in took.parts.items() if name not in after}
     lines = [f"about {minutes(took.total_s)}" + (f": {work}" if work else "")]
@@ -195,17 +198,17 @@ def cells(sizes: list[float], total: int) -> list[int]:
 # ---- What other flavors would do -------------------------------------------------------------------------------------
 
 
-def _offers(plan: Plan, catalog: Catalog) -> RenderableType:
+def _offers(plan: AnyPlan, catalog: Catalog) -> RenderableType:
     fitting = [offer for offer in plan.offers if offer.fits]
     others = [offer for offer in plan.offers if not offer.fits]
-    chosen = [offer for offer in fitting if offer.flavor == plan.flavor]
+    chosen = [offer for offer in fitting if offer.flavor == plan.decisions.flavor.value]
     shown = fitting[:_MOST_FITTING]
     if chosen and chosen[0] not in shown:
         shown = [*shown[:-1], *chosen]
     batch = [">batch"] if plan.task == "sft" else []
     view = table("flavor", "GPU", "fits", ">headroom", *batch, ">time", ">cost", "")
     for offer in shown:
-        here = offer.flavor == plan.flavor
+        here = offer.flavor == plan.decisions.flavor.value
         row = [*_columns(offer, catalog), *([f"{offer.batch_size}"] if batch else [])]
         row += [minutes(offer.total_s or 0), f"${offer.expected_usd:.2f}", "chosen" if here else ""]
         view.add_row(*row, style="bold" if here else "")

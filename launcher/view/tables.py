@@ -16,7 +16,7 @@ from launcher.errors import unknown
 if TYPE_CHECKING:
     from launcher.catalog.flavors import Change
     from launcher.jobs.base import Job
-    from launcher.plan.record import Plan
+    from launcher.plan.record import AnyPlan
 
 _SAMPLE_LENGTH = 120
 _STAGE_STYLE = {"COMPLETED": "green", "ERROR": "red", "CANCELED": "yellow", "RUNNING": "cyan"}
@@ -92,7 +92,7 @@ def jobs_table(jobs: Iterable[Job]) -> Table:
 
 
 def result_view(
-    result: Mapping[str, Any], plan: Plan | None = None, took_s: float | None = None, usd_per_hour: float = 0
+    result: Mapping[str, Any], plan: AnyPlan | None = None, took_s: float | None = None, usd_per_hour: float = 0
 ) -> RenderableType:
     """What a run says at its end: what changed, how fast it was, what was predicted, where the model is.
 

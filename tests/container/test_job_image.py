@@ -75,7 +75,7 @@ def test_a_script_starts_offline_and_installs_nothing(job: Container, data: Path
 def test_so_does_the_script_of_any_other_run(job: Container, data: Path, model: str) -> None:
     asked = spec.build({"model": model, "timeout": "3h", "secrets": ("WANDB_API_KEY",), "run_name": "another"})
     plan = planner.make_plan(asked, TABLES, today=date(2026, 11, 24))
-    name = "sft_vlm.py" if plan.modality == "vision" else "sft_text.py"
+    name = "sft_vlm.py" if plan.decisions.modality.value == "vision" else "sft_text.py"
     (data / name).write_text(render(plan, TABLES.stack), encoding="utf-8")
     done = job.run("uv", "run", f"/data/{name}", "--help", read_only=False, binds={data: "/data"})
     assert "--max-steps" in answer(done)

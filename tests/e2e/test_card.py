@@ -63,7 +63,7 @@ def trained(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         effective_batch_size=2, max_length=128, output_repo=REPO, env={"COLOUR": "of-nobodys-business"},
     )  # fmt: skip
     plan = planner.make_plan(asked, tables, today=date(2026, 11, 24))
-    assert plan.repo == BASE
+    assert plan.facts.repo == BASE
     script = place / "sft_text.py"
     script.write_text(render(plan, tables.stack), encoding="utf-8")
     (place / "plan.json").write_text(plan.model_dump_json(), encoding="utf-8")

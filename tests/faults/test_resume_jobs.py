@@ -20,7 +20,7 @@ from launcher.jobs.base import Job, JobRequest
 from launcher.jobs.local import LocalBackend
 from launcher.jobs.service import HubBackend
 from launcher.plan.record import Plan
-from launcher.runs import resume
+from launcher.runs import again as reruns
 from tests.emulator import Hub
 from tests.faults import command
 from tests.unit.sample import plan, request
@@ -68,7 +68,7 @@ def start(backend: HubBackend, text: str | None = None, **changes: Any) -> Job:
 
 
 def again(backend: HubBackend, job: Job, **changes: str | None) -> JobRequest:
-    return resume.adapt(
+    return reruns.adapt(
         backend.recall(job.id, to_resume=True), catalog.load(), **({"timeout": None, "flavor": None} | changes)
     )
 
@@ -220,7 +220,11 @@ def test_another_flavor_must_hold_the_run(recorded: Hub) -> None:
     assert "a100-large" in refused(backend, job, RequestError, flavor="a100-lage")
     assert "--timeout 'soon'" in refused(backend, job, RequestError, timeout="soon")
     changed = again(backend, job, flavor="a100-large", timeout="2h")
-    assert (changed.flavor, changed.plan.flavor, changed.timeout_s) == ("a100-large", "a100-large", 7200)
+    assert (changed.flavor, changed.plan.decisions.flavor.value, changed.timeout_s) == (
+        "a100-large",
+        "a100-large",
+        7200,
+    )
     assert changed.plan.cost.max_usd == 2 * catalog.load().flavors["a100-large"].usd_per_hour
     same = changed.plan.model_copy(update={name: getattr(plan(), name) for name in ("flavor", "timeout_s", "cost")})
     assert same == plan(num_gpus=1, vram=vram)
@@ -281,8 +285,8 @@ def test_a_local_run_goes_on_in_its_folder(tmp_path: Path, monkeypatch: pytest.M
     assert list(backend.logs(job.id, follow=True))[-1] == "step 1"
     failed = backend.inspect(job.id)
     assert failed.stage == "ERROR"
-    resume.require_unfinished(failed, None)
-    asked = resume.adapt(backend.recall(job.id), catalog.load(), "1h", None)
+    reruns.require_unfinished(failed, None)
+    asked = reruns.adapt(backend.recall(job.id), catalog.load(), "1h", None)
     for steps in ("step 2 --timeout-s 3600", "step 3 --timeout-s 3600"):
         assert backend.submit(asked).id == job.id
         assert steps in list(backend.logs(job.id, follow=True))
@@ -290,11 +294,11 @@ def test_a_local_run_goes_on_in_its_folder(tmp_path: Path, monkeypatch: pytest.M
     assert backend.inspect(job.id).succeeded
     assert (run.folder / "log.1").read_text().endswith("step 1\n")
     assert (run.folder / "log.2").read_text().endswith("step 2 --timeout-s 3600\n")
-    assert run.plan().timeout_s == 3600
+    assert run.plan().decisions.timeout_s.value == 3600
     with pytest.raises(RequestError, match="has ended well"):
-        resume.require_unfinished(backend.inspect(job.id), {"stopped": None})
+        reruns.require_unfinished(backend.inspect(job.id), {"stopped": None})
     with pytest.raises(RequestError, match="a local run has no flavor"):
-        resume.adapt(backend.recall(job.id), catalog.load(), None, "l4x1")
+        reruns.adapt(backend.recall(job.id), catalog.load(), None, "l4x1")
 
 
 def test_a_local_run_that_goes_on_is_not_started_twice(tmp_path: Path) -> None:
@@ -308,5 +312,5 @@ def test_a_local_run_that_goes_on_is_not_started_twice(tmp_path: Path) -> None:
 def test_an_old_plan_has_the_defaults() -> None:
     old = plan().model_dump(mode="json", exclude={"attempts", "checkpoint_minutes"})
     read = Plan.model_validate(old)
-    assert (read.attempts, read.checkpoint_minutes) == (2, 10)
+    assert (read.decisions.attempts.value, read.options.checkpoint_minutes) == (2, 10)
     assert replace(request("pass"), attempts=4).describe()["attempts"] == 4

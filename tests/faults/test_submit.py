@@ -362,4 +362,4 @@ def test_attempts_are_the_jobs_and_stand_in_a_dry_run(
     assert launch(monkeypatch, *COMMAND, "--attempts", "1") == 0
     (made,) = hub.jobs.values()
     assert made.info()["retry"] == 0
-    assert plan().attempts == 2
+    assert plan().decisions.attempts.value == 2

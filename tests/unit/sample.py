@@ -7,9 +7,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from launcher.estimate.values import Cost, Duration, Vram
+from launcher.estimate.values import Cost, Duration, Host, Vram
 from launcher.jobs.base import JobRequest
-from launcher.plan.record import Plan
+from launcher.plan.record import Decision, Decisions, Plan
+from launcher.spec import RunSpec
 
 JOB_SCRIPTS = Path(__file__).parents[2] / "job_scripts"
 # uv looks for a project around a script without such a header.
@@ -32,7 +33,7 @@ def load_script(name: str) -> ModuleType:
 
 
 def plan(**changes: Any) -> Plan:
-    """A plan with some fields changed."""
+    """A plan with some values changed, by their names in JSON."""
     values: dict[str, Any] = {
         "model": "smollm2-135m", "repo": "unsloth/SmolLM2-135M-Instruct", "revision": None, "modality": "text",
         "engine": "unsloth", "load_in": "16bit", "chat_template": None, "dataset": "trl-lib/Capybara",
@@ -42,14 +43,24 @@ def plan(**changes: Any) -> Plan:
         "lr_scheduler_type": "linear", "warmup_ratio": 0.0, "weight_decay": 0.0, "optim": "adamw_torch", "seed": 1,
         "logging_steps": 1, "eval_steps": None, "lora_r": 8, "lora_alpha": 8, "lora_dropout": 0.0,
         "lora_targets": ("q_proj",), "output_repo": None, "private": True, "run_name": "a run", "sample_rows": 0,
+        "attempts": 2, "merge": None, "merged_repo": None, "gguf": (), "image_size": None, "effective_batch_size": 2,
         "trackio_project": "tests", "trackio_space": None, "flavor": "cpu-basic", "num_gpus": 0, "image": None,
         "namespace": None, "labels": {}, "env": {}, "secrets": (), "timeout_s": 60,
         "vram": Vram(weights_gib=0.3, peak_gib=1.0, available_gib=2.0, fits=True),
+        "host": Host(ram_gb=0, disk_gb=0),
         "duration": Duration(startup_s=1, train_s=1, total_s=2),
         "cost": Cost(usd_per_hour=0.01, expected_usd=0.0, max_usd=0.01),
         "reasons": {}, "warnings": (), "offers": (),
     }  # fmt: skip
-    return Plan.model_validate(values | changes)
+    values |= {"revision": changes.get("revision")}
+    undecided = [name for name in RunSpec.model_fields if name == "revision" or name not in Decisions.model_fields]
+    made = Plan.model_validate(values | {"asked": {name: values[name] for name in undecided if name in values}})
+    reasons = changes.pop("reasons", {})
+    whole = {name: value for name, value in changes.items() if name in Plan.model_fields}
+    told = {"label" if name == "labels" else name: value for name, value in changes.items() if name not in whole}
+    made = made.unchecked(told).model_copy(update=whole)
+    why = {name: Decision(getattr(made.decisions, name).value, reason) for name, reason in reasons.items()}
+    return made.model_copy(update={"decisions": made.decisions.model_copy(update=why)})
 
 
 def request(body: str, *, of: Plan | None = None, **changes: Any) -> JobRequest:

@@ -48,7 +48,7 @@ def canonical(name: str = "sft_text.py") -> Plan:
 
 
 def script(name: str = "sft_text.py", **changes: Any) -> str:
-    return render(canonical(name).model_copy(update=changes), STACK)
+    return render(canonical(name).unchecked(changes), STACK)
 
 
 def header(text: str) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def test_header_is_toml_with_pins_and_the_job() -> None:
     }  # fmt: skip
     plan = canonical()
     assert found["tool"]["hf-jobs"] == {
-        "flavor": plan.flavor, "timeout": f"{plan.timeout_s}s", "secrets": ["HF_TOKEN"],
+        "flavor": plan.decisions.flavor.value, "timeout": f"{plan.decisions.timeout_s.value}s", "secrets": ["HF_TOKEN"],
     }  # fmt: skip
 
 

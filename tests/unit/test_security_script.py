@@ -104,7 +104,7 @@ def fixed(text: str) -> str:
 def sample(modality: str, task: str) -> Plan:
     plan = canonical("sft_vlm.py" if modality == "vision" else "sft_text.py")
     changes = {"task": "export", "adapter": "me/adapter", "gguf": ("q4_k_m",)} if task == "export" else {}
-    return plan.model_copy(update=changes)
+    return plan.unchecked(changes)
 
 
 @cache
@@ -115,7 +115,7 @@ def baseline(modality: str, task: str) -> tuple[str, str, dict[str, Any]]:
 
 def check_script(text: str, plan: Plan) -> None:
     """It is the reviewed code with other values, in a header with the same keys."""
-    tree, code, head = baseline(plan.modality, plan.task)
+    tree, code, head = baseline(plan.decisions.modality.value, plan.task)
     assert skeleton(text) == tree
     assert fixed(text) == code
     found = header(text)
@@ -124,7 +124,7 @@ def check_script(text: str, plan: Plan) -> None:
     usual_jobs = expected["tool"].pop("hf-jobs")
     assert found == expected
     assert jobs.keys() == usual_jobs.keys()
-    assert (jobs["flavor"], jobs["secrets"]) == (plan.flavor, list(plan.secrets))
+    assert (jobs["flavor"], jobs["secrets"]) == (plan.decisions.flavor.value, list(plan.decisions.secrets.value))
 
 
 def run_top_level(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -348,5 +348,5 @@ def test_an_arrow_file_that_points_back_to_its_beginning_ends(tmp_path: Path) ->
 
 
 def test_a_local_plan_renders_too() -> None:
-    plan = canonical().model_copy(update={"flavor": LOCAL, "dataset": f"/tmp/{CODE}", "repo": f'/tmp/"{CODE}'})
+    plan = canonical().unchecked({"flavor": LOCAL, "dataset": f"/tmp/{CODE}", "repo": f'/tmp/"{CODE}'})
     check_script(render(plan, TABLES.stack), plan)

@@ -36,7 +36,7 @@ def test_a_run_of_this_machine_is_shown_from_where_it_logged() -> None:
     board = dashboard.find(LOCAL)
     assert (board.space_url, board.fed, board.live) == (None, False, False)
     assert board.plan is not None
-    assert (board.plan.trackio_project, board.plan.env["TRACKIO_DIR"]) == ("houses", "/elsewhere")
+    assert (board.plan.decisions.trackio_project.value, board.plan.env["TRACKIO_DIR"]) == ("houses", "/elsewhere")
 
 
 def test_a_space_is_only_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,8 @@ from launcher.jobs import request
 from launcher.plan import adapter, choices, export
 from launcher.plan import make as planner
 from launcher.plan.adapter import Adapter
-from launcher.plan.record import Plan
-from launcher.runs import resume
+from launcher.plan.record import AnyPlan, ExportPlan, Plan
+from launcher.runs import again as reruns
 from launcher.spec import build_export
 from tests.unit import sample
 
@@ -41,7 +41,7 @@ def trained(model: str = "qwen3-8b", **options: Any) -> Plan:
 def exported(
     base: str = "unsloth/Qwen3-8B", *, user: str | None = "me", of: Plan | None = None, place: str = "me/houses",
     private: bool = False, image: str | None = None, **options: Any,
-) -> Plan:  # fmt: skip
+) -> ExportPlan:  # fmt: skip
     found = Adapter(place, COMMIT, base, None, 16, 32, private=private)
     asked = build_export(source="me/houses", **options)
     here = LAPTOP if options.get("local") else None
@@ -58,7 +58,7 @@ def test_the_parts_of_a_run_with_copies_sum_to_its_time_and_its_price() -> None:
         assert plan.cost.expected_usd == pytest.approx(plan.cost.usd_per_hour * plan.duration.total_s / 3600, abs=0.006)
     added = set(made.duration.parts) - set(plain.duration.parts)
     assert added == {"merge", "llama.cpp", "convert", "quantise", "check copies", "upload copies"}
-    assert made.timeout_s >= 1.5 * made.duration.total_s
+    assert made.decisions.timeout_s.value >= 1.5 * made.duration.total_s
     assert made.reasons["merge"].startswith("asked for: a copy of about 16.4 GB")
     assert "q4_k_m 5.2 GB, f16 16.4 GB" in made.reasons["gguf"]
     assert not {"merge", "gguf"} & set(plain.reasons)
@@ -99,7 +99,7 @@ def test_where_neither_copy_fits_both_are_left_out() -> None:
 @pytest.mark.parametrize("option", [{"merge": "16bit"}, {"gguf": ["q4_k_m"]}])
 def test_the_flavor_is_one_that_holds_the_copies(option: dict[str, Any]) -> None:
     made = trained("llama-3.1-70b", **option)
-    flavor = TABLES.flavors[made.flavor]
+    flavor = TABLES.flavors[made.decisions.flavor.value]
     assert made.host.disk_gb <= flavor.disk_gb
     assert made.host.ram_gb <= flavor.ram_gb
     assert made.host.disk_gb > trained("llama-3.1-70b").host.disk_gb + 140
@@ -111,15 +111,15 @@ def test_what_can_not_be_merged_in_4_bits_is_refused() -> None:
     with pytest.raises(RequestError, match="--load-in 16bit trains on others"):
         trained(merge="4bit", load_in="16bit")
     made = trained("qwen3-0.6b", merge="4bit")
-    assert (made.load_in, made.reasons["load_in"]) == ("4bit", "what --merge 4bit saves, merged")
-    assert trained("qwen3-0.6b", merge="16bit").load_in == "16bit"
+    assert (made.decisions.load_in.value, made.reasons["load_in"]) == ("4bit", "what --merge 4bit saves, merged")
+    assert trained("qwen3-0.6b", merge="16bit").decisions.load_in.value == "16bit"
 
 
 @pytest.mark.parametrize("local", [False, True])
 def test_what_llama_cpp_can_not_convert_is_refused_before_anything_is_paid_for(local: bool) -> None:
     folder = Adapter("me/houses", None, "unsloth/Llama-3.2-11B-Vision-Instruct", None, 16, 16, modality="vision")
     asked = build_export(source="me/houses", gguf=["q4_k_m"], local=local)
-    makers: list[Callable[[], Plan]] = [
+    makers: list[Callable[[], AnyPlan]] = [
         lambda: trained("llama-3.2-11b-vision", gguf=["q4_k_m"]),
         lambda: trained("llama-3.2-90b-vision", gguf=["f16"], merge="16bit"),
         lambda: export.make_plan(asked, folder, TABLES, today=TODAY, user="me", here=LAPTOP),
@@ -129,7 +129,7 @@ def test_what_llama_cpp_can_not_convert_is_refused_before_anything_is_paid_for(l
             make()
         assert error.value.exit_code == 3
         assert "--merge 16bit works" in str(error.value.hint)
-    assert trained("llama-3.2-11b-vision", merge="16bit").merge == "16bit"
+    assert trained("llama-3.2-11b-vision", merge="16bit").decisions.merge.value == "16bit"
 
 
 def test_a_config_of_an_architecture_that_llama_cpp_can_not_convert_is_refused() -> None:
@@ -146,9 +146,9 @@ def test_a_config_of_an_architecture_that_llama_cpp_can_not_convert_is_refused()
 
 def test_a_merged_repo_is_the_users_like_the_output_repo() -> None:
     made = trained(merge="16bit", merged_repo="houses-merged", output_repo="houses")
-    assert (made.output_repo, made.merged_repo) == ("me/houses", "me/houses-merged")
-    assert trained(merge="16bit", merged_repo="org/m").merged_repo == "org/m"
-    assert trained(merge="16bit", merged_repo="m", namespace="org").merged_repo == "org/m"
+    assert (made.decisions.output_repo.value, made.decisions.merged_repo.value) == ("me/houses", "me/houses-merged")
+    assert trained(merge="16bit", merged_repo="org/m").decisions.merged_repo.value == "org/m"
+    assert trained(merge="16bit", merged_repo="m", namespace="org").decisions.merged_repo.value == "org/m"
 
 
 def test_what_is_not_pushed_stays_in_the_bucket_and_says_so() -> None:
@@ -161,8 +161,8 @@ def test_what_is_not_pushed_stays_in_the_bucket_and_says_so() -> None:
 
 def test_a_local_run_needs_the_token_only_for_what_it_pushes() -> None:
     asked = {"model": "qwen3-0.6b", "local": True, "merge": "16bit"}
-    assert choices.secrets(spec.build(dict(asked)), {}) == ()
-    assert choices.secrets(spec.build({**asked, "merged_repo": "m"}), {}) == ("HF_TOKEN",)
+    assert choices.secrets(spec.build(dict(asked))).value == ()
+    assert choices.secrets(spec.build({**asked, "merged_repo": "m"})).value == ("HF_TOKEN",)
     assert not choices.copies(spec.build(dict(asked))).pushed
 
 
@@ -228,14 +228,18 @@ def test_the_plan_and_the_scripts_have_the_same_facts(name: str) -> None:
 
 def test_a_text_model_is_merged_on_the_cheapest_machine_that_holds_it() -> None:
     made = exported("unsloth/Qwen3-4B", merge="16bit")
-    assert (made.task, made.adapter, made.adapter_revision) == ("export", "me/houses", COMMIT)
+    assert (made.task, made.decisions.adapter.value, made.decisions.adapter_revision.value) == (
+        "export",
+        "me/houses",
+        COMMIT,
+    )
     assert made.num_gpus == 0
-    assert made.load_in == "16bit"
-    flavor = TABLES.flavors[made.flavor]
+    assert made.decisions.load_in.value == "16bit"
+    flavor = TABLES.flavors[made.decisions.flavor.value]
     assert made.host.disk_gb <= flavor.disk_gb
     assert made.host.ram_gb <= flavor.ram_gb
     fitting = [offer for offer in made.offers if offer.fits]
-    assert made.flavor == fitting[0].flavor
+    assert made.decisions.flavor.value == fitting[0].flavor
     assert made.cost.expected_usd == min(offer.expected_usd or 0 for offer in fitting)
     assert {offer.flavor for offer in made.offers} == set(TABLES.flavors)
     assert made.duration.total_s == sum(made.duration.parts.values())
@@ -247,7 +251,7 @@ def test_a_text_model_is_merged_on_the_cheapest_machine_that_holds_it() -> None:
 def test_the_copies_decide_the_machine() -> None:
     narrow, wide = exported(merge="16bit"), exported(merge="16bit", gguf=["q4_k_m"])
     assert narrow.host.disk_gb <= 50 < wide.host.disk_gb
-    assert TABLES.flavors[wide.flavor].disk_gb >= wide.host.disk_gb
+    assert TABLES.flavors[wide.decisions.flavor.value].disk_gb >= wide.host.disk_gb
     assert exported("unsloth/Qwen3-0.6B", gguf=["q8_0"]).num_gpus == 0
 
 
@@ -266,7 +270,7 @@ def test_what_needs_a_gpu_gets_one(base: str, options: dict[str, Any]) -> None:
     assert without and not any(offer.fits for offer in without)
     with pytest.raises(RefusedError, match=r"does not fit on cpu-performance: .* GPU") as caught:
         exported(base, flavor="cpu-performance", **options)
-    [named] = re.findall(rf"--flavor ({made.flavor}): about \$([0-9.]+)", caught.value.hint)
+    [named] = re.findall(rf"--flavor ({made.decisions.flavor.value}): about \$([0-9.]+)", caught.value.hint)
     assert float(named[1]) == made.cost.expected_usd
 
 
@@ -274,46 +278,59 @@ def test_an_adapter_on_a_4bit_upload_is_merged_into_the_16bit_weights() -> None:
     base = "unsloth/Meta-Llama-3.1-70B-Instruct-bnb-4bit"
     whole = 2 * TABLES.models["llama-3.1-70b"].params
     narrow, wide = (exported(base, merge="16bit", flavor=flavor) for flavor in ("l40sx1", "h200"))
-    assert (narrow.load_in, wide.load_in) == ("4bit", "16bit")
+    assert (narrow.decisions.load_in.value, wide.decisions.load_in.value) == ("4bit", "16bit")
     assert narrow.duration.parts["16-bit weights"] == pytest.approx(whole / 200e6, abs=1)
     assert wide.duration.parts["download"] == pytest.approx(whole / 200e6, abs=1)
     assert "16-bit weights" not in wide.duration.parts
     assert narrow.host.disk_gb > wide.host.disk_gb > 2 * whole / 1e9
     small = exported("unsloth/gemma-2-2b-it-bnb-4bit", merge="16bit")
-    assert (small.num_gpus, small.load_in) == (0, "16bit")
+    assert (small.num_gpus, small.decisions.load_in.value) == (0, "16bit")
 
 
 def test_a_machine_that_is_too_small_is_refused_with_what_would_do() -> None:
     with pytest.raises(RefusedError, match="does not fit on t4-small: disk: needs") as caught:
         exported(merge="16bit", gguf=["q4_k_m"], flavor="t4-small")
     assert "--merge 16bit alone: on t4-small" in caught.value.hint
-    assert exported(merge="16bit", flavor="t4-small").flavor == "t4-small"
+    assert exported(merge="16bit", flavor="t4-small").decisions.flavor.value == "t4-small"
     for name in re.findall(r"--flavor (\S+):", caught.value.hint):
-        assert exported(merge="16bit", gguf=["q4_k_m"], flavor=name).flavor == name
+        assert exported(merge="16bit", gguf=["q4_k_m"], flavor=name).decisions.flavor.value == name
 
 
 def test_the_copies_go_where_the_adapter_is_if_that_is_the_users() -> None:
-    assert exported(merge="16bit").output_repo == "me/houses"
+    assert exported(merge="16bit").decisions.output_repo.value == "me/houses"
     other = exported(merge="16bit", place="you/houses")
-    assert other.output_repo == "me/houses-export"
-    assert exported(merge="16bit", place="you/houses", user=None).output_repo == "you/houses"
+    assert other.decisions.output_repo.value == "me/houses-export"
+    assert exported(merge="16bit", place="you/houses", user=None).decisions.output_repo.value == "you/houses"
     of = trained(output_repo="org/houses", namespace="org")
     made = exported(merge="16bit", place="org/houses", of=of, merged_repo="merged")
-    assert (made.output_repo, made.merged_repo, made.namespace) == ("org/houses", "org/merged", "org")
-    assert exported(merge="16bit", output_repo="elsewhere").output_repo == "me/elsewhere"
+    assert (made.decisions.output_repo.value, made.decisions.merged_repo.value, made.decisions.namespace.value) == (
+        "org/houses",
+        "org/merged",
+        "org",
+    )
+    assert exported(merge="16bit", output_repo="elsewhere").decisions.output_repo.value == "me/elsewhere"
 
 
 def test_the_copies_of_a_private_adapter_stay_private_unless_told_otherwise() -> None:
-    assert exported(merge="16bit", private=True).private
-    assert not exported(merge="16bit").private
+    assert exported(merge="16bit", private=True).decisions.private.value
+    assert not exported(merge="16bit").decisions.private.value
 
 
 def test_here_nothing_is_pushed_unless_told_where() -> None:
     made = exported(merge="16bit", local=True)
-    assert (made.flavor, made.output_repo, made.secrets, made.cost.expected_usd) == ("local", None, (), 0)
+    assert (
+        made.decisions.flavor.value,
+        made.decisions.output_repo.value,
+        made.decisions.secrets.value,
+        made.cost.expected_usd,
+    ) == ("local", None, (), 0)
     assert made.vram.fits
     pushed = exported(merge="16bit", local=True, merged_repo="m")
-    assert (pushed.output_repo, pushed.merged_repo, pushed.secrets) == (None, "me/m", ("HF_TOKEN",))
+    assert (pushed.decisions.output_repo.value, pushed.decisions.merged_repo.value, pushed.decisions.secrets.value) == (
+        None,
+        "me/m",
+        ("HF_TOKEN",),
+    )
 
 
 @pytest.mark.parametrize(
@@ -342,14 +359,16 @@ def test_nor_does_one_of_an_adapter_that_was_there_before() -> None:
     for name in ("me/houses", "houses"):
         with pytest.raises(RequestError, match="is the adapter's repo"):
             exported(merge="16bit", merged_repo=name, output_repo="elsewhere")
-    assert exported(merge="16bit", merged_repo="houses", place="you/houses").merged_repo == "me/houses"
+    assert exported(merge="16bit", merged_repo="houses", place="you/houses").decisions.merged_repo.value == "me/houses"
 
 
 def test_what_it_was_trained_as_is_what_is_exported() -> None:
     base = TABLES.models["gemma-3-4b"].repo
-    assert exported(base, merge="16bit").modality == TABLES.models["gemma-3-4b"].modalities[0] == "vision"
+    assert (
+        exported(base, merge="16bit").decisions.modality.value == TABLES.models["gemma-3-4b"].modalities[0] == "vision"
+    )
     of = sample.plan(modality="text", output_repo="me/houses")
-    assert exported(base, merge="16bit", of=of).modality == "text"
+    assert exported(base, merge="16bit", of=of).decisions.modality.value == "text"
 
 
 @pytest.mark.parametrize(
@@ -388,9 +407,9 @@ def test_an_export_is_started_again_and_not_resumed() -> None:
         "launch export me/houses --merge 16bit --gguf q4_k_m --gguf f16 --merged-repo me/m --output-repo me/houses"
     )
     with pytest.raises(RequestError) as caught:
-        resume.require_training(made, "abc")
+        reruns.require_training(made, "abc")
     assert again in caught.value.hint
-    resume.require_training(trained(), "abc")
+    reruns.require_training(trained(), "abc")
 
 
 @pytest.mark.parametrize(

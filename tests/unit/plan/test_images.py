@@ -28,7 +28,7 @@ def plan(default: str | None = None, here: Flavor | None = None, **options: Any)
 
 def test_the_services_default_installs_the_stack() -> None:
     made = plan()
-    assert made.image is None
+    assert made.decisions.image.value is None
     assert made.duration.parts["install"] > 0
     assert "installed at every start" in made.reasons["image"]
 
@@ -47,7 +47,7 @@ def test_the_services_default_installs_the_stack() -> None:
 )
 def test_an_image_whose_name_says_so_installs_nothing(image: str) -> None:
     made = plan(image=image)
-    assert made.image == image
+    assert made.decisions.image.value == image
     assert made.duration.parts["install"] == 0
     assert "brings the training stack" in made.reasons["image"]
     # The same Job with as much to train, some seconds apart.
@@ -68,7 +68,7 @@ def test_an_image_whose_name_says_so_installs_nothing(image: str) -> None:
 )
 def test_any_other_image_is_planned_to_install_it(image: str, said: str) -> None:
     made = plan(image=image)
-    assert made.image == image
+    assert made.decisions.image.value == image
     assert made.duration.parts["install"] > 0
     assert said in made.reasons["image"]
     assert "time to install it is planned for" in made.reasons["image"]
@@ -84,14 +84,14 @@ def test_every_offer_knows_of_the_image() -> None:
 
 
 def test_the_users_default_gives_way_to_the_command_line() -> None:
-    assert plan("me/launch-job").image == "me/launch-job"
+    assert plan("me/launch-job").decisions.image.value == "me/launch-job"
     assert "config.toml" in plan("me/launch-job").reasons["image"]
-    assert plan("me/launch-job", image="you/uv").image == "you/uv"
+    assert plan("me/launch-job", image="you/uv").decisions.image.value == "you/uv"
 
 
 def test_a_run_on_this_machine_has_no_image() -> None:
     made = plan("me/launch-job", here=HERE, model="smollm2-135m", flavor="auto", local=True)
-    assert made.image is None
+    assert made.decisions.image.value is None
     assert "container" in made.reasons["image"]
 
 
@@ -115,6 +115,6 @@ def test_the_command_line_reads_the_users_default(launch_home: Path) -> None:
     (launch_home / home.SETTINGS).write_text('image = "ghcr.io/me/launch-job"\n', encoding="utf-8")
     shown = CliRunner().invoke(cli.app, ["plan", "--model", "qwen3-8b", "--json"])
     assert shown.exit_code == 0, shown.output
-    assert Plan.model_validate_json(shown.stdout).image == "ghcr.io/me/launch-job"
+    assert Plan.model_validate_json(shown.stdout).decisions.image.value == "ghcr.io/me/launch-job"
     shown = CliRunner().invoke(cli.app, ["--model", "qwen3-8b", "--dry-run", "--json"])
     assert '"image": "ghcr.io/me/launch-job"' in shown.stdout

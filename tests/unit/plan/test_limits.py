@@ -66,9 +66,10 @@ def test_each_change_that_is_offered_makes_the_run_fit(case: dict[str, Any]) -> 
         peak, room = (float(text) for text in re.findall(r"([0-9.]+) of ([0-9.]+) GiB", line)[0])
         assert made.vram.peak_gib == pytest.approx(peak, abs=0.06)
         assert made.vram.available_gib == pytest.approx(room, abs=0.06)
-        assert f" on {made.flavor}, batch {made.batch_size}, about ${made.cost.expected_usd:.2f}" in line
-        assert made.host.ram_gb <= TABLES.flavors[made.flavor].ram_gb
-        assert made.host.disk_gb <= TABLES.flavors[made.flavor].disk_gb
+        flavor, batch = TABLES.flavors[made.decisions.flavor.value], made.decisions.batch_size.value
+        assert f" on {flavor.name}, batch {batch}, about ${made.cost.expected_usd:.2f}" in line
+        assert made.host.ram_gb <= flavor.ram_gb
+        assert made.host.disk_gb <= flavor.disk_gb
 
 
 def test_a_smaller_batch_comes_before_what_changes_the_result() -> None:

@@ -41,19 +41,19 @@ def plan(
 
 def dataset_rows(made: Plan, tokens: float = TYPICAL_ROW_TOKENS) -> float:
     """Rows of the dataset that an optimizer step of the plan holds."""
-    rows = made.batch_size * made.gradient_accumulation
-    return rows * made.max_length / tokens if made.packing else rows
+    rows = made.decisions.batch_size.value * made.decisions.gradient_accumulation.value
+    return rows * made.decisions.max_length.value / tokens if made.decisions.packing.value else rows
 
 
 def test_a_model_alone_gets_sensible_defaults() -> None:
     made = plan(user="me")
-    assert made.dataset == "trl-lib/Capybara"
-    assert made.max_steps == 500
-    assert made.output_repo == "me/qwen3-8b-sft-20261124"
-    assert made.secrets == ("HF_TOKEN",)
+    assert made.decisions.dataset.value == "trl-lib/Capybara"
+    assert made.decisions.max_steps.value == 500
+    assert made.decisions.output_repo.value == "me/qwen3-8b-sft-20261124"
+    assert made.decisions.secrets.value == ("HF_TOKEN",)
     assert made.vram.fits
     assert dataset_rows(made) == pytest.approx(16, rel=0.25)
-    assert made.timeout_s >= max(1800, made.duration.total_s)
+    assert made.decisions.timeout_s.value >= max(1800, made.duration.total_s)
 
 
 def test_every_decision_has_a_reason() -> None:
@@ -87,7 +87,7 @@ def test_the_same_request_gives_the_same_plan() -> None:
     ],
 )
 def test_what_is_asked_for_is_kept(name: str, value: Any) -> None:
-    assert getattr(plan(**{name: value}), name) == value
+    assert getattr(plan(**{name: value}).options, name) == value
 
 
 def test_the_offers_cover_every_gpu_flavor_and_the_cheapest_is_taken() -> None:
@@ -96,7 +96,7 @@ def test_the_offers_cover_every_gpu_flavor_and_the_cheapest_is_taken() -> None:
     single = [
         o for o in made.offers if o.fits and TABLES.flavors[o.flavor].num_gpus == 1 and o.expected_usd is not None
     ]
-    assert made.flavor == min(single, key=lambda offer: offer.expected_usd or 0).flavor
+    assert made.decisions.flavor.value == min(single, key=lambda offer: offer.expected_usd or 0).flavor
 
 
 # The mission's own table: parameters, the least VRAM, the GPUs it names.
@@ -154,10 +154,10 @@ def test_what_can_not_be_planned_is_refused(options: dict[str, Any], error: type
 @pytest.mark.parametrize("model", ["qwen3-8b", "llama-3.2-1b", "smollm2-1.7b", "mistral-7b", "phi-4"])
 def test_short_text_is_packed_and_a_step_keeps_its_rows(model: str) -> None:
     made = plan(model, flavor="a100-large")
-    assert made.packing
+    assert made.decisions.packing.value
     assert made.reasons["packing"].startswith("on: ")
     assert dataset_rows(made) == pytest.approx(16, rel=0.25)
-    assert made.batch_size * made.gradient_accumulation < 16
+    assert made.decisions.batch_size.value * made.decisions.gradient_accumulation.value < 16
 
 
 @pytest.mark.parametrize(
@@ -181,15 +181,15 @@ def test_rows_stay_as_they_are_where_packing_would_be_wrong_or_idle(
     model: str, options: dict[str, Any], said: str
 ) -> None:
     made = plan(model, **options)
-    assert not made.packing
+    assert not made.decisions.packing.value
     assert made.reasons["packing"].startswith("off")
     assert said in made.reasons["packing"]
-    assert made.batch_size * made.gradient_accumulation == 16
+    assert made.decisions.batch_size.value * made.decisions.gradient_accumulation.value == 16
 
 
 def test_packing_that_was_asked_for_is_kept_and_doubted_where_unsloth_would_not() -> None:
     made = plan("gemma-2-9b", packing=True, flavor="a100-large")
-    assert made.packing
+    assert made.decisions.packing.value
     assert any(text.startswith("--packing") for text in made.warnings)
     assert plan("qwen3-8b", packing=True, flavor="a100-large").warnings == ()
 
@@ -197,7 +197,7 @@ def test_packing_that_was_asked_for_is_kept_and_doubted_where_unsloth_would_not(
 @pytest.mark.parametrize(("batch", "rows"), [(1, 16), (2, 16), (4, 64), (8, 64)])
 def test_a_batch_asked_for_with_packing_counts_packed_rows(batch: int, rows: int) -> None:
     made = plan(packing=True, batch_size=batch, effective_batch_size=rows, flavor="h200")
-    assert made.batch_size == batch
+    assert made.decisions.batch_size.value == batch
     assert dataset_rows(made) == pytest.approx(rows, rel=0.25)
 
 
@@ -216,7 +216,7 @@ def test_the_cheapest_run_is_not_the_cheapest_hour() -> None:
     hour = {name: flavor.usd_per_hour for name, flavor in TABLES.flavors.items() if flavor.num_gpus == 1}
     fitting = {o.flavor: o.expected_usd or 0 for o in made.offers if o.fits and o.flavor in hour}
     assert made.cost.expected_usd <= min(fitting.values()) * 1.1 + 0.01
-    assert hour[made.flavor] > min(hour[name] for name in fitting)
+    assert hour[made.decisions.flavor.value] > min(hour[name] for name in fitting)
 
 
 @pytest.mark.parametrize("model", ["qwen3-8b", "qwen3-vl-8b", "smollm2-135m", "llama-3.3-70b"])
@@ -233,26 +233,29 @@ def test_fast_is_the_shortest_run_and_cheap_the_cheapest(model: str) -> None:
 @pytest.mark.parametrize("model", sorted(TABLES.models))
 def test_16bit_weights_take_no_bigger_card_and_no_more_time(model: str) -> None:
     chosen, narrow = plan(model), plan(model, load_in="4bit")
-    if chosen.load_in == "4bit":
+    if chosen.decisions.load_in.value == "4bit":
         assert "16-bit ones" in chosen.reasons["load_in"]
         return
     assert chosen.cost.expected_usd <= narrow.cost.expected_usd * 1.1 + 0.01
-    assert chosen.duration.train_s <= narrow.duration.train_s * 1.03 or chosen.flavor != narrow.flavor
+    assert (
+        chosen.duration.train_s <= narrow.duration.train_s * 1.03
+        or chosen.decisions.flavor.value != narrow.decisions.flavor.value
+    )
 
 
 def test_16bit_is_for_where_it_fits_well() -> None:
-    assert plan("qwen3-1.7b", flavor="a100-large").load_in == "16bit"
-    assert plan("qwen3-14b", flavor="a10g-large").load_in == "4bit"
-    assert plan("qwen3-32b", flavor="l40sx1").load_in == "4bit"
+    assert plan("qwen3-1.7b", flavor="a100-large").decisions.load_in.value == "16bit"
+    assert plan("qwen3-14b", flavor="a10g-large").decisions.load_in.value == "4bit"
+    assert plan("qwen3-32b", flavor="l40sx1").decisions.load_in.value == "4bit"
 
 
 @pytest.mark.parametrize("flavor", ["t4-small", "l4x1", "l40sx1", "h200"])
 @pytest.mark.parametrize("rows", [1, 6, 16, 17, 64])
 def test_the_batch_fills_the_card_and_the_step_keeps_its_rows(flavor: str, rows: int) -> None:
     made = plan("qwen3-4b", flavor=flavor, effective_batch_size=rows, packing=False, load_in="4bit")
-    assert made.batch_size * made.gradient_accumulation == rows
-    assert made.batch_size == 1 or made.vram.peak_gib <= made.vram.available_gib * offers.FILL + 0.01
-    larger = [size for size in range(made.batch_size + 1, rows + 1) if rows % size == 0]
+    assert made.decisions.batch_size.value * made.decisions.gradient_accumulation.value == rows
+    assert made.decisions.batch_size.value == 1 or made.vram.peak_gib <= made.vram.available_gib * offers.FILL + 0.01
+    larger = [size for size in range(made.decisions.batch_size.value + 1, rows + 1) if rows % size == 0]
     for size in larger[:1]:
         with_more = plan(
             "qwen3-4b", flavor="h200", batch_size=size, effective_batch_size=rows, packing=False, load_in="4bit"
@@ -263,7 +266,7 @@ def test_the_batch_fills_the_card_and_the_step_keeps_its_rows(flavor: str, rows:
 
 def test_an_accumulation_asked_for_is_kept() -> None:
     made = plan(gradient_accumulation=4, packing=False)
-    assert (made.batch_size, made.gradient_accumulation) == (4, 4)
+    assert (made.decisions.batch_size.value, made.decisions.gradient_accumulation.value) == (4, 4)
 
 
 # Money and time -----------------------------------------------------------------------------------------------------
@@ -280,7 +283,7 @@ def test_a_limit_on_the_cost_holds_or_the_run_is_refused(model: str, prefer: str
         assert f"--max-cost is ${max_cost:.2f}" in refused.message
         return
     assert made.cost.max_usd <= max_cost + 0.005
-    assert made.timeout_s >= max(1800, made.duration.total_s * budget.LEAST_MARGIN - 1)
+    assert made.decisions.timeout_s.value >= max(1800, made.duration.total_s * budget.LEAST_MARGIN - 1)
 
 
 def applied(line: str) -> dict[str, Any]:
@@ -322,7 +325,7 @@ def test_no_more_steps_would_fit_than_are_offered() -> None:
     with pytest.raises(RefusedError) as caught:
         plan(load_in="4bit", **options)
     offered = applied(caught.value.hint.splitlines()[1].strip())
-    assert plan(load_in="4bit", **options | offered).max_steps == offered["max_steps"]
+    assert plan(load_in="4bit", **options | offered).decisions.max_steps.value == offered["max_steps"]
     with pytest.raises(RefusedError):
         plan(load_in="4bit", **options | {"max_steps": offered["max_steps"] + 2})
 
@@ -365,7 +368,7 @@ def test_epochs_are_planned_from_what_is_looked_up() -> None:
     made = plan(num_train_epochs=2.0, dataset="org/data", look_up=counted(10_000, 800.0), packing=False)
     assert "org/data was counted" in made.reasons["duration"]
     twice = plan(num_train_epochs=2.0, dataset="org/data", look_up=counted(20_000, 800.0), packing=False,
-                 flavor=made.flavor, load_in=made.load_in)  # fmt: skip
+                 flavor=made.decisions.flavor.value, load_in=made.decisions.load_in.value)  # fmt: skip
     assert twice.duration.train_s > 1.8 * made.duration.train_s
 
 
@@ -380,8 +383,8 @@ def test_the_length_of_the_datasets_rows_counts_and_is_cut() -> None:
 
 
 def test_long_rows_are_not_packed_and_short_ones_are() -> None:
-    assert not plan(look_up=counted(None, 1500.0), flavor="l40sx1").packing
-    assert plan(look_up=counted(None, 300.0), flavor="l40sx1").packing
+    assert not plan(look_up=counted(None, 1500.0), flavor="l40sx1").decisions.packing.value
+    assert plan(look_up=counted(None, 300.0), flavor="l40sx1").decisions.packing.value
 
 
 def test_a_service_that_does_not_answer_matters_only_for_epochs() -> None:
@@ -403,7 +406,7 @@ def test_a_local_file_is_measured(tmp_path: Path) -> None:
 
 def test_epochs_of_unknown_rows_may_run_where_nobody_pays() -> None:
     made = plan("smollm2-135m", local=True, here=LAPTOP, num_train_epochs=2.0, dataset="org/data")
-    assert (made.num_train_epochs, made.max_steps) == (2.0, None)
+    assert (made.options.num_train_epochs, made.decisions.max_steps.value) == (2.0, None)
 
 
 def test_a_picture_is_part_of_a_row() -> None:
@@ -420,8 +423,8 @@ def test_a_disk_that_is_too_small_is_no_offer() -> None:
     t4 = next(offer for offer in made.offers if offer.flavor == "t4-small")
     assert not t4.fits
     assert made.host.disk_gb > 60
-    assert made.host.disk_gb <= TABLES.flavors[made.flavor].disk_gb
-    assert made.host.ram_gb <= TABLES.flavors[made.flavor].ram_gb
+    assert made.host.disk_gb <= TABLES.flavors[made.decisions.flavor.value].disk_gb
+    assert made.host.ram_gb <= TABLES.flavors[made.decisions.flavor.value].ram_gb
 
 
 @pytest.mark.parametrize("model", sorted(TABLES.models))
@@ -450,18 +453,18 @@ def test_a_plan_is_made_in_a_blink() -> None:
 
 def test_epochs_are_planned_from_the_number_of_rows() -> None:
     made = plan(num_train_epochs=2.0, dataset_rows=1000)
-    assert made.max_steps is None
+    assert made.decisions.max_steps.value is None
     assert made.duration.train_s > 0
 
 
 def test_a_local_run_needs_no_flavor_no_token_and_costs_nothing() -> None:
     made = plan("smollm2-135m", local=True, here=LAPTOP)
-    assert made.flavor == "local"
+    assert made.decisions.flavor.value == "local"
     assert made.num_gpus == 0
-    assert made.secrets == ()
-    assert made.output_repo is None
+    assert made.decisions.secrets.value == ()
+    assert made.decisions.output_repo.value is None
     assert made.cost.max_usd == 0
-    assert made.load_in == "16bit"
+    assert made.decisions.load_in.value == "16bit"
 
 
 def test_a_local_model_that_is_too_large_is_refused() -> None:
@@ -475,21 +478,21 @@ def test_vision_is_refused_on_a_cpu_and_planned_on_a_gpu() -> None:
     card = Gpu(title="RTX 4090", memory_gib=23.5, nominal_gb=24, bf16=True, compute_capability="8.9", bf16_tflops=1,
                bandwidth_gbs=1)  # fmt: skip
     made = plan("qwen3-vl-2b", local=True, here=LAPTOP.model_copy(update={"gpu": card, "num_gpus": 1}))
-    assert made.load_in == "16bit"
-    assert made.modality == "vision"
+    assert made.decisions.load_in.value == "16bit"
+    assert made.decisions.modality.value == "vision"
 
 
 def test_a_small_model_may_train_on_a_cpu_flavor() -> None:
     made = plan("smollm2-135m", flavor="cpu-upgrade")
-    assert (made.load_in, made.num_gpus) == ("16bit", 0)
+    assert (made.decisions.load_in.value, made.num_gpus) == ("16bit", 0)
     assert made.cost.usd_per_hour == 0.03
 
 
 def test_the_large_default_dataset_is_streamed() -> None:
-    assert plan("qwen3-vl-8b").streaming
-    assert not plan("qwen3-vl-8b", streaming=False).streaming
-    assert not plan("qwen3-vl-8b", dataset="me/pictures").streaming
-    assert not plan("qwen3-8b").streaming
+    assert plan("qwen3-vl-8b").decisions.streaming.value
+    assert not plan("qwen3-vl-8b", streaming=False).decisions.streaming.value
+    assert not plan("qwen3-vl-8b", dataset="me/pictures").decisions.streaming.value
+    assert not plan("qwen3-8b").decisions.streaming.value
 
 
 def test_idle_gpus_and_missing_bfloat16_are_warned_about() -> None:
@@ -498,11 +501,11 @@ def test_idle_gpus_and_missing_bfloat16_are_warned_about() -> None:
 
 
 def test_a_plain_upload_is_loaded_and_a_dynamic_one_only_by_name() -> None:
-    assert plan("qwen3-32b", load_in="4bit").repo == "unsloth/Qwen3-32B-bnb-4bit"
-    assert plan("qwen3-32b", load_in="4bit", revision="main").repo == "unsloth/Qwen3-32B"
-    assert plan("qwen3-8b", load_in="4bit").repo == "unsloth/Qwen3-8B"
+    assert plan("qwen3-32b", load_in="4bit").facts.repo == "unsloth/Qwen3-32B-bnb-4bit"
+    assert plan("qwen3-32b", load_in="4bit", revision="main").facts.repo == "unsloth/Qwen3-32B"
+    assert plan("qwen3-8b", load_in="4bit").facts.repo == "unsloth/Qwen3-8B"
     named = plan("unsloth/Qwen3-8B-unsloth-bnb-4bit")
-    assert (named.repo, named.load_in) == ("unsloth/Qwen3-8B-unsloth-bnb-4bit", "4bit")
+    assert (named.facts.repo, named.decisions.load_in.value) == ("unsloth/Qwen3-8B-unsloth-bnb-4bit", "4bit")
     assert any("is assumed" in text for text in named.warnings)
     with pytest.raises(RequestError, match="stored in 4 bits"):
         plan("unsloth/Qwen3-8B-unsloth-bnb-4bit", load_in="16bit")

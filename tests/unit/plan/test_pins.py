@@ -44,7 +44,10 @@ def down(kind: str, repo: str, revision: str | None) -> Seen:
 
 def test_main_becomes_the_commit_that_it_is_today() -> None:
     made, _ = plan(known)
-    assert (made.revision, made.dataset_revision) == (COMMITS["model"], COMMITS["dataset"])
+    assert (made.decisions.revision.value, made.decisions.dataset_revision.value) == (
+        COMMITS["model"],
+        COMMITS["dataset"],
+    )
     assert made.reasons["revision"] == made.reasons["dataset_revision"] == "main, as it was on 24 November 2026"
 
 
@@ -52,7 +55,7 @@ def test_the_repo_that_is_loaded_is_the_one_that_is_asked_for() -> None:
     model = TABLES.models["qwen3-32b"]
     assert model.loads("4bit") != model.loads("16bit")
     made, asked = plan(known, model=model.alias, flavor="h200", load_in="4bit")
-    assert made.repo == model.repo_4bit
+    assert made.facts.repo == model.repo_4bit
     assert ("model", model.repo_4bit, None) in asked
     made, asked = plan(known, model=model.alias, flavor="h200", load_in="16bit")
     assert ("model", model.repo, None) in asked
@@ -60,8 +63,8 @@ def test_the_repo_that_is_loaded_is_the_one_that_is_asked_for() -> None:
 
 def test_a_branch_is_resolved_and_a_commit_is_left_alone() -> None:
     made, asked = plan(known, revision="v2", dataset_revision="c" * 40)
-    assert made.revision == COMMITS["model"]
-    assert made.dataset_revision == "c" * 40
+    assert made.decisions.revision.value == COMMITS["model"]
+    assert made.decisions.dataset_revision.value == "c" * 40
     assert [revision for _, _, revision in asked] == ["v2"]
     assert made.reasons["revision"] == "v2, as it was on 24 November 2026"
     assert made.reasons["dataset_revision"] == "asked for"
@@ -72,24 +75,24 @@ def test_a_file_and_a_folder_have_no_revision(tmp_path: Path) -> None:
     rows.write_text('{"text": "a row"}\n')
     for dataset in (str(rows), str(tmp_path)):
         made, asked = plan(known, dataset=dataset)
-        assert made.dataset_revision is None
+        assert made.decisions.dataset_revision.value is None
         assert [kind for kind, _, _ in asked] == ["model"]
     made, asked = plan(known, dataset="not-there.jsonl")
-    assert made.dataset_revision is None
+    assert made.decisions.dataset_revision.value is None
 
 
 def test_offline_they_stay_as_given() -> None:
     made, _ = plan(None, revision="v2")
-    assert (made.revision, made.dataset_revision) == ("v2", None)
+    assert (made.decisions.revision.value, made.decisions.dataset_revision.value) == ("v2", None)
     assert "revision" not in made.reasons
 
 
 def test_a_service_that_is_away_does_not_stop_a_plan() -> None:
     made, _ = plan(down, revision="v2")
-    assert (made.revision, made.dataset_revision) == ("v2", None)
+    assert (made.decisions.revision.value, made.decisions.dataset_revision.value) == ("v2", None)
     assert "can't be reached" in made.reasons["revision"]
     made, _ = plan(lambda kind, repo, revision: Seen(None))
-    assert made.revision is None
+    assert made.decisions.revision.value is None
     assert "names no commit" in made.reasons["revision"]
 
 
@@ -102,16 +105,16 @@ def test_what_is_not_there_is_an_error() -> None:
 
 
 def test_the_catalogs_licence_stays_and_the_card_says_more_of_another_one() -> None:
-    assert plan(known)[0].licence == "apache-2.0"
+    assert plan(known)[0].facts.licence == "apache-2.0"
 
     def other(kind: str, repo: str, revision: str | None) -> Seen:
         return Seen(COMMITS[kind], "other", "lfm1.0", "https://huggingface.co/LiquidAI/LFM2-1.2B/blob/main/LICENSE")
 
     made = plan(other, model="lfm2-1.2b")[0]
-    assert (made.licence, made.licence_name) == ("other", "lfm1.0")
-    assert made.licence_link == "https://huggingface.co/LiquidAI/LFM2-1.2B/blob/main/LICENSE"
+    assert (made.facts.licence, made.facts.licence_name) == ("other", "lfm1.0")
+    assert made.facts.licence_link == "https://huggingface.co/LiquidAI/LFM2-1.2B/blob/main/LICENSE"
     made = plan(other)[0]
-    assert (made.licence, made.licence_name, made.licence_link) == ("apache-2.0", None, None)
+    assert (made.facts.licence, made.facts.licence_name, made.facts.licence_link) == ("apache-2.0", None, None)
 
 
 @pytest.fixture

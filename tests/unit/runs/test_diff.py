@@ -13,9 +13,12 @@ import pytest
 from launcher import catalog, spec
 from launcher.jobs import folder as runs
 from launcher.jobs.local import LocalBackend
+from launcher.plan import export
 from launcher.plan import make as planner
+from launcher.plan.adapter import Adapter
 from launcher.plan.record import Plan
 from launcher.runs import diff
+from launcher.spec import build_export
 from tests.emulator import Hub
 from tests.faults.command import launch
 from tests.unit import sample
@@ -50,7 +53,11 @@ def shown(monkeypatch: pytest.MonkeyPatch, printed: Printed, *args: object) -> s
 def test_every_decision_of_a_plan_has_its_section() -> None:
     sections = [name for names in diff.SECTIONS.values() for name in names]
     assert len(sections) == len(set(sections))
-    assert {*sections, *diff.FOLLOWS, *diff.LEFT_OUT} == set(Plan.model_fields)
+    asked = build_export(source="me/model", merge="16bit")
+    adapter = Adapter("me/model", None, "unsloth/Qwen3-8B", None, 16, 16)
+    made = export.make_plan(asked, adapter, TABLES, today=date(2026, 11, 24))
+    known = {*plan().model_dump(), *made.model_dump()}
+    assert {*sections, *diff.FOLLOWS, *diff.LEFT_OUT} == known | {"replaced"}
 
 
 def test_equal_plans_differ_in_nothing() -> None:
@@ -148,9 +155,10 @@ def test_a_script_run_by_hand_and_one_of_another_version(
     script = (sample.JOB_SCRIPTS / "sft_text.py").read_text(encoding="utf-8")
     by_hand = write(tmp_path / "hand", files(None, script, args=["--max-steps", "3"]))
     changed = write(tmp_path / "old", files(planned(seed=2), "print('of another version')\n"))
-    decisions = answer(monkeypatch, capsys, by_hand, changed)["decisions"]
-    assert decisions["max_steps"] == [3, 5]
-    assert decisions["seed"] == [3407, 2]
+    of = write(tmp_path / "new", files(planned(seed=1), args=["--max-steps", "3"]))
+    assert answer(monkeypatch, capsys, of, changed)["decisions"] == {"max_steps": [3, 5], "seed": [1, 2]}
+    assert launch(monkeypatch, "diff", str(by_hand), str(changed)) == 2
+    assert "hf jobs uv run" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_run_of_this_machine_with_how_it_ended(
@@ -183,7 +191,7 @@ def test_a_variable_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch, caps
 def test_a_plan_of_anybody_moves_no_terminal(monkeypatch: pytest.MonkeyPatch, capsys: Printed, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(planned().model_dump_json())
     vram = planned().vram.model_copy(update={"parts": {"\x1b[2Jpart": 1.0}})
-    strange = planned(vram=vram, env={"A\x1b[2J": "b"}, run_name="\x1b[2J", reasons={"run_name": "\x1b[2J"})
+    strange = planned(vram=vram, run_name="\x1b[2J", reasons={"run_name": "\x1b[2J"})
     (tmp_path / "b.json").write_text(strange.model_dump_json())
     said = shown(monkeypatch, capsys, "--all", tmp_path / "a.json", tmp_path / "b.json")
     assert "vram.parts.part" in said

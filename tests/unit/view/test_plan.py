@@ -42,11 +42,17 @@ def test_every_model_of_the_catalog_has_its_plan_on_one_screen(alias: str) -> No
     assert max(len(line.rstrip()) for line in lines) <= WIDTH
     assert len(lines) <= 43
     words = shown.split()
-    for text in (plan.repo, plan.flavor, plan.output_repo or "", plan.reasons["flavor"], *plan.warnings):
+    for text in (
+        plan.facts.repo,
+        plan.decisions.flavor.value,
+        plan.decisions.output_repo.value or "",
+        plan.reasons["flavor"],
+        *plan.warnings,
+    ):
         assert set(text.split()) <= {word.rstrip(",") for word in words} | set(words), text
     for figure in (f"{plan.vram.peak_gib:.2f}", f"{plan.vram.available_gib:.2f}", f"${plan.cost.expected_usd:.2f}"):
         assert any(figure in word for word in words)
-    for text in (minutes(plan.duration.total_s), minutes(plan.timeout_s), f"{plan.cost.max_usd:.2f}"):
+    for text in (minutes(plan.duration.total_s), minutes(plan.decisions.timeout_s.value), f"{plan.cost.max_usd:.2f}"):
         assert text in shown
     for name, gib in plan.vram.parts.items():
         assert f"{name} {gib:.2f}" in shown
@@ -89,7 +95,7 @@ def test_a_long_list_of_offers_is_cut_and_the_chosen_one_stays() -> None:
     plan = on_jobs(flavor=fitting[-1].flavor, offers=(*fitting, *(offer(f"small-{n}", None) for n in range(9))))
     shown = screen(plan)
     [chosen] = [line for line in shown.splitlines() if "chosen" in line]
-    assert chosen.startswith(plan.flavor)
+    assert chosen.startswith(plan.decisions.flavor.value)
     assert "and 11 more that fit and 6 more that do not" in shown
     assert "small-2" in shown and "small-3" not in shown
 
