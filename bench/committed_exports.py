@@ -11,10 +11,10 @@ from datetime import date
 from pathlib import Path
 
 from launcher import catalog
-from launcher.export_spec import ExportSpec
 from launcher.plan import export
 from launcher.plan.adapter import Adapter
 from launcher.render import render
+from launcher.spec import ExportSpec
 
 FOLDER = Path(__file__).parent.parent / "job_scripts"
 MODELS = {"export.py": "unsloth/Qwen3-8B", "export_vlm.py": "unsloth/Qwen3-VL-8B-Instruct"}

@@ -383,7 +383,7 @@ def stored_rows(data: Path, kind: str, split: str) -> list[dict[str, Any]]:
     """The rows of a split as the builder wrote them, with images as PIL and parts without empty keys."""
     if kind == "text":
         return [json.loads(line) for line in (data / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
-    import pyarrow.parquet  # type: ignore[import-not-found]
+    import pyarrow.parquet
     from PIL import Image  # type: ignore[import-not-found]
 
     rows = pyarrow.parquet.read_table(data / f"{split}.parquet").to_pylist()
@@ -521,9 +521,10 @@ def predict(folder: Path, kind: str, load_in: Any) -> float | None:
         sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
         from launcher import catalog
         from launcher.estimate import memory
+        from launcher.estimate.setup import Setup
 
         model = catalog.load().model(str(folder))
-        setup = memory.Setup(
+        setup = Setup(
             load_in=load_in, engine="unsloth", max_length=MAX_LENGTH[kind], batch_size=BATCH[kind], lora_r=LORA_R,
             modality="vision" if kind == "vision" else "text", image_size=IMAGE_SIDE if kind == "vision" else None,
         )  # fmt: skip

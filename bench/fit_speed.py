@@ -22,7 +22,7 @@ from pathlib import Path
 from launcher import catalog
 from launcher.catalog import Gpu, Model
 from launcher.estimate import speed
-from launcher.estimate.memory import Setup
+from launcher.estimate.setup import Setup
 from launcher.estimate.speed import Batch
 
 H100 = Gpu(title="H100", memory_gib=79.18, nominal_gb=80, bf16=True, compute_capability="9.0",

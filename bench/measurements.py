@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from launcher.catalog import Model
 from launcher.estimate import memory
-from launcher.estimate.memory import Setup
+from launcher.estimate.setup import Setup
 
 
 def _empty_is_none(value: object) -> object:

@@ -65,8 +65,8 @@ def write_text(path: Path, rows: int) -> Path:
 
 def write_pictures(path: Path, rows: int) -> Path:
     """Questions about pictures of 100 pixels; the same 140 pictures come again, but are stored again too."""
-    import pyarrow as pa  # type: ignore[import-not-found]
-    import pyarrow.parquet as pq  # type: ignore[import-not-found]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     drawn = [family_models.picture(n, 100) for n in range(140)]
     image = {"feature": {"_type": "Image"}, "_type": "List"}

@@ -13,12 +13,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from launcher.export_spec import ExportSpec
     from launcher.jobs.base import Backend, Job, JobRequest
     from launcher.jobs.events import Event, Line
     from launcher.plan.record import Plan
     from launcher.runs.outcome import Outcome
-    from launcher.spec import RunSpec
+    from launcher.spec import ExportSpec, RunSpec
 
 
 def plan(spec: RunSpec | None = None, *, online: bool = False, user: str | None = None, **options: Any) -> Plan:
@@ -29,7 +28,7 @@ def plan(spec: RunSpec | None = None, *, online: bool = False, user: str | None 
     repos without a namespace belong to, where it is known. Raises `RequestError` for what can't be meant, and
     `RefusedError` for a run that fits nowhere, or not where it was asked to run.
     """
-    from launcher import catalog, settings
+    from launcher import catalog, home
     from launcher.catalog import machine
     from launcher.hub import datasets, repos
     from launcher.hub.client import Hub
@@ -48,13 +47,13 @@ def plan(spec: RunSpec | None = None, *, online: bool = False, user: str | None 
         fetch_weights=partial(repos.weights, hub),
         look_up=partial(datasets.size, hub) if online else None,
         resolve=partial(repos.see, hub) if online else None,
-        image=settings.load().image,
+        image=home.settings().image,
     )
 
 
 def plan_export(asked: ExportSpec, user: str | None = None) -> Plan:
     """The same for an export of an adapter that was trained before; the Hub is asked where the adapter is there."""
-    from launcher import catalog, settings
+    from launcher import catalog, home
     from launcher.catalog import machine
     from launcher.hub import repos
     from launcher.hub.client import Hub
@@ -73,7 +72,7 @@ def plan_export(asked: ExportSpec, user: str | None = None) -> Plan:
         of=trained,
         fetch_config=partial(repos.config, hub),
         fetch_weights=partial(repos.weights, hub),
-        image=settings.load().image,
+        image=home.settings().image,
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from shutil import rmtree
 
-from launcher import home as folders
+from launcher import home
 from launcher.errors import RefusedError, ServiceError
 from launcher.jobs.local import UNSET, find_uv
 from launcher.spec import RunSpec
@@ -71,7 +71,7 @@ def model_folder(on_line: Callable[[str], object] = lambda line: None) -> Path:
 
 def _folder() -> Path:
     """Another conversion is another folder, so that none made by an older launcher is taken for this one's."""
-    return folders.cache() / "models" / hashlib.sha256(CONVERT.read_bytes()).hexdigest()[:8] / NAME
+    return home.cache() / "models" / hashlib.sha256(CONVERT.read_bytes()).hexdigest()[:8] / NAME
 
 
 def _is_whole(folder: Path) -> bool:

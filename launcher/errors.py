@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from pydantic import ValidationError
 
-from launcher import masks
+from launcher.text import mask
 
 _LONGEST = 120
 
@@ -92,5 +92,5 @@ def from_validation(error: ValidationError) -> RequestError:
 
 def _shown(value: object) -> str:
     """A value as an error repeats it: never a secret, and not whole where it is long."""
-    text = masks.mask(repr(value))
+    text = mask(repr(value))
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

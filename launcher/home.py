@@ -1,9 +1,18 @@
-"""Where the launcher keeps things for its user: `LAUNCH_HOME`, else the folders of the XDG rules."""
+"""Where the launcher keeps things for its user (`LAUNCH_HOME`, else the XDG rules), and what the user has set there."""
 
 from __future__ import annotations
 
 import os
+import tomllib
 from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from launcher.errors import RequestError
+from launcher.spec import Image
+from launcher.text import check_text
+
+SETTINGS = "config.toml"
 
 
 def data() -> Path:
@@ -27,3 +36,44 @@ def _home(variable: str, usual: str) -> Path:
     # The XDG rules: a relative path is to be ignored.
     base = Path(os.environ.get(variable) or "")
     return (base if base.is_absolute() else Path.home() / usual) / "launch"
+
+
+class Settings(BaseModel):
+    """The defaults of a user's own; `image` is the container image of Jobs that name none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+    image: Image | None = None
+
+    @field_validator("*")
+    @classmethod
+    def _one_line(cls, value: object) -> object:
+        check_text(value)
+        return value
+
+
+def settings() -> Settings:
+    """The settings, all at their defaults where there is no file; `RequestError` for one that can't be meant."""
+    path = config() / SETTINGS
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Settings()
+    except OSError as error:
+        raise RequestError(f"{path}: {error.strerror or error}.", "Make it readable, or remove it.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path} is not TOML: {error}.", 'Such as image = "USER/launch-job:1".') from error
+    try:
+        return Settings.model_validate(content)
+    except ValidationError as error:
+        raise RequestError(f"{path}: {_found(error)}.", f"It may set {', '.join(Settings.model_fields)}.") from error
+
+
+def _found(error: ValidationError) -> str:
+    """What is wrong, without the values: a secret may have been put there by mistake."""
+    said = []
+    for item in error.errors():
+        name = str(item["loc"][0]) if item["loc"] else ""
+        text = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        said.append(f"there is no setting {name[:96]!r}" if item["type"] == "extra_forbidden" else f"{name} {text}")
+    return "; ".join(said)

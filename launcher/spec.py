@@ -22,10 +22,16 @@ from pydantic import (
     model_validator,
 )
 
-from launcher import masks, values
 from launcher.errors import RequestError, from_validation
-from launcher.values import Image, Name, Part, Place, Revision
+from launcher.text import check_text, is_secret_name
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""A whole commit hash, as the Hub shows it."""
+
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,255}")
+# Of git's own rules for a branch or a tag, what the Hub takes; a revision becomes a part of URLs and of cache folders.
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(?:/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
+_LONGEST_PART = 255
 REPO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 _REPO_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -81,9 +87,49 @@ def require_apart(merged: str | None, *others: str | None) -> None:
         raise RequestError(f"{error}.", "Such as --merged-repo NAME-merged.") from error
 
 
+def _check_revision(name: str) -> str:
+    if not _REVISION.fullmatch(name) or ".." in name:
+        raise ValueError("should be a branch, a tag or a commit: letters, digits, '.', '-', '_', '+' and '/'")
+    return name
+
+
+def _check_part(name: str) -> str:
+    if "/" in name or "\\" in name or name.strip(".") == "":
+        raise ValueError("should be a name, not a path")
+    return name
+
+
+def _check_name(name: str) -> str:
+    if not _REPO_NAME.fullmatch(name) or ".." in name:
+        raise ValueError("should be letters, digits, '-', '_' and '.', beginning with a letter or digit")
+    return name
+
+
+def _check_image(name: str) -> str:
+    if not _IMAGE.fullmatch(name) or ".." in name:
+        raise ValueError("should be an image such as ghcr.io/astral-sh/uv:python3.12-bookworm")
+    return name
+
+
+def check_place(name: str) -> str:
+    """A model or a dataset may be a path: one that the system can look at."""
+    if any(len(part.encode()) > _LONGEST_PART for part in name.split("/")):
+        raise ValueError(f"a name between two slashes should be at most {_LONGEST_PART} bytes long")
+    try:
+        Path(name).expanduser()
+    except RuntimeError as error:
+        raise ValueError("there is no user of that name here") from error
+    return name
+
+
 Gguf = Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"]
 Duration = Annotated[str, AfterValidator(_check_duration)]
 RepoName = Annotated[str, AfterValidator(_check_output_repo)]
+Revision = Annotated[str, AfterValidator(_check_revision)]
+Part = Annotated[str, AfterValidator(_check_part)]
+Name = Annotated[str, AfterValidator(_check_name)]
+Image = Annotated[str, AfterValidator(_check_image)]
+Place = Annotated[str, AfterValidator(check_place)]
 
 
 class RunSpec(BaseModel):
@@ -178,7 +224,7 @@ class RunSpec(BaseModel):
     @classmethod
     def _one_line(cls, value: object, info: ValidationInfo) -> object:
         """No option holds a secret, and but for the values of variables none holds what can't be seen."""
-        values.check_text(value, free=info.field_name == "env")
+        check_text(value, free=info.field_name == "env")
         return value
 
     @field_validator("trackio_space")
@@ -204,7 +250,7 @@ class RunSpec(BaseModel):
         for name in env:
             if not _ENV_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is not the name of an environment variable")
-            if masks.is_secret_name(name):
+            if is_secret_name(name):
                 raise ValueError(f"{name} looks like a secret and env is visible: pass it as --secrets {name}")
         return env
 
@@ -228,7 +274,7 @@ class RunSpec(BaseModel):
             raise ValueError("--no-finetune-vision-layers and --no-finetune-language-layers leave nothing to train")
         if not (self.finetune_attention_modules or self.finetune_mlp_modules):
             raise ValueError("--no-finetune-attention-modules and --no-finetune-mlp-modules leave nothing to train")
-        if self.trust_remote_code and not values.COMMIT.fullmatch(self.revision or ""):
+        if self.trust_remote_code and not COMMIT.fullmatch(self.revision or ""):
             raise ValueError(
                 "--trust-remote-code runs whatever Python lies in the model's repo: pin what you have read with "
                 "--revision and the 40 hexadecimal digits of its commit"
@@ -272,3 +318,54 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"--config {path} is not TOML: {error}.", 'One option a line, such as model = "qwen3-8b".'
         ) from error
     return {name.replace("-", "_"): value for name, value in content.items()}
+
+
+_EXPORT_EXAMPLE = (
+    "Such as `launch export RUN --merge 16bit`, or `--gguf q4_k_m`; both may be given, --gguf several times."
+)
+
+
+class ExportSpec(BaseModel):
+    """What may be asked of `launch export`; None was not asked for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: Place
+    revision: Revision | None = None
+    merge: Literal["16bit", "4bit"] | None = None
+    gguf: tuple[Gguf, ...] = ()
+    merged_repo: RepoName | None = None
+    output_repo: RepoName | None = None
+    private: bool | None = None
+    flavor: str = "auto"
+    timeout: Duration | None = None
+    image: Image | None = None
+    local: bool = False
+
+    @field_validator("*")
+    @classmethod
+    def _one_line(cls, value: object) -> object:
+        check_text(value)
+        return value
+
+    @model_validator(mode="after")
+    def _options_agree(self) -> Self:
+        if self.merged_repo and not self.merge:
+            raise ValueError("--merged-repo says where a merged model goes: add --merge 16bit")
+        check_merged_repo(self.merged_repo, self.output_repo)
+        if self.local and self.flavor != "auto":
+            raise ValueError("--flavor is a Job's machine, and --local runs on this one: give one of them")
+        return self
+
+
+def build_export(**options: Any) -> ExportSpec:
+    """The spec of a command line; `RequestError` where a value is wrong or nothing is asked for."""
+    try:
+        asked = ExportSpec.model_validate({name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        raise from_validation(error) from error
+    if not (asked.merge or asked.gguf):
+        raise RequestError(
+            f"there is nothing to make of {asked.source}: neither --merge nor --gguf is given.", _EXPORT_EXAMPLE
+        )
+    return asked

@@ -1,12 +1,31 @@
-"""Text from a Job, made safe to show and to keep."""
+"""Text from anybody, made safe to show and to keep: no secrets, and nothing that a terminal would act on."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from launcher import masks
+MASK = "***"
+SHORTEST = 6
+"""Characters below which a value is too common a word to be looked for."""
+
+# The Hub's tokens, and those of the services that a training script talks to: what follows the prefix is random. With
+# a dash where the command line has read a token as an option.
+_TOKEN = re.compile(
+    r"(?<![A-Za-z0-9])(?:(?:hf|api_org)_[A-Za-z0-9]{16,}|(?:hf-|gh[opsur][_-])[A-Za-z0-9]{30,}|github_pat_\w{30,}"
+    r"|sk-(?:[a-z0-9]+-){0,2}\w{24,}|AKIA[A-Z0-9]{16})",
+    re.ASCII,
+)
+_URL_PASSWORD = re.compile(r"(://[^/\s:@]*:)([^/\s@]+)(?=@)")
+_SECRET_NAME = re.compile(
+    r"(TOKEN|API_?KEY|ACCESS_KEY|PRIVATE_KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE
+)
 
 LONGEST = 1 << 18
 """Characters of a line that are kept; a RESULT with all its samples is a tenth of that."""
@@ -24,6 +43,51 @@ _ESCAPE = re.compile(
 _CONTROL = re.compile(
     "[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
+# Control characters, line ends of any kind, and the marks that turn the direction of text.
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
+_LONGEST_OPTION = 2048
+
+
+# ---- Secrets ---------------------------------------------------------------------------------------------------------
+
+
+def holds_secret(text: str) -> bool:
+    """Whether something in the text looks like a token, or is the password in a URL."""
+    return bool(_TOKEN.search(text) or _URL_PASSWORD.search(text))
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a variable of that name is likely to hold a secret."""
+    return _SECRET_NAME.search(name) is not None
+
+
+def mask(text: str, secrets: Iterable[str] = ()) -> str:
+    """The text without the given secrets, without what looks like a token, and without passwords in URLs."""
+    spelled = {form for value in secrets if len(value) >= SHORTEST for form in _spellings(value)}
+    for secret in sorted(spelled, key=len, reverse=True):
+        text = text.replace(secret, MASK)
+    return _URL_PASSWORD.sub(rf"\g<1>{MASK}", _TOKEN.sub(MASK, text))
+
+
+@lru_cache(maxsize=256)  # a log has many lines, and a machine few secrets
+def _spellings(secret: str) -> tuple[str, ...]:
+    """The secret as it is, and as it stands in JSON."""
+    return secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]
+
+
+def held(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """The secrets of this shell and of the Hub's login, without loading the Hub's client."""
+    found = [value for name, value in environment.items() if is_secret_name(name)]
+    home = Path(environment.get("HF_HOME") or Path(environment.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    with suppress(OSError, RuntimeError, ValueError):
+        login = Path(environment.get("HF_TOKEN_PATH") or home / "token").expanduser()
+        found.append(login.read_text(encoding="utf-8").strip())
+    return tuple(dict.fromkeys(value for value in found if len(value) >= SHORTEST))
+
+
+# ---- Terminals -------------------------------------------------------------------------------------------------------
 
 
 def plain(line: str) -> str:
@@ -44,7 +108,7 @@ def cut(line: str) -> str:
 
 def safe(line: str, secrets: Iterable[str]) -> str:
     """One line as it may be shown and kept: `plain`, without secrets, and not longer than anyone reads."""
-    return cut(redact(plain(line), secrets))
+    return cut(mask(plain(line), secrets))
 
 
 def clean(value: Any, secrets: Iterable[str]) -> Any:
@@ -119,6 +183,29 @@ class Transcript:
         return f"{text}{note}\n".encode()
 
 
-def redact(text: str, secrets: Iterable[str]) -> str:
-    """The text without the given secrets, and without anything that looks like a token."""
-    return masks.mask(text, secrets)
+# ---- Options ---------------------------------------------------------------------------------------------------------
+
+
+def check_text(value: object, *, free: bool = False) -> None:
+    """Raise `ValueError` for a secret in any text of the value, and, unless it is `free`, for what can't be seen."""
+    for text in _texts(value):
+        if holds_secret(text):
+            raise ValueError("looks like a token, and others would see it: give the names of secrets with --secrets")
+        if "\0" in text:
+            raise ValueError("can't hold a NUL character")
+        if not free and not text:
+            raise ValueError("should not be empty: leave it away for the default")
+        if not free and (len(text) > _LONGEST_OPTION or _UNSEEN.search(text)):
+            raise ValueError(f"should be one line of at most {_LONGEST_OPTION} characters, without control characters")
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in the value of an option."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from (str(key), str(item))
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _texts(item)

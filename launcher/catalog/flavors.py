@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from launcher import home as folders
+from launcher import home
 from launcher.catalog.tables import Catalog, Flavor, Gpu, shipped
 from launcher.errors import RefusedError
 
@@ -85,7 +85,7 @@ def _number(text: str) -> float | None:
 
 def path() -> Path:
     """Where the list is kept; it may not be there."""
-    return folders.cache() / "flavors.json"
+    return home.cache() / "flavors.json"
 
 
 def keep(listed: Iterable[Listed]) -> Kept:

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from launcher import __version__, api, masks
+from launcher import __version__, api
 from launcher.cli import follow, runs, start, tables
 from launcher.cli.options import CONTEXT, Commands, Detach, Json, Quiet, takes_spec
 from launcher.errors import LauncherError, RequestError
 from launcher.spec import RunSpec
+from launcher.text import held, mask
 from launcher.view.console import err
 
 app = typer.Typer(
@@ -47,7 +48,7 @@ def _shown(text: str) -> str:
     """What a user or a service wrote, without secrets and without what a terminal would act on."""
     from launcher.text import plain
 
-    return "\n".join(plain(line) for line in masks.mask(text, masks.held()).split("\n"))
+    return "\n".join(plain(line) for line in mask(text, held()).split("\n"))
 
 
 def _version(asked: bool) -> None:

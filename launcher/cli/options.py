@@ -15,9 +15,9 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from launcher import masks
 from launcher.errors import RequestError
 from launcher.spec import MODEL, RunSpec, build
+from launcher.text import mask
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the result.")]
@@ -60,7 +60,7 @@ def _masked() -> Iterator[None]:
         yield
     except TyperException as error:
         if isinstance(said := getattr(error, "message", None), str):
-            error.message = masks.mask(said)
+            error.message = mask(said)
         raise
 
 
@@ -151,6 +151,6 @@ def _value(name: str, value: Any) -> Any:
     for item in value:
         key, sign, text = item.partition("=")
         if not sign or not key:
-            raise RequestError(f"--{name} {masks.mask(repr(item))}: should be KEY=VALUE.", f"Such as --{name} a=b.")
+            raise RequestError(f"--{name} {mask(repr(item))}: should be KEY=VALUE.", f"Such as --{name} a=b.")
         pairs[key] = text
     return pairs

@@ -14,7 +14,7 @@ from launcher.cli import follow
 from launcher.cli.follow import print_json, say
 from launcher.cli.options import Detach, Json, Quiet, RunName, takes_spec
 from launcher.errors import RequestError
-from launcher.spec import RunSpec
+from launcher.spec import RunSpec, build_export
 from launcher.view.console import err, out
 
 if TYPE_CHECKING:
@@ -164,10 +164,10 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Make a merged copy or GGUF files of an adapter that was trained before, on the cheapest machine that fits."""
-    from launcher import export_spec, jobs
+    from launcher import jobs
     from launcher.hub.client import Hub
 
-    asked = export_spec.build(
+    asked = build_export(
         source=source, merge=merge, gguf=gguf, merged_repo=merged_repo, output_repo=output_repo, private=private,
         revision=revision, flavor=flavor, timeout=timeout, local=local,
     )  # fmt: skip

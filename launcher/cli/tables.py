@@ -57,9 +57,9 @@ def flavors(
 
 def _show_model(name: str, as_json: bool) -> None:
     from launcher import catalog
-    from launcher.view.model import find, model_view
+    from launcher.view.tables import find_model, model_view
 
-    model = find(name, catalog.load())
+    model = find_model(name, catalog.load())
     if as_json:
         print_json(model.model_dump(mode="json"))
     else:

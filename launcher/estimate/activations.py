@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from launcher.catalog import Gpu, Model
 from launcher.catalog.architecture import Arch
 from launcher.catalog.vision import VisionTower
-from launcher.estimate.memory import Setup, fast, largest_linear
+from launcher.estimate.setup import Setup, fast, largest_linear
 
 # The embedding, the last hidden state and its gradient; of one layer two normed inputs, the residual and the output.
 _HIDDEN = 7

@@ -12,7 +12,7 @@ from typing import Literal
 
 from launcher.catalog import Model
 from launcher.estimate import duration, memory
-from launcher.plan.record import Duration
+from launcher.estimate.values import Duration
 
 # Bits a weight takes, as the scripts count them (a test holds the two together): a little above what llama.cpp's
 # `examples/quantize/README.md` gives for Llama 2 7B, since embeddings and other parts are kept more exactly.

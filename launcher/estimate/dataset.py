@@ -12,10 +12,10 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from launcher.estimate import columnar
 from launcher.spec import DATA_SUFFIXES
 
 # Of English chat data in vocabularies of 100,000 tokens and more; other languages and code have fewer. Assumed.
@@ -104,7 +104,7 @@ def _folder(folder: Path, split: str) -> DataSize:
         names = [entry["filename"] for entry in json.loads((folder / "state.json").read_bytes())["_data_files"]]
         if any(Path(name).name != name or name.startswith(".") for name in names):
             raise ValueError("its state.json names files outside of it")
-        return DataSize(sum(columnar.arrow_rows(folder / name) for name in names), None, "counted in its arrow files")
+        return DataSize(sum(_arrow_rows(folder / name) for name in names), None, "counted in its arrow files")
     if "\nconfigs:" in _card(folder):
         return DataSize(None, None, "its README.md says which files belong to it, which was not read")
     found = [path for path in sorted(folder.rglob("*")) if _is_data(path.relative_to(folder)) and path.is_file()]
@@ -184,7 +184,22 @@ def _csv_rows(path: Path, sample: _Sample) -> int:
 
 
 def _parquet_rows(path: Path, sample: _Sample) -> int:
-    return columnar.parquet_rows(path)
+    rows: int = _pyarrow("parquet").read_metadata(path).num_rows
+    return rows
+
+
+def _arrow_rows(path: Path) -> int:
+    """The rows of an arrow stream, as `Dataset.save_to_disk` writes them."""
+    with path.open("rb") as file:
+        return sum(batch.num_rows for batch in _pyarrow("ipc").open_stream(file))
+
+
+def _pyarrow(part: str) -> Any:
+    """That module of pyarrow; `ValueError` where it is not installed, as the launcher needs it for nothing else."""
+    try:
+        return import_module(f"pyarrow.{part}")
+    except ImportError as error:
+        raise ValueError("its rows are counted only where pyarrow is installed; --dataset-rows N says them") from error
 
 
 _READERS: dict[str, Callable[[Path, _Sample], int]] = {

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from launcher.catalog import Flavor, Gpu, Model
 from launcher.estimate import memory, speed
-from launcher.estimate.memory import Setup
-from launcher.plan.record import Cost, Duration
+from launcher.estimate.setup import Setup
+from launcher.estimate.values import Cost, Duration
 
 # Assumed: until the image is there and the container runs.
 _MACHINE_S = 60

@@ -2,17 +2,16 @@
 
 What lies on the GPU all the time (`_resident`) plus the most that a moment of a step adds to it (`activations`). Every
 term was read off torch's own record of what was allocated when most was in use, for whole models on an H100; the runs
-are in `data/measurements.csv`, and a test holds the formula to them. The engine "trl" is from theory alone.
+are in `bench/measurements.csv`, and a test holds the formula to them. The engine "trl" is from theory alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from launcher.catalog import Gpu, Model
-
-GIB = 2**30
+from launcher.estimate import activations
+from launcher.estimate.setup import GIB, MEASURED_TYPES, Setup, fast, largest_linear
 
 # NF4 weights are half a byte each, plus one absmax per 64 weights, itself quantised to a byte per 256 (double
 # quantisation, QLoRA, arXiv 2305.14314). Unsloth's plain 4-bit uploads have this size to 0.02 %.
@@ -34,38 +33,6 @@ _OFFLOADED_FROM = 2 * 2**20
 # The CUDA context and blocks that the allocator can't use: not counted by torch, but not free either. An assumption.
 _RESERVE_GIB = 0.8
 _RESERVE_SHARE = 0.04
-# Architectures that Unsloth trains with kernels of its own (`unsloth.models.loader`); the rest it compiles.
-FAST_TYPES = ("llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3")
-# Those with rows in `data/measurements.csv`; a test holds the two together.
-MEASURED_TYPES = {
-    "text": ("llama", "mistral", "gemma2", "qwen2", "qwen3", "gemma3_text", "lfm2"),
-    "vision": ("gemma3", "llava", "mllama", "qwen3_vl"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What about a run decides its memory.
-
-    `max_length` in tokens per row, a picture's included; `batch_size` in rows per GPU and forward pass; `image_size`
-    the longest side of a picture in pixels, `images` how many a row has; `eval_batch_size` 0 where nothing is
-    evaluated. The `finetune_` flags are those of vision models.
-    """
-
-    load_in: Literal["4bit", "16bit"]
-    engine: Literal["unsloth", "trl"]
-    max_length: int
-    batch_size: int
-    lora_r: int
-    modality: Literal["text", "vision"] = "text"
-    image_size: int | None = None
-    images: int = 1
-    optim: str = "adamw_8bit"
-    eval_batch_size: int = 2
-    finetune_vision_layers: bool = True
-    finetune_language_layers: bool = True
-    finetune_attention_modules: bool = True
-    finetune_mlp_modules: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +64,6 @@ def available(gpu: Gpu) -> float:
 
 def footprint(model: Model, setup: Setup, gpu: Gpu | None = None) -> Footprint:
     """The parts of a run's peak VRAM on one GPU (the loss adapts to the card's size; a large one where not given)."""
-    # It measures with this module's terms, so it is imported when both are there.
-    from launcher.estimate import activations
-
     moment, extra = activations.highest(model, setup, gpu)
     parts = _resident(model, setup) | {moment: extra}
     return Footprint({name: size / GIB for name, size in parts.items() if size})
@@ -108,11 +72,6 @@ def footprint(model: Model, setup: Setup, gpu: Gpu | None = None) -> Footprint:
 def adapter_parameters(model: Model, setup: Setup) -> int:
     """Weights of the LoRA adapter: rank * (inputs + outputs) for each linear layer that it is on."""
     return setup.lora_r * (_language_adapter(model, setup) + _vision_adapter(model, setup))
-
-
-def fast(model: Model, setup: Setup) -> bool:
-    """Whether Unsloth's own kernels train it: text models of a few architectures."""
-    return setup.modality == "text" and model.model_type in FAST_TYPES
 
 
 def weights(model: Model, load_in: str) -> float:
@@ -172,11 +131,6 @@ def _buffers(model: Model, setup: Setup) -> float:
             if setup.load_in == "4bit":
                 total += largest_linear(model) * 2 * (1 + 1 / 32)
     return total
-
-
-def largest_linear(model: Model) -> int:
-    """Weights of the largest matrix that is dequantised as a whole."""
-    return max(inputs * outputs for inputs, outputs, _ in model.arch.linears().values())
 
 
 def _language_adapter(model: Model, setup: Setup) -> int:

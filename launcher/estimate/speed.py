@@ -16,7 +16,8 @@ import math
 from dataclasses import dataclass
 
 from launcher.catalog import Gpu, Model
-from launcher.estimate.memory import Setup, adapter_parameters
+from launcher.estimate.memory import adapter_parameters
+from launcher.estimate.setup import Setup
 
 # The share of the matrix products' rate and of the bandwidth that are reached: fitted on 31 micro-steps (H100, 24
 # November 2026, bench/speed.py), those of 8,192 tokens and more of Qwen3-4B to 6 %. The host's seconds for one layer's

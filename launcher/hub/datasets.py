@@ -9,7 +9,7 @@ from launcher.errors import LauncherError
 from launcher.estimate import dataset
 from launcher.estimate.dataset import DataSize
 from launcher.hub.client import Hub, library, read_token, told
-from launcher.text import plain, redact
+from launcher.text import mask, plain
 
 VIEWER = "https://datasets-server.huggingface.co"
 """Of huggingface.co only; LAUNCH_DATASET_VIEWER names that of another endpoint."""
@@ -88,7 +88,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, KeyError | TypeError | ValueError):
         return "the dataset viewer's answer was not understood"
     text = error.message if isinstance(error, LauncherError) else str(error)
-    return redact(plain(text), (read_token() or "",)).rstrip(".")[:200]
+    return mask(plain(text), (read_token() or "",)).rstrip(".")[:200]
 
 
 def _some(names: list[str]) -> str:

@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 from launcher.errors import LauncherError, RefusedError, RequestError, ServiceError
-from launcher.text import plain, redact
+from launcher.text import mask, plain
 
 if TYPE_CHECKING:
     import httpx2
@@ -115,7 +115,7 @@ def translate(error: Exception, action: str, *, what: str = "", secrets: tuple[s
                 "status": status,
                 "detail": _detail(error),
             }
-            return row.becomes(redact(row.message.format(**facts), secrets), row.hint.format(**facts))
+            return row.becomes(mask(row.message.format(**facts), secrets), row.hint.format(**facts))
     return None
 
 

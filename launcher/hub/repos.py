@@ -14,7 +14,7 @@ from launcher.catalog.tensors import Weights
 from launcher.errors import LauncherError, RequestError
 from launcher.hub.client import TIMEOUT_S, Hub, told
 from launcher.plan.pins import Seen
-from launcher.values import COMMIT
+from launcher.spec import COMMIT
 
 if TYPE_CHECKING:
     from collections.abc import Collection

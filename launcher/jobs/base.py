@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from launcher import masks
 from launcher.errors import RefusedError, RequestError, ServiceError
 from launcher.plan.record import Plan
+from launcher.text import SHORTEST
 
 # The service's words. A stage that is in neither set is one that this launcher does not know.
 LIVE = frozenset({"SCHEDULING", "RUNNING"})
@@ -287,7 +287,7 @@ def require_hidden(request: JobRequest, values: dict[str, str]) -> None:
     """Raise `RefusedError` where the value of a secret stands in what the service shows, or in the script."""
     shown = json.dumps([request.describe(), request.plan.model_dump(mode="json")], ensure_ascii=False) + request.script
     for name, value in values.items():
-        if len(value) >= masks.SHORTEST and value in shown:
+        if len(value) >= SHORTEST and value in shown:
             raise RefusedError(
                 f"the value of the secret {name} stands in the request itself, where others would see it.",
                 "Take it out of the options; --secrets sends it, encrypted.",

@@ -15,8 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher import masks
-from launcher.text import clean, plain
+from launcher.text import clean, held, plain
 
 _STEP = re.compile(r"(eval )?step (\d{1,12})/(\d{1,12}|\?)(?: \| (.*))?", re.DOTALL)
 # A progress bar that has not ended its line stands before ours: `  3/10 [00:01<00:02, 3.1it/s]step 3/10 | …`.
@@ -160,7 +159,7 @@ def _number(text: str) -> float | None:
 
 def _result(text: str) -> Result | None:
     try:
-        values = clean(json.loads(text), masks.held())
+        values = clean(json.loads(text), held())
     except (ValueError, RecursionError):
         return None
     return Result(values) if isinstance(values, dict) else None

@@ -9,13 +9,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
-from launcher import masks
 from launcher.errors import ServiceError
 from launcher.hub.client import Hub, read_token, told
 from launcher.jobs import folder, stream
 from launcher.jobs.folder import PART, REQUEST, Run
 from launcher.jobs.stream import Entry
-from launcher.text import safe
+from launcher.text import held, safe
 
 ATTEMPTS = 40
 """Failures in a row, with nothing new between them, after which following gives up: 18 minutes at a pause of 1 s."""
@@ -183,4 +182,4 @@ def _secrets(job_id: str) -> tuple[str, ...]:
     """The values that this machine knows of what the Job was given, and whatever else it holds itself."""
     run = folder.find(job_id)
     names = run.read(REQUEST).get("secrets", []) if run else []
-    return (read_token() or "", *masks.held(), *(os.environ.get(name, "") for name in names))
+    return (read_token() or "", *held(), *(os.environ.get(name, "") for name in names))

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from launcher import masks
 from launcher.catalog import flavors
 from launcher.errors import RequestError, ServiceError
 from launcher.hub.client import TIMEOUT_S, Hub, told
@@ -15,7 +14,7 @@ from launcher.jobs import folder, log, recall, submit
 from launcher.jobs.base import LIVE, Job, JobRequest, Left, now
 from launcher.jobs.folder import STATUS
 from launcher.spec import REPO_ID
-from launcher.text import plain, safe
+from launcher.text import held, plain, safe
 
 if TYPE_CHECKING:
     from huggingface_hub import JobHardwareInfo, JobInfo
@@ -153,7 +152,7 @@ def _job(info: JobInfo) -> Job:
         url=plain(info.url),
         backend=HubBackend.name,
         stage=plain(submit.stage_of(info)),
-        message=safe(info.status.message, masks.held()) if info.status.message else None,
+        message=safe(info.status.message, held()) if info.status.message else None,
         flavor=plain(str(getattr(info.flavor, "value", info.flavor or ""))),
         labels={plain(name): plain(value) for name, value in (info.labels or {}).items()},
         created_at=info.created_at or now(),

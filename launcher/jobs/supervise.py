@@ -18,10 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launcher import masks
 from launcher.jobs.base import now
 from launcher.jobs.folder import COMMAND, STATUS, Run
-from launcher.text import Redactor, Transcript
+from launcher.text import Redactor, Transcript, held
 
 Process = dict[str, str | int | None]
 """A process as it is kept in a run's status: `pid` and `identity`."""
@@ -78,7 +77,7 @@ def _supervise(run: Run, asked: threading.Event) -> None:
     leader = describe(child.pid)
     record(run, stage="RUNNING", started_at=now().isoformat(), child=leader)
     # The script sees this shell's other secrets too, and may print them.
-    hidden = [os.environ[name] for name in command["secrets"] if os.environ.get(name)] + [*masks.held()]
+    hidden = [os.environ[name] for name in command["secrets"] if os.environ.get(name)] + [*held()]
     pump = threading.Thread(target=_copy, args=(child, run.log, hidden), daemon=True)
     pump.start()
     cause = _wait(child, asked, command["timeout_s"])

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import values
 from launcher.errors import RequestError
-from launcher.spec import REPO_ID
+from launcher.spec import COMMIT, REPO_ID, check_place
+from launcher.text import check_text
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 CONFIG, RECORD = "adapter_config.json", "run.json"
@@ -85,7 +85,7 @@ def read(
         place=place,
         revision=revision,
         base=base,
-        base_revision=seen if isinstance(seen, str) and values.COMMIT.fullmatch(seen) else None,
+        base_revision=seen if isinstance(seen, str) and COMMIT.fullmatch(seen) else None,
         rank=_whole(config.get("r"), 16),
         alpha=_whole(config.get("lora_alpha"), 16),
         modality=modality if modality in ("text", "vision") else None,
@@ -137,8 +137,8 @@ def _whole(value: object, otherwise: int) -> int:
 def _is_place(text: str) -> bool:
     """Whether it may be the name of a repo or a folder."""
     try:
-        values.check_text(text)
-        values.check_place(text)
+        check_text(text)
+        check_place(text)
     except ValueError:
         return False
     return True

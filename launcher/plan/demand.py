@@ -9,7 +9,7 @@ from launcher.catalog import Modality, Model
 from launcher.errors import RequestError, ServiceError
 from launcher.estimate import dataset
 from launcher.estimate.dataset import DataSize
-from launcher.estimate.memory import Setup
+from launcher.estimate.setup import Setup
 from launcher.plan import choices
 from launcher.plan.choices import Precision
 from launcher.plan.workload import DEFAULT_EFFECTIVE_BATCH, Workload

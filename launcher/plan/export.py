@@ -13,11 +13,12 @@ from launcher.catalog.machine import LOCAL
 from launcher.errors import RequestError
 from launcher.estimate import copies, duration
 from launcher.estimate.copies import Copies
-from launcher.export_spec import ExportSpec
+from launcher.estimate.values import Vram
 from launcher.plan import budget, choices, export_place, images
 from launcher.plan.adapter import Adapter
 from launcher.plan.export_place import Export, Place
-from launcher.plan.record import Plan, Vram
+from launcher.plan.record import Plan
+from launcher.spec import ExportSpec
 
 
 def make_plan(

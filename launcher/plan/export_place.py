@@ -11,10 +11,10 @@ from launcher.catalog import Catalog, Flavor, Modality, Model
 from launcher.errors import RefusedError
 from launcher.estimate import copies, duration, memory
 from launcher.estimate.copies import Copies
-from launcher.estimate.memory import GIB, Setup
+from launcher.estimate.setup import GIB, Setup
+from launcher.estimate.values import Duration, Host, Offer
 from launcher.plan import host
 from launcher.plan.choices import Precision
-from launcher.plan.record import Duration, Host, Offer
 
 _GB = 1e9
 # Assumed: a prompt's cache, its logits and what the kernels need, for a few dozen tokens of one row.

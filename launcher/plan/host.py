@@ -10,8 +10,9 @@ from pathlib import Path
 from launcher.catalog import Flavor, Model
 from launcher.estimate import copies, duration
 from launcher.estimate.copies import Copies
-from launcher.estimate.memory import Setup, adapter_parameters
-from launcher.plan.record import Host
+from launcher.estimate.memory import adapter_parameters
+from launcher.estimate.setup import Setup
+from launcher.estimate.values import Host
 from launcher.plan.workload import Workload
 
 _GB = 1e9

@@ -9,9 +9,10 @@ from typing import Literal
 from launcher.catalog import Flavor, Gpu
 from launcher.estimate import copies, duration, memory
 from launcher.estimate.duration import Work
-from launcher.estimate.memory import Footprint, Setup
+from launcher.estimate.memory import Footprint
+from launcher.estimate.setup import GIB, Setup
+from launcher.estimate.values import Duration, Host, Offer
 from launcher.plan import host
-from launcher.plan.record import Duration, Host, Offer
 from launcher.plan.workload import Step, Workload
 
 Prefer = Literal["cheap", "fast"]
@@ -158,7 +159,7 @@ class _Card:
             if self.cpu:
                 # Without a GPU the merged model is made beside the trained one.
                 merged = copies.full_bytes(self.workload.model) if self.workload.copies.whole else 0
-                ram = (footprint.peak / _FLOAT32_SHARE * memory.GIB + merged) / 1e9
+                ram = (footprint.peak / _FLOAT32_SHARE * GIB + merged) / 1e9
                 needed = needed.model_copy(update={"ram_gb": round(ram, 1)})
             self._known[batch] = setup, footprint, needed
         return self._known[batch]
@@ -179,7 +180,7 @@ def _host_memory(place: Flavor) -> Gpu:
     """A CPU in the terms of a GPU."""
     return Gpu(
         title="host memory",
-        memory_gib=place.ram_gb * 1e9 / memory.GIB * _FLOAT32_SHARE,
+        memory_gib=place.ram_gb * 1e9 / GIB * _FLOAT32_SHARE,
         nominal_gb=0,
         bf16=True,
         compute_capability="",

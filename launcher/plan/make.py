@@ -8,6 +8,7 @@ from datetime import date
 from launcher import __version__
 from launcher.catalog import Catalog, FetchConfig, FetchWeights, Flavor, Model
 from launcher.estimate import duration, memory
+from launcher.estimate.values import Vram
 from launcher.plan import budget, choices, demand, explain, images
 from launcher.plan import machines as offers
 from launcher.plan import pins as revisions
@@ -16,7 +17,7 @@ from launcher.plan.demand import LookUp
 from launcher.plan.machines import Fit
 from launcher.plan.pins import Resolve
 from launcher.plan.place import Placed
-from launcher.plan.record import Plan, Vram
+from launcher.plan.record import Plan
 from launcher.spec import RunSpec
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from launcher.errors import ServiceError
 from launcher.plan.record import Plan
-from launcher.spec import DATA_SUFFIXES, REPO_ID
-from launcher.values import COMMIT
+from launcher.spec import COMMIT, DATA_SUFFIXES, REPO_ID
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,74 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from launcher.estimate.values import Cost, Duration, Host, Offer, Value, Vram
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Vram(_Value):
-    """Peak memory per GPU, GiB as torch counts allocated memory; `available_gib` is what a run may use.
-
-    `parts` sum to the peak; `reserve_gib` is the card's memory that no run gets (CUDA context, fragmentation).
-    """
-
-    weights_gib: float
-    peak_gib: float
-    available_gib: float
-    fits: bool
-    reserve_gib: float = 0
-    parts: dict[str, float] = {}
-
-
-class Duration(_Value):
-    """Expected seconds: until the first step, of training, and in all; `parts` name what the start-up consists of.
-
-    `measured` says whether the card's speed was measured or follows from its published figures.
-    """
-
-    startup_s: int
-    train_s: int
-    total_s: int
-    parts: dict[str, int] = {}
-    tokens_per_second: float = 0
-    measured: bool = False
-
-
-class Cost(_Value):
-    """US dollars: the flavor's rate, what the run should cost, and what it costs if it reaches its timeout."""
-
-    usd_per_hour: float
-    expected_usd: float
-    max_usd: float
-
-
-class Host(_Value):
-    """What the machine around the GPU must hold, in GB (10^9 bytes)."""
-
-    ram_gb: float
-    disk_gb: float
-
-
-class Offer(_Value):
-    """What one flavor would do with this run; times and costs are null where it does not fit.
-
-    `headroom` is the share of the plannable memory that stays free, below 0 where it does not fit; `why_not` says what
-    is missing: memory, host RAM or disk.
-    """
-
-    flavor: str
-    fits: bool
-    peak_gib: float
-    total_s: int | None
-    expected_usd: float | None
-    batch_size: int = 1
-    headroom: float = 0
-    why_not: str | None = None
-
-
-class Plan(_Value):
+class Plan(Value):
     """Every decision of one run. It is the record: nothing else is needed to run it again."""
 
     # what is done: fine-tune a model, or export an adapter that was trained before
@@ -90,7 +26,7 @@ class Plan(_Value):
     engine: Literal["unsloth", "trl"]
     load_in: Literal["4bit", "16bit"]
     chat_template: str | None
-    generation: dict[str, float] = {}
+    generation: dict[str, float] = {}  # noqa: RUF012
     generation_source: str | None = None
     licence: str | None = None
     licence_name: str | None = None

@@ -9,7 +9,7 @@ from launcher.catalog import Gpu, Model
 from launcher.errors import RequestError
 from launcher.estimate.copies import Copies
 from launcher.estimate.duration import Work
-from launcher.estimate.memory import FAST_TYPES, Setup
+from launcher.estimate.setup import FAST_TYPES, Setup
 
 DEFAULT_EFFECTIVE_BATCH = 16
 # Packing pays where rows leave much of the length empty; above this share the gain is lost in the kernels for it.

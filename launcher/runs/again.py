@@ -12,7 +12,6 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from launcher import masks
 from launcher.catalog import Catalog, Flavor
 from launcher.catalog.machine import LOCAL
 from launcher.errors import RefusedError, RequestError
@@ -27,6 +26,7 @@ from launcher.runs import record, rendered, resume
 from launcher.runs.find import fetch
 from launcher.runs.record import Kept
 from launcher.spec import DATA_SUFFIXES, RepoName, require_apart
+from launcher.text import mask
 
 _OF_ONE_JOB = ("request", "artifacts", "resumes")
 
@@ -172,7 +172,7 @@ def _checked(option: str, name: str) -> str:
         return str(TypeAdapter(RepoName).validate_python(name))
     except ValidationError as error:
         said = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise RequestError(f"{option} {masks.mask(repr(name))}: {said}.", "Such as me/my-model.") from error
+        raise RequestError(f"{option} {mask(repr(name))}: {said}.", "Such as me/my-model.") from error
 
 
 def _from_record(kept: Kept, tables: Catalog, trusted: str | None, places: Places) -> Again:

@@ -18,8 +18,7 @@ from launcher.jobs.folder import PLAN, RECORD, Run
 from launcher.plan.adapter import CONFIG
 from launcher.runs import record
 from launcher.runs.record import LARGEST, Kept
-from launcher.spec import REPO_ID
-from launcher.values import COMMIT
+from launcher.spec import COMMIT, REPO_ID
 
 LAST = "last"
 """The run that was started here last."""

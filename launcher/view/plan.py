@@ -14,7 +14,8 @@ from rich.text import Text
 from launcher.catalog import Catalog, Flavor
 from launcher.estimate import copies
 from launcher.estimate.duration import AFTER
-from launcher.plan.record import Offer, Plan
+from launcher.estimate.values import Offer
+from launcher.plan.record import Plan
 from launcher.text import plain
 from launcher.view.tables import gpus, grid, minutes, table
 

@@ -13,12 +13,13 @@ import pytest
 
 from launcher import catalog
 from launcher.errors import LauncherError, RefusedError, RequestError
+from launcher.estimate.values import Vram
 from launcher.hub import client
 from launcher.jobs import folder as runs
 from launcher.jobs.base import Job, JobRequest
 from launcher.jobs.local import LocalBackend
 from launcher.jobs.service import HubBackend
-from launcher.plan.record import Plan, Vram
+from launcher.plan.record import Plan
 from launcher.runs import resume
 from tests.emulator import Hub
 from tests.faults import command

@@ -7,8 +7,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from launcher.estimate.values import Cost, Duration, Vram
 from launcher.jobs.base import JobRequest
-from launcher.plan.record import Cost, Duration, Plan, Vram
+from launcher.plan.record import Plan
 
 JOB_SCRIPTS = Path(__file__).parents[2] / "job_scripts"
 # uv looks for a project around a script without such a header.

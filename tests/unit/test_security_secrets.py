@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher import jobs as backends
-from launcher import masks, spec
+from launcher import spec
 from launcher.cli import app as cli
 from launcher.errors import RefusedError, RequestError
 from launcher.hub import errors as _hub_errors
@@ -26,6 +26,7 @@ from launcher.jobs import base
 from launcher.jobs import folder as runs
 from launcher.jobs.local import LocalBackend
 from launcher.jobs.service import HubBackend
+from launcher.text import MASK, SHORTEST, held, holds_secret, mask
 from tests.emulator import Hub
 from tests.unit.sample import plan, request
 from tests.unit.test_security_script import SPEC_TEXTS
@@ -57,14 +58,14 @@ def reading(folder: Path) -> str:
 @given(before=st.text(max_size=10), after=st.text(max_size=10))
 def test_what_looks_like_a_token_is_masked_in_any_text(secret: str, before: str, after: str) -> None:
     text = f"{before} {secret} {after}"
-    assert masks.holds_secret(text)
-    assert "Canary" not in masks.mask(text)
-    assert "CANARY" not in masks.mask(text)
+    assert holds_secret(text)
+    assert "Canary" not in mask(text)
+    assert "CANARY" not in mask(text)
 
 
-@given(secret=st.text(min_size=masks.SHORTEST, max_size=60), text=st.text(max_size=60))
+@given(secret=st.text(min_size=SHORTEST, max_size=60), text=st.text(max_size=60))
 def test_a_known_secret_is_masked_in_any_text(secret: str, text: str) -> None:
-    assert secret not in masks.mask(f"{text}{secret}{text}", [secret]).replace(masks.MASK, "") or secret in masks.MASK
+    assert secret not in mask(f"{text}{secret}{text}", [secret]).replace(MASK, "") or secret in MASK
 
 
 @pytest.mark.parametrize(
@@ -82,8 +83,8 @@ def test_a_known_secret_is_masked_in_any_text(secret: str, text: str) -> None:
     ],
 )
 def test_usual_words_are_left_alone(text: str) -> None:
-    assert not masks.holds_secret(text)
-    assert masks.mask(text) == text
+    assert not holds_secret(text)
+    assert mask(text) == text
 
 
 def test_the_secrets_of_this_shell_and_of_a_login_are_known(tmp_path: Path) -> None:
@@ -95,10 +96,10 @@ def test_the_secrets_of_this_shell_and_of_a_login_are_known(tmp_path: Path) -> N
         "PATH": "/usr/bin",
         "X_TOKEN": "x",
     }
-    assert set(masks.held(environment)) == {HUB_TOKEN, OTHER, "hunter22"}
+    assert set(held(environment)) == {HUB_TOKEN, OTHER, "hunter22"}
     (tmp_path / "elsewhere").write_text("t0ken-elsewhere")
-    assert masks.held({"HF_TOKEN_PATH": str(tmp_path / "elsewhere")}) == ("t0ken-elsewhere",)
-    assert masks.held({"HF_HOME": "/nowhere"}) == ()
+    assert held({"HF_TOKEN_PATH": str(tmp_path / "elsewhere")}) == ("t0ken-elsewhere",)
+    assert held({"HF_HOME": "/nowhere"}) == ()
 
 
 # ---- Options ---------------------------------------------------------------------------------------------------------

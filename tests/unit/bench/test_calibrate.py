@@ -15,8 +15,8 @@ import pytest
 
 from launcher import catalog
 from launcher.errors import RequestError
+from launcher.estimate.values import Vram
 from launcher.jobs import folder
-from launcher.plan.record import Vram
 from tests.unit import sample
 
 CALIBRATE = Path(__file__).parents[3] / "bench" / "calibrate.py"

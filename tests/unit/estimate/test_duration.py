@@ -11,7 +11,7 @@ from launcher import catalog
 from launcher.catalog import Gpu
 from launcher.estimate import duration, speed
 from launcher.estimate.duration import Work
-from launcher.estimate.memory import Setup
+from launcher.estimate.setup import Setup
 from launcher.estimate.speed import Batch
 
 TABLES = catalog.load()

@@ -13,7 +13,7 @@ from measurements import Measurement
 
 from launcher import catalog
 from launcher.estimate import memory
-from launcher.estimate.memory import MEASURED_TYPES, Setup
+from launcher.estimate.setup import GIB, MEASURED_TYPES, Setup
 
 TABLES = catalog.shipped()
 ROWS = measurements.load()
@@ -77,7 +77,7 @@ def test_parts_sum_to_the_peak_and_none_is_negative() -> None:
         found = memory.footprint(model, QLORA)
         assert found.peak == pytest.approx(sum(found.parts.values()))
         assert min(found.parts.values()) > 0
-        assert found.weights == pytest.approx(memory.weights(model, "4bit") / memory.GIB)
+        assert found.weights == pytest.approx(memory.weights(model, "4bit") / GIB)
 
 
 # Counted by Unsloth when it made the adapters: "Trainable parameters = ...".

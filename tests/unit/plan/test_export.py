@@ -13,7 +13,7 @@ from typing import Any
 import calibrate
 import pytest
 
-from launcher import catalog, export_spec, spec
+from launcher import catalog, spec
 from launcher.catalog import Flavor
 from launcher.errors import RefusedError, RequestError
 from launcher.estimate import copies
@@ -25,6 +25,7 @@ from launcher.plan import make as planner
 from launcher.plan.adapter import Adapter
 from launcher.plan.record import Plan
 from launcher.runs import resume
+from launcher.spec import build_export
 from tests.unit import sample
 
 TABLES = catalog.shipped()
@@ -42,7 +43,7 @@ def exported(
     private: bool = False, image: str | None = None, **options: Any,
 ) -> Plan:  # fmt: skip
     found = Adapter(place, COMMIT, base, None, 16, 32, private=private)
-    asked = export_spec.build(source="me/houses", **options)
+    asked = build_export(source="me/houses", **options)
     here = LAPTOP if options.get("local") else None
     return export.make_plan(asked, found, TABLES, today=TODAY, user=user, here=here, of=of, image=image)
 
@@ -117,7 +118,7 @@ def test_what_can_not_be_merged_in_4_bits_is_refused() -> None:
 @pytest.mark.parametrize("local", [False, True])
 def test_what_llama_cpp_can_not_convert_is_refused_before_anything_is_paid_for(local: bool) -> None:
     folder = Adapter("me/houses", None, "unsloth/Llama-3.2-11B-Vision-Instruct", None, 16, 16, modality="vision")
-    asked = export_spec.build(source="me/houses", gguf=["q4_k_m"], local=local)
+    asked = build_export(source="me/houses", gguf=["q4_k_m"], local=local)
     makers: list[Callable[[], Plan]] = [
         lambda: trained("llama-3.2-11b-vision", gguf=["q4_k_m"]),
         lambda: trained("llama-3.2-90b-vision", gguf=["f16"], merge="16bit"),

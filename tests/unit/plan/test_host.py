@@ -7,9 +7,9 @@ import pytest
 from launcher import catalog
 from launcher.catalog import Flavor
 from launcher.estimate.copies import Copies
-from launcher.estimate.memory import Setup
+from launcher.estimate.setup import Setup
+from launcher.estimate.values import Host
 from launcher.plan import host
-from launcher.plan.record import Host
 from launcher.plan.workload import Workload
 
 TABLES = catalog.shipped()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from launcher import catalog, settings, spec
+from launcher import catalog, home, spec
 from launcher.catalog import Flavor
 from launcher.cli import app as cli
 from launcher.plan import make as planner
@@ -112,7 +112,7 @@ def test_the_stacks_name_follows_what_the_header_asks_for() -> None:
 
 
 def test_the_command_line_reads_the_users_default(launch_home: Path) -> None:
-    (launch_home / settings.NAME).write_text('image = "ghcr.io/me/launch-job"\n', encoding="utf-8")
+    (launch_home / home.SETTINGS).write_text('image = "ghcr.io/me/launch-job"\n', encoding="utf-8")
     shown = CliRunner().invoke(cli.app, ["plan", "--model", "qwen3-8b", "--json"])
     assert shown.exit_code == 0, shown.output
     assert Plan.model_validate_json(shown.stdout).image == "ghcr.io/me/launch-job"

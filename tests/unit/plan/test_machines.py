@@ -10,7 +10,7 @@ import pytest
 from launcher import catalog
 from launcher.catalog import Flavor
 from launcher.estimate import memory
-from launcher.estimate.memory import Setup
+from launcher.estimate.setup import Setup
 from launcher.plan import machines as offers
 from launcher.plan.workload import Workload
 

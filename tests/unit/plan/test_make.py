@@ -15,7 +15,7 @@ from launcher.catalog import Flavor, Gpu
 from launcher.errors import LauncherError, RefusedError, RequestError, ServiceError
 from launcher.estimate import memory
 from launcher.estimate.dataset import DataSize
-from launcher.estimate.memory import Setup
+from launcher.estimate.setup import Setup
 from launcher.plan import budget, choices
 from launcher.plan import machines as offers
 from launcher.plan import make as planner

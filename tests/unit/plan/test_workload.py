@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from launcher import catalog
 from launcher.errors import RequestError
-from launcher.estimate.memory import Setup
+from launcher.estimate.setup import Setup
 from launcher.plan.workload import Workload
 
 TABLES = catalog.shipped()

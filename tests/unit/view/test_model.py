@@ -13,7 +13,7 @@ from launcher import catalog
 from launcher.catalog import Model
 from launcher.cli.app import app
 from launcher.errors import RequestError
-from launcher.view import model as model_view
+from launcher.view import tables
 
 TABLES = catalog.load()
 
@@ -21,7 +21,7 @@ TABLES = catalog.load()
 def text(model: Model) -> str:
     console = Console(width=400, color_system=None)
     with console.capture() as shown:
-        console.print(model_view.model_view(model))
+        console.print(tables.model_view(model))
     return shown.get()
 
 
@@ -65,6 +65,6 @@ def test_the_object_of_any_name_without_the_network(name: str, repo: str, monkey
 )  # fmt: skip
 def test_an_unknown_name_is_answered_with_the_near_ones(name: str, near: str) -> None:
     with pytest.raises(RequestError, match="unknown model") as raised:
-        model_view.find(name, TABLES)
+        tables.find_model(name, TABLES)
     assert near in raised.value.hint
     assert raised.value.exit_code == 2

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from launcher import catalog, spec
+from launcher.estimate.values import Cost, Duration, Offer, Vram
 from launcher.plan import make as planner
-from launcher.plan.record import Cost, Duration, Offer, Plan, Vram
+from launcher.plan.record import Plan
 from launcher.view import plan as plan_view
 from launcher.view.tables import minutes
 from tests.unit import sample

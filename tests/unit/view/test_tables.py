@@ -11,8 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
+from launcher.estimate.values import Cost, Duration
 from launcher.jobs.local import LocalBackend
-from launcher.plan.record import Cost, Duration, Plan
+from launcher.plan.record import Plan
 from launcher.view import tables as show
 from tests.unit import sample
 

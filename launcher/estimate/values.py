@@ -1,0 +1,71 @@
+"""What is estimated of a run, as values that a record can hold."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Value(BaseModel):
+    """Frozen, and of exactly these fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Vram(Value):
+    """Peak memory per GPU, GiB as torch counts allocated memory; `available_gib` is what a run may use.
+
+    `parts` sum to the peak; `reserve_gib` is the card's memory that no run gets (CUDA context, fragmentation).
+    """
+
+    weights_gib: float
+    peak_gib: float
+    available_gib: float
+    fits: bool
+    reserve_gib: float = 0
+    parts: dict[str, float] = {}
+
+
+class Duration(Value):
+    """Expected seconds: until the first step, of training, and in all; `parts` name what the start-up consists of.
+
+    `measured` says whether the card's speed was measured or follows from its published figures.
+    """
+
+    startup_s: int
+    train_s: int
+    total_s: int
+    parts: dict[str, int] = {}
+    tokens_per_second: float = 0
+    measured: bool = False
+
+
+class Cost(Value):
+    """US dollars: the flavor's rate, what the run should cost, and what it costs if it reaches its timeout."""
+
+    usd_per_hour: float
+    expected_usd: float
+    max_usd: float
+
+
+class Host(Value):
+    """What the machine around the GPU must hold, in GB (10^9 bytes)."""
+
+    ram_gb: float
+    disk_gb: float
+
+
+class Offer(Value):
+    """What one flavor would do with this run; times and costs are null where it does not fit.
+
+    `headroom` is the share of the plannable memory that stays free, below 0 where it does not fit; `why_not` says what
+    is missing: memory, host RAM or disk.
+    """
+
+    flavor: str
+    fits: bool
+    peak_gib: float
+    total_s: int | None
+    expected_usd: float | None
+    batch_size: int = 1
+    headroom: float = 0
+    why_not: str | None = None
