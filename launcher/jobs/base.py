@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from launcher.errors import RefusedError, RequestError, ServiceError
+from launcher.hub.client import read_token
 from launcher.plan.record import Plan
 from launcher.text import SHORTEST
 
@@ -268,7 +269,7 @@ def secret_values(names: tuple[str, ...]) -> dict[str, str]:
 
     Raises `RequestError` with the names that have none.
     """
-    values = {name: _hub_token() if name == "HF_TOKEN" else os.environ.get(name) for name in names}
+    values = {name: read_token() if name == "HF_TOKEN" else os.environ.get(name) for name in names}
     missing = [name for name, value in values.items() if not value]
     if "HF_TOKEN" in missing:
         raise RequestError(
@@ -292,9 +293,3 @@ def require_hidden(request: JobRequest, values: dict[str, str]) -> None:
                 f"the value of the secret {name} stands in the request itself, where others would see it.",
                 "Take it out of the options; --secrets sends it, encrypted.",
             )
-
-
-def _hub_token() -> str | None:
-    from launcher.hub.client import read_token
-
-    return read_token()
