@@ -21,6 +21,12 @@ FLOORS = (
     "text", "errors", "spec", "home", "catalog", "estimate", "plan", "render", "hub", "jobs", "demo", "runs",
     "dashboard", "view", "api", "cli",
 )  # fmt: skip
+# Who imports others of the launcher inside functions, and what that saves.
+LATE = {
+    "api": "`import launcher` loads nothing that a function of it does not need",
+    "cli": "each command loads what it uses: `launch --help` takes a tenth of a second and not a whole one",
+    "jobs.base": "the Hub's login, which a local run without secrets does not ask for",
+}
 # `launcher` itself offers the functions of its `api`: whoever imports `launcher` for its version does not build on it.
 FACE = "launcher"
 
@@ -70,6 +76,17 @@ def test_inside_a_folder_there_is_no_circle() -> None:
     # Raises `CycleError`, which names the modules, where there is one.
     order = list(TopologicalSorter({name: imported(name) for name in modules() if name != FACE}).static_order())
     assert len(order) > 50
+
+
+def test_late_imports_are_those_that_save_start_up_time() -> None:
+    late = set()
+    for name, path in modules().items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        inside = (node for function in functions for node in ast.walk(function) if isinstance(node, ast.ImportFrom))
+        if any((node.module or "").split(".")[0] == FACE for node in inside):
+            late.add(name.removeprefix(f"{FACE}."))
+    assert {name if name in LATE else name.split(".")[0] for name in late} == set(LATE)
 
 
 def test_parts_import_nothing_of_the_launcher() -> None:
