@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from launcher import __version__
 from launcher.catalog import Catalog, Flavor
 from launcher.catalog.machine import LOCAL
 from launcher.errors import RefusedError, RequestError
@@ -213,8 +214,6 @@ def _trusts(kept: Kept, trusted: str | None) -> bool:
 
 
 def _untrusted(kept: Kept) -> RefusedError:
-    from launcher import __version__
-
     known = kept.record
     if known.launcher is None:
         why = "somebody has changed it, or another version of launch made it"
