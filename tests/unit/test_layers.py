@@ -25,7 +25,6 @@ FLOORS = (
 LATE = {
     "api": "`import launcher` loads nothing that a function of it does not need",
     "cli": "each command loads what it uses: `launch --help` takes a tenth of a second and not a whole one",
-    "jobs.base": "the Hub's login, which a local run without secrets does not ask for",
 }
 # `launcher` itself offers the functions of its `api`: whoever imports `launcher` for its version does not build on it.
 FACE = "launcher"
