@@ -57,7 +57,7 @@ def _take_apart(text: str) -> _Source:
     tree = ast.parse(text)
     sentence = (ast.get_docstring(tree) or "").partition("\n")[0]
     found = _Source(sentence, {}, [], "")
-    dropped = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    dropped: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     if sentence:
         dropped.append(tree.body[0])
     for node in tree.body:
