@@ -48,6 +48,7 @@ class ScriptOption:
 _SCRIPTS_OWN = (
     ScriptOption("adapter", "str | None", "Hub repo id or local folder of the adapter.", MODEL, (EXPORT,)),
     ScriptOption("adapter_revision", "str | None", "Branch, tag or commit of the adapter.", MODEL, (EXPORT,)),
+    ScriptOption("modality", 'Literal["text", "vision"] | None', "Else as its run.json says.", MODEL, (EXPORT,)),
     ScriptOption("dry_run", "bool", "Only say whether the copies can be made.", OUTPUT, (EXPORT,)),
     ScriptOption("lora_targets", "str", "Names of the adapted layers, with commas between them.", LORA, (TEXT,)),
     ScriptOption("output_dir", "str | None", "Else output/ on the Job's volume, or outputs/RUN_NAME.", OUTPUT, SCRIPTS),

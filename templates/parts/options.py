@@ -11,11 +11,11 @@ import types
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from parts.say import UserError
 
-Options = TypeVar("Options")
+Chosen = TypeVar("Chosen")
 FILE_LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 ADAPTER_THERE = (
     "the adapter is there, and transformers would add it to the merged weights once more; without it these go to "
@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}.", "--help lists every flag.", status=2)
 
 
-def read_options(kind: type[Options], argv: Sequence[str], description: str = "") -> Options:
+def read_options(kind: type[Chosen], argv: Sequence[str], description: str = "") -> Chosen:
     """What the command line chose, over the defaults of `kind`: `Annotated[TYPE, "help"] = VALUE` declares a flag.
 
     Flags may be spelled as in Python, --max_steps. Of two stop criteria the one that is given replaces the chosen one;
@@ -61,7 +61,7 @@ def read_options(kind: type[Options], argv: Sequence[str], description: str = ""
 
 def flag_of(declared: Any) -> dict[str, Any]:
     """How argparse reads a value of that type."""
-    if get_origin(declared) in (types.UnionType,):
+    if get_origin(declared) in (types.UnionType, Union):
         [declared] = [one for one in get_args(declared) if one is not type(None)]
     if declared is bool:
         return {"action": argparse.BooleanOptionalAction}

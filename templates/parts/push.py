@@ -24,7 +24,7 @@ ATTEMPTS, LONGEST_WAIT_S, LONGEST_WAITS_S = 8, 60.0, 900.0
 NOT_ADAPTERS = ("checkpoints/*", ".*", "*/.*", "merged/*", "*.gguf", "Modelfile", "params", "template")
 
 
-def open_repo(name: str, private: bool) -> str:
+def open_repo(name: str, private: bool, create: bool = True) -> str:
     """The output repo's full name, found there or created, and this token may write to it: known before any training.
 
     Raises `UserError` of status 3 where it can't be written to, or is public although it should be private.
@@ -40,7 +40,8 @@ def open_repo(name: str, private: bool) -> str:
         try:
             found = persist(f"looking up {name}", lambda: api.model_info(name))
         except RepositoryNotFoundError:
-            persist(f"creating {name}", lambda: api.create_repo(name, private=private, exist_ok=True))
+            if create:
+                persist(f"creating {name}", lambda: api.create_repo(name, private=private, exist_ok=True))
         else:
             if found.id != name:
                 note(f"{name} is now called {found.id}")
