@@ -16,9 +16,10 @@ from typing import Any
 from parts.apart import apart
 from parts.compare import Seen, check_gguf, probe
 from parts.llama_cpp import CONVERTED, GGUF_BITS, MMPROJ, convert, quantize, sight_of
-from parts.ollama import FOR_OLLAMA, SAMPLING, ChatForm, chat_form, end_of_answer, generation_of
+from parts.ollama import FOR_OLLAMA, ChatForm, chat_form, end_of_answer
 from parts.options import ADAPTER_THERE
 from parts.push import open_repo, persist, push
+from parts.sampling import SAMPLING, generation_of
 from parts.say import UserError, note, reason
 
 MERGED, NOT_MADE = "merged", "not made"

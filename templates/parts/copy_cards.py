@@ -12,6 +12,7 @@ from typing import Any
 
 from parts.copies import Copy
 from parts.llama_cpp import GGUF_BITS, MMPROJ
+from parts.markdown import code, linked, literal, plain
 from parts.places import is_hub_id
 from parts.push import persist
 from parts.say import note, reason
@@ -242,26 +243,3 @@ def learned_from(adapter: Path) -> tuple[list[str], dict[str, str]]:
     licence = {name: told[name] for name in LICENCE_FIELDS if isinstance(told.get(name), str)}
     known = re.fullmatch("[a-z0-9][a-z0-9.-]*", licence.get("license", ""))
     return [name for name in datasets if is_hub_id(name)], licence if known else {}
-
-
-def linked(name: str, commit: str | None = None) -> str:
-    """A Hub repo with its address and commit, or the name of what lay on the machine."""
-    if not is_hub_id(name):
-        return f"{code(Path(name).name)} (not on the Hub)"
-    return f"[{code(name)}](https://huggingface.co/{name})" + (f" at {code(commit[:12])}" if commit else "")
-
-
-def code(text: object) -> str:
-    """The text as code, on one line, that ends neither a table's cell nor the code."""
-    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(text)).replace("|", "¦").replace("`", "ˋ")
-    return f"`{text}`"
-
-
-def plain(text: object) -> str:
-    """The text as text on one line, whatever it holds."""
-    return re.sub(r"([\\`*_~|<>\[\]#$])", r"\\\1", " ".join(str(text).split()))
-
-
-def literal(text: str) -> str:
-    """The text as Python writes it."""
-    return json.dumps(text) if text.isascii() else repr(text)

@@ -1,4 +1,4 @@
-"""How an answer is sampled and where it ends: generation_config.json for transformers, a Modelfile for Ollama."""
+"""What Ollama needs beside a GGUF file: how it is sampled, where an answer ends, and the chat template in Go."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# The settings by transformers' names; Ollama's, where they differ. transformers knows no presence penalty.
+# Ollama's names of settings, where they differ from transformers'.
 OLLAMA_NAMES = {"repetition_penalty": "repeat_penalty"}
-ONLY_OLLAMA = {"presence_penalty"}
-SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 # Llama's template would else hold the day on which this runs.
 SHOWN: dict[str, Any] = {"add_generation_prompt": True, "date_string": "26 Jul 2024"}
 # Beside GGUF files, for Ollama.
@@ -69,28 +67,6 @@ def write_modelfile(folder: Path, ggufs: list[str], settings: dict[str, float], 
             lines.append("# No template: none makes the prompts of this chat template. Ollama looks for one like it.")
     (folder / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "params").write_text(json.dumps(named | {"stop": form.stops}, indent=2) + "\n", encoding="utf-8")
-
-
-def generation_of(known: Any, settings: dict[str, float], stop: int) -> Any:
-    """The model's generation settings with the recommended ones, and with the token that ends an answer."""
-    from transformers import GenerationConfig
-
-    found: dict[str, Any] = {name: value for name, value in settings.items() if name not in ONLY_OLLAMA}
-    # A temperature of 0 is how others say that nothing is drawn.
-    greedy = found.get("temperature") == 0
-    if found:
-        found |= {"do_sample": not greedy} | (dict.fromkeys(SAMPLING) if greedy else {})
-    known = known or GenerationConfig()
-    ends = known.eos_token_id if isinstance(known.eos_token_id, list) else [known.eos_token_id]
-    found["eos_token_id"] = [stop, *(token for token in ends if token not in (stop, None))]
-    try:
-        known.update(**found)
-        known.validate(strict=True)
-    except ValueError:
-        # What the model brought contradicts itself, and would not be saved.
-        kept = {name: getattr(known, name) for name in ("bos_token_id", "pad_token_id")}
-        known = GenerationConfig(**kept | found)
-    return known
 
 
 def end_of_answer(reader: Any, sees: bool) -> int:
