@@ -138,7 +138,7 @@ def usage(folder: Path, args: Any, result: dict[str, Any], commits: dict[str, An
     return [(name, text.format(**names) + ask + ANSWER.format(place=place)) for name, text in SNIPPETS.items()]
 
 
-def licence_of(args: Any, planned: dict[str, Any]) -> dict[str, str]:
+def licence_of(args: Any, planned: dict[str, Any]) -> dict[str, Any]:
     """The licence of the planned model, as a card's fields; empty for another one."""
     fields = {"license": "licence", "license_name": "licence_name", "license_link": "licence_link"}
     told = {field: planned[name] for field, name in fields.items() if planned[name]}

@@ -64,15 +64,25 @@ class Encoder:
         return {"input_ids": ids[cut], "labels": labels[cut], "was_cut": len(ids) > self.args.max_length}
 
 
-def encode_rows(rows: Any, encoder: Encoder, columns: list[str]) -> Any:
-    """The rows as tokens and labels, without those that have nothing to learn; says how many were cut."""
+def encode_rows(rows: Any, encoder: Encoder, columns: list[str], told: bool = True) -> Any:
+    """The rows as tokens and labels, without those that have nothing to learn; what is `told` is how many were cut."""
     encoded = rows.map(encoder, remove_columns=columns)
-    head, longest = list(islice(encoded, 256)), encoder.args.max_length
+    if told:
+        check_encoded(encoded, encoder.args.max_length)
+    return encoded.filter(has_target).select_columns(["input_ids", "labels"])
+
+
+def check_encoded(encoded: Any, longest: int) -> None:
+    """Say how many of the first rows were cut; refuse where nothing is left to learn."""
+    head = list(islice(encoded, 256))
     note(f"longer than {longest} tokens, so cut: {sum(row['was_cut'] for row in head)} of {len(head)} rows")
-    if head and not any(has_target(row) for row in head):
+    if not any(has_target(row) for row in head):
         hint = "Raise --max-length if the answers are cut off, else check the chat template and the rows."
         raise UserError("every token is masked, so there is nothing to learn.", hint)
-    return encoded.filter(has_target).select_columns(["input_ids", "labels"])
+
+
+def words(message: Message) -> str:
+    return str(message["content"])
 
 
 def has_target(row: dict[str, Any]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import re
@@ -16,7 +15,8 @@ from typing import Any, NoReturn
 
 from parts.checkpoints import Checkpoints, settings
 from parts.clock import CLOCK, LAST_S, STARTED
-from parts.say import UserError, note, reason
+from parts.models import free, take_peak
+from parts.say import UserError, note, phase, reason
 from parts.watchdog import Watchdog
 
 # Bytes a second that a disk and an upload surely take, where nothing was measured yet.
@@ -57,7 +57,7 @@ class Careful:
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
-            free_memory()
+            free()
             batch = args.per_device_eval_batch_size
             if batch == 1:
                 note("out of memory in evaluation with one row at a time: left out")
@@ -79,9 +79,10 @@ class Guard:
     tracker: Any = None
     diverged: int | None = None
 
-    def __init__(self, args: Any, checkpoints: Checkpoints, trainer: Any, pushes: bool, compile_s: float) -> None:
-        self.asked, self.checkpoints, self.trainer = args, checkpoints, trainer
-        found = checkpoints.found
+    def __init__(self, run: Any, trainer: Any) -> None:
+        self.asked, self.planned, self.trainer = run.args, run.planned, trainer
+        self.checkpoints: Checkpoints = run.checkpoints
+        found = self.checkpoints.found
         self.known: dict[str, Any] = dict(found.get("known", {}))
         """Of before the training: the loss, answers."""
         self.resumed_from, self.before_s = found.get("step"), found.get("train_s", 0.0)
@@ -90,21 +91,24 @@ class Guard:
             setattr(trainer, name, found.get(name, 0))
         trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
         size = sum(weight.numel() * weight.element_size() for weight in trained)
-        self.checkpoint_s, self.push_s = 3 * size / DISK_SPEED, size / UPLOAD_SPEED if pushes else 0.0
+        self.checkpoint_s, self.push_s = 3 * size / DISK_SPEED, size / UPLOAD_SPEED if run.output_repo else 0.0
         self.longest_step_s, self.nan_logs = 0.0, 0
         self.began = self.saved_at = self.step_began = time.monotonic()
-        self.in_step, self.due = False, False
+        self.due, self.trained_s = False, 0.0
+        self.loss_after: float | None = None
+        self.answers_after: list[str | None] = []
+        self.peaks: dict[str, float] = {}
         self.mark = (self.start, 0, self.began)
         self.counts: dict[str, Any] = {}
-        self.watchdog = Watchdog(compile_s)
+        self.watchdog = Watchdog(self.planned["compile_s"])
 
     # ---- Time ----
 
     def reserve_s(self) -> float:
         """Seconds that are needed after the step that is being made: a checkpoint, the model's saving and its push."""
         # Python takes seconds to end.
-        floor: float = min(60, max(self.asked.timeout_s / 10, LAST_S))
-        return 1.5 * (2 * self.checkpoint_s + self.push_s) + floor + self.longest_step_s
+        floor = min(60, max(self.asked.timeout_s / 10, LAST_S))
+        return float(1.5 * (2 * self.checkpoint_s + self.push_s) + floor + self.longest_step_s)
 
     def must_stop(self) -> bool:
         if not self.stopped and CLOCK.signalled:
@@ -141,7 +145,7 @@ class Guard:
         if self.startup_s is None:
             self.startup_s, self.began = now - STARTED, now
             self.mark = (state.global_step, int(self.trainer.tokens_seen), now)
-        self.in_step, self.step_began = True, now
+        self.step_began = now
         self.counts = {name: getattr(self.trainer, name) for name in COUNTS}
         set_seed(self.asked.seed + state.global_step)
         if self.must_leave_step():
@@ -152,7 +156,7 @@ class Guard:
             raise Stop
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        now, self.in_step = time.monotonic(), False
+        now = time.monotonic()
         took = now - self.step_began
         self.watchdog.beat(took)
         self.first_step_s = self.first_step_s or now - self.began
@@ -243,7 +247,7 @@ class Guard:
 
     # ---- From one checkpoint to the end ----
 
-    def train(self, planned_gib: float) -> None:
+    def train(self) -> None:
         """Train from the newest checkpoint, or the start, to the end or a stop; begin again where memory runs out."""
         from transformers import TrainerState, set_seed
 
@@ -271,13 +275,40 @@ class Guard:
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            begin_again(self.asked, planned_gib)
+            begin_again(self.asked, self.planned["peak_gib"])
+        self.trained_s = time.monotonic() - self.began
+        take_peak(self.peaks, "train")
         if self.diverged:
             kept = f"The last checkpoint is of step {self.kept}." if self.kept else "No checkpoint was made."
             message = f"the loss is no number any more, at step {self.diverged} for the {MOST_NAN}rd time in a row"
             raise UserError(f"{message}: stopped. {kept}", "Lower --learning-rate, or raise --warmup-ratio.")
         if not is_finite(trainer.model):
             raise UserError("the trained weights are no numbers: nothing is saved.", "Lower --learning-rate.")
+
+    # ---- Before and after ----
+
+    def look_before(self, answers: Callable[[], list[str | None]], evaluates: bool) -> None:
+        """Evaluate and answer before anything is learned, unless an earlier attempt did."""
+        take_peak(self.peaks, "load")
+        if evaluates and "loss" not in self.known:
+            phase("evaluate")
+            self.known["loss"] = self.trainer.evaluate().get("eval_loss")
+            take_peak(self.peaks, "evaluate")
+        if "answers" not in self.known:
+            self.known["answers"] = answers()
+            take_peak(self.peaks, "answer")
+
+    def look_after(self, answers: Callable[[], list[str | None]], evaluates: bool) -> None:
+        """The same of what was learned, which an evaluation that fails does not cost."""
+        if evaluates and not self.stopped:
+            phase("evaluate")
+            try:
+                self.loss_after = self.trainer.evaluate().get("eval_loss")
+            except Exception as error:
+                note(f"the evaluation failed, the run goes on without it ({reason(error)})")
+            take_peak(self.peaks, "evaluate")
+        self.answers_after = answers()
+        take_peak(self.peaks, "answer")
 
     def answers(self, asked: list[Any], answer: Callable[[Any], str]) -> list[str | None]:
         """What `answer` makes of each; none where time or memory do not suffice, since no sample is worth a run."""
@@ -289,7 +320,7 @@ class Guard:
             except Exception as error:
                 note(f"a sample is left without an answer ({reason(error)})")
                 if out_of_memory(error):
-                    free_memory()
+                    free()
         return given
 
 
@@ -320,15 +351,6 @@ def out_of_memory(error: BaseException) -> bool:
 
     said = re.search(r"CUDA[^\n]*out of memory|ALLOC_FAILED", str(error))
     return isinstance(error, torch.OutOfMemoryError) or said is not None
-
-
-def free_memory() -> None:
-    """Give back what the evaluation that failed held on the GPU."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
 
 
 def begin_again(args: Any, planned_gib: float) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import tempfile
@@ -80,3 +81,19 @@ def take_peak(peaks: dict[str, float], name: str) -> None:
     if torch.cuda.is_initialized():
         peaks[name] = max(peaks.get(name, 0), torch.cuda.max_memory_allocated() / 2**30)
         torch.cuda.reset_peak_memory_stats()
+
+
+def free() -> None:
+    """Give back what nothing holds any more on the GPU."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def device_name() -> str:
+    """The GPU that is trained on, or cpu."""
+    import torch
+
+    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "cpu"

@@ -42,10 +42,10 @@ def read_options(kind: type[Chosen], argv: Sequence[str], description: str = "")
     """
     parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     hints = get_type_hints(kind, vars(sys.modules[kind.__module__]), include_extras=True)
-    for field in fields(kind):  # type: ignore[arg-type]
-        declared, told = get_args(hints[field.name])
-        help_text = f"{told} [{field.default}]".replace("%", "%%")
-        parser.add_argument(f"--{field.name.replace('_', '-')}", help=help_text, **flag_of(declared))
+    for option in fields(kind):  # type: ignore[arg-type]
+        declared, told = get_args(hints[option.name])
+        help_text = f"{told} [{option.default}]".replace("%", "%%")
+        parser.add_argument(f"--{option.name.replace('_', '-')}", help=help_text, **flag_of(declared))
     words = [word.partition("=") for word in argv]
     argv = [(name.replace("_", "-") if name.startswith("--") else name) + eq + value for name, eq, value in words]
     given = vars(parser.parse_args(argv))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,14 +15,14 @@ from typing import Any
 
 from parts.card import write_card
 from parts.checkpoints import DONE, Checkpoints, open_checkpoints, result_before
-from parts.clock import CLOCK, deadline
+from parts.clock import CLOCK, LAST_S, deadline
 from parts.guard import Guard
-from parts.models import set_environment
+from parts.models import device_name, free, set_environment
 from parts.places import output_folder
 from parts.push import push, rescue
 from parts.record import write_record
 from parts.say import UserError, finite, note, phase
-from parts.second import make_copies
+from parts.second import make_copies, not_made
 
 DECIDES_MEMORY = ("model", "load_in", "max_length", "batch_size", "lora_r", "optim", "image_size")
 PACKAGES = ("unsloth", "trl", "transformers", "datasets", "peft", "torch")
@@ -38,6 +39,10 @@ class Run:
     output_repo: str | None = None
     result: dict[str, Any] = field(default_factory=dict)
     push_s: float = 0.0
+    stopped: str | None = None
+    tracker: Any = None
+    again: bool = False
+    """Whether this process began once more with a smaller batch."""
     url: str | None = None
     push_error: UserError | None = None
     copies_error: UserError | None = None
@@ -62,10 +67,9 @@ class Run:
         return 0
 
     def describe(
-        self, guard: Guard, rows: int | None, eval_rows: int | None, samples: list[Any], losses: tuple[Any, Any],
-        peaks: dict[str, float], device: str,
-    ) -> None:  # fmt: skip
-        """Note what the RESULT says of the training; `losses` are those of the evaluations before and after."""
+        self, guard: Guard, asked: list[Any], words: Callable[[Any], str], rows: int | None, eval_rows: int | None
+    ) -> None:
+        """Note what the RESULT says of the training; `asked` are the chats that were answered."""
         args, trainer, steps = self.args, guard.trainer, guard.trainer.state.global_step
         chosen = type(args)()
         as_planned = all(getattr(args, name, None) == getattr(chosen, name, None) for name in DECIDES_MEMORY)
@@ -73,7 +77,11 @@ class Run:
         logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-10:]
         train_s = guard.before_s + guard.trained_s
         stopped = guard.stopped if steps < trainer.state.max_steps or not steps else None
-        self.push_s = guard.push_s
+        self.push_s, self.stopped = guard.push_s, guard.stopped
+        samples = [
+            {"prompt": words(messages[-2]), "expected": words(messages[-1]), "before": before, "after": after}
+            for messages, before, after in zip(asked, guard.known["answers"], guard.answers_after, strict=True)
+        ]
         self.result = {
             "status": "stopped" if stopped else "done",
             "stopped": stopped,
@@ -87,8 +95,8 @@ class Run:
             "tokens_seen": int(trainer.tokens_seen),
             "tokens_trained": int(trainer.tokens_trained),
             "train_loss": sum(logged) / len(logged) if logged else None,
-            "eval_loss_before": losses[0],
-            "eval_loss": losses[1],
+            "eval_loss_before": guard.known.get("loss"),
+            "eval_loss": guard.loss_after,
             "samples": samples,
             "tokens_per_second": int(trainer.tokens_seen) / max(train_s, 1e-3),
             "train_s": train_s,
@@ -96,10 +104,10 @@ class Run:
             "first_step_s": first_step_s,
             "step_s": (guard.trained_s - first_step_s) / (own_steps - 1) if own_steps > 1 else None,
             "largest_batch_tokens": trainer.largest_batch,
-            "peak_gib": max(peaks.values(), default=None),
-            "peaks_gib": peaks,
+            "peak_gib": max(guard.peaks.values(), default=None),
+            "peaks_gib": guard.peaks,
             "predicted_peak_gib": self.planned["peak_gib"] if as_planned else None,
-            "device": device,
+            "device": device_name(),
             "output_dir": str(self.output_dir.resolve()),
             "output_repo": self.output_repo,
             "versions": {name: version(name) for name in PACKAGES},
@@ -112,34 +120,47 @@ class Run:
             left_s = CLOCK.left_s() - 1.5 * self.push_s
             write_card(self.output_dir, self.args, self.planned, self.result, history, left_s)
 
-    def push(self, kept: bool) -> None:
-        """Push the model, as far as there is time; `kept` says whether the newest checkpoint is of its last step."""
+    def push(self) -> None:
+        """Push the model, as far as there is time."""
+        if self.tracker:
+            self.tracker.finish()
         if self.result["stopped"]:
+            kept = self.result["steps"] in self.checkpoints.whole
             note(f"stopped after step {self.result['steps']}: {next_attempt(kept)}")
         if not self.output_repo or not self.result["steps"]:
             return
-        if CLOCK.signalled and CLOCK.left_s() < 5 + 1.5 * self.push_s:
+        if CLOCK.signalled and CLOCK.left_s() <= LAST_S + 1.5 * self.push_s:
             return
         phase("push")
-        try:
-            self.url = push(self.output_dir, self.output_repo)
-        except UserError as problem:
-            self.push_error = problem
+        with CLOCK.or_else(self.cut_off):
+            try:
+                self.url = push(self.output_dir, self.output_repo)
+            except UserError as problem:
+                self.push_error = problem
 
-    def copy(self, stopped: str | None) -> None:
+    def copy(self) -> None:
         """Let the copies be made that were asked for, of a model that is trained and pushed."""
         if not (self.args.merge or self.args.gguf):
             return
+        why = {"deadline": "no time is left", "signal": "asked to stop", None: "nothing was trained"}
+        stopped = self.stopped or ("signal" if CLOCK.signalled else None)
         if self.push_error or stopped or not self.result["steps"]:
-            why = {"deadline": "no time is left", "signal": "asked to stop", None: "nothing was trained"}
             told = "its push failed" if self.push_error else why[stopped]
-            entries = [("merged", self.args.merge)] * bool(self.args.merge) + [("gguf", kind) for kind in self.args.gguf]
-            empty = dict.fromkeys(("path", "repo", "gib", "checked"))
-            left = {"error": f"left out: {told}"}
-            self.result["exports"] = [{"kind": kind, "name": name} | empty | left for kind, name in entries]
+            self.result["exports"] = not_made(self.args, f"left out: {told}")
             return
+        self.result["exports"] = not_made(self.args, "left out: the time was up")
         made, self.copies_error = make_copies(self.args, self.output_dir, self.output_repo)
         self.result |= made
+
+    def finish(self) -> None:
+        """Make the copies and print the RESULT line; raise the error of a run that did not do all it was asked to."""
+        with CLOCK.or_else(self.cut_off):
+            free()
+            self.copy()
+        error = self.tell()
+        if error:
+            # Not done, and not lost: the last line is the command that goes on.
+            raise error
 
     def tell(self) -> UserError | None:
         """Print the RESULT line; the error of a run that did not do all that it was asked to, or none."""
@@ -171,7 +192,7 @@ def begin(args: Any, planned: dict[str, Any]) -> Run | None:
         print(f"RESULT {earlier}", flush=True)
         return None
     args, checkpoints = open_checkpoints(args)
-    run = Run(args, planned, output_folder(args), checkpoints)
+    run = Run(args, planned, output_folder(args), checkpoints, again="LAUNCH_STARTED" in os.environ)
     CLOCK.start(deadline(args.timeout_s, checkpoints.folder))
     run.setup.enter_context(CLOCK.or_else(partial(run.leave, "before the training began"), at_once=True))
     set_environment(args)

@@ -36,15 +36,18 @@ def make_copies(args: Any, folder: Path, output_repo: str | None) -> tuple[dict[
     result, status, problem = run_exporter(args, output_repo, "--adapter", str(folder))
     if not status:
         return result, None
-    made = [{"kind": "merged", "name": args.merge}] * bool(args.merge) + [
-        {"kind": "gguf", "name": kind} for kind in args.gguf
-    ]
     said = f"{EXPORTER} ended with status {status}"
-    lost = [copy | dict.fromkeys(("path", "repo", "gib", "checked")) | {"error": said} for copy in made]
     if output_repo:
         # Where the adapter can be found from elsewhere.
         problem = problem.replace(f"launch export {folder}", f"launch export {output_repo}")
-    return {"exports": lost} | result, UserError(problem or f"the adapter is whole, and {said}.")
+    return {"exports": not_made(args, said)} | result, UserError(problem or f"the adapter is whole, and {said}.")
+
+
+def not_made(args: Any, problem: str) -> list[dict[str, Any]]:
+    """The copies that were asked for, as RESULT has them, none of which is there."""
+    asked = [("merged", args.merge)] * bool(args.merge) + [("gguf", kind) for kind in args.gguf]
+    rest = dict.fromkeys(("path", "repo", "gib", "checked")) | {"error": problem}
+    return [{"kind": kind, "name": name} | rest for kind, name in asked]
 
 
 def run_exporter(args: Any, output_repo: str | None, *words: str) -> tuple[dict[str, Any], int, str]:
@@ -60,9 +63,7 @@ def run_exporter(args: Any, output_repo: str | None, *words: str) -> tuple[dict[
     # Its deadline is this run's.
     began = {"LAUNCH_STARTED": str(CLOCK.deadline - args.timeout_s)} if args.timeout_s else {}
     result, problem = dict[str, Any](), ""
-    with subprocess.Popen(
-        command, env=os.environ | began, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
+    with subprocess.Popen(command, env=os.environ | began, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         for line in lines_of(process):
             if line.startswith("RESULT "):
                 result = json.loads(line.removeprefix("RESULT "))
