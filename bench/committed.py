@@ -29,7 +29,7 @@ def text_of(name: str) -> str:
     stack = catalog.load().stack
     if name in MODELS:
         return render.render(plan(name), stack)
-    return render.render_copies(plan("sft_text.py").model_copy(update={"run_name": "export"}), stack)
+    return render.render_copies(plan("sft_text.py").model_copy(update={"run_name": "export", "modality": None}), stack)
 
 
 def main() -> None:

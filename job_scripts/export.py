@@ -37,6 +37,7 @@ printed is `RESULT {json}`.
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import itertools
 import json
@@ -74,7 +75,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, 
 # fmt: off
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What was chosen for these copies; each is the default of the flag of its name."""
+    """What was chosen for this run; each is the default of the flag of its name (`--help`)."""
 
     model: Annotated[str, "Alias (`launch models`), Hub repo id or local folder."] = "unsloth/Qwen3-8B"
     revision: Annotated[str | None, "Branch, tag or commit of the model."] = None
@@ -82,7 +83,7 @@ class Options:
     trust_remote_code: Annotated[bool, "Run the Python of the model's repo; only with --revision as a whole commit hash."] = False
     adapter: Annotated[str | None, "Hub repo id or local folder of the adapter."] = None
     adapter_revision: Annotated[str | None, "Branch, tag or commit of the adapter."] = None
-    modality: Annotated[Literal["text", "vision"] | None, "Else as its run.json says."] = "text"
+    modality: Annotated[Literal["text", "vision"] | None, "Else as its run.json says."] = None
     output_repo: Annotated[str | None, "Where the result is pushed, NAME or NAMESPACE/NAME."] = None
     private: Annotated[bool, "Create the output repo as private."] = False
     merge: Annotated[Literal["16bit", "4bit"] | None, "Merge the adapter into the model, as a copy of its own."] = None
@@ -93,11 +94,19 @@ class Options:
     output_dir: Annotated[str | None, "Else output/ on the Job's volume, or outputs/RUN_NAME."] = None
     timeout_s: Annotated[int, "Seconds until the Job is killed (0: never)."] = 7200
     device: Annotated[Literal["auto", "cpu"], "cpu: without a GPU."] = "auto"
+
+
+# What was planned for these options, how the model's makers sample it and where they say so, and its licence.
+PLANNED: dict[str, Any] = {
+    "peak_gib": 7.77,
+    "compile_s": 15,
+    "generation": {"temperature": 0.7, "top_p": 0.8, "top_k": 20.0, "min_p": 0.0},
+    "generation_source": "https://huggingface.co/Qwen/Qwen3-8B#best-practices",
+    "licence": "apache-2.0",
+    "licence_name": None,
+    "licence_link": None,
+}
 # fmt: on
-
-
-# How the model above is best sampled, by what its makers say at https://huggingface.co/Qwen/Qwen3-8B#best-practices.
-GENERATION: dict[str, float] = {"temperature": 0.7, "top_p": 0.8, "top_k": 20.0, "min_p": 0.0}
 # Bytes a second that a disk and an upload may well take. The adapter is safe: what comes to nothing costs only its time.
 DISK_SPEED, UPLOAD_SPEED = 200e6, 40e6
 
@@ -217,11 +226,11 @@ def check(options: Options) -> Found:
     needs_whole = bool(options.gguf) or options.merge == "16bit"
     model, revision, modality = (given(options, name) for name in ("model", "revision", "modality"))
     base = find_base(adapter, model, revision, modality, options.trust_remote_code, needs_whole)
-    if options.device == "auto" and not apart(has_gpu):
-        raise UserError("no usable CUDA GPU was found here.", "Use a machine with one, or add --device cpu.", status=3)
     if options.device == "cpu" and base.sees:
         hint = "Use a machine with one: `launch export` finds it."
         raise UserError(f"Unsloth loads {base.name}, a vision model, on a GPU only.", hint, status=3)
+    if options.device == "auto":
+        apart(find_gpu, options)
     create = not options.dry_run
     repo = open_repo(options.output_repo, options.private, create) if options.output_repo else None
     merged_repo = open_merged_repo(options.merged_repo, repo, options.private, create) if options.merged_repo else None
@@ -238,26 +247,6 @@ def check(options: Options) -> Found:
     disk = Path(tempfile.gettempdir()) if is_jobs_own(options) else output_dir
     require_disk(disk, sum(parts.values()), told, "Free some, or give --output-dir on another disk.")
     return Found(adapter or Path(), base, whole_bytes, output_dir, repo, merged_repo, llama_cpp)
-
-
-def set_environment(options: Options) -> None:
-    """What the libraries read of it when they are imported, in the processes that import them."""
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # Where CI is set, torch takes the memory planning that Unsloth turns on for an error.
-    os.environ.pop("CI", None)
-    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", tempfile.mkdtemp(prefix="unsloth-"))
-    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    if options.device == "cpu":
-        os.environ.update(CUDA_VISIBLE_DEVICES="", UNSLOTH_FORCE_CPU="1")
-
-
-def has_gpu() -> bool:
-    """Whether torch can use one; in a process of its own."""
-    import torch
-
-    return bool(torch.cuda.is_available())
 
 
 def tell_plan(found: Found, copies: Sequence[Copy]) -> None:
@@ -281,16 +270,12 @@ def merge_apart(options: Options, found: Found, kinds: Sequence[str], work: Path
     loaded = fetch_model(base.name, base.revision) if four_bits else whole
     if "16bit" in kinds and not Path(base.whole).is_dir():
         note(f"merged into {base.whole} of commit {whole.name}")
+    settings = recommended(replace(options, model=base.name), PLANNED)
     trained: Trained = apart(
-        merge_adapter, found.adapter, loaded, whole, kinds, work, settings_of(base), base.sees, four_bits,
+        merge_adapter, found.adapter, loaded, whole, kinds, work, settings, base.sees, four_bits,
         options.trust_remote_code,
     )  # fmt: skip
     return trained
-
-
-def settings_of(base: Base) -> dict[str, float]:
-    """How the makers of the model say that it is best sampled; empty for another model than the chosen one."""
-    return GENERATION if base.name == Options.model else {}
 
 
 def check_merged_copies(
@@ -351,7 +336,7 @@ def make(
             if not any(other.kind == "gguf" and not other.error for other in export.copies):
                 sight = sight_of(file)
                 names = [file.name, *([sight.name] if sight else [])]
-                write_modelfile(place, names, sampling_of(source.folder, settings_of(found.base)), trained.form)
+                write_modelfile(place, names, trained.settings, trained.form)
             if found.repo:
                 push_gguf(file, copy.name, found.repo)
                 copy.repo = found.repo
@@ -420,6 +405,134 @@ def given(options: Options, name: str) -> Any:
     """The option's value; of another adapter than the chosen one, whose it is, only where a flag gave another."""
     value = getattr(options, name)
     return None if options.adapter != Options.adapter and value == getattr(Options, name) else value
+
+
+# ---- Say -------------------------------------------------------------------------------------------------------------
+# Lines for whoever follows the run, and errors that say what to do next.
+
+
+class UserError(Exception):
+    """What is wrong and what to do next: shown as one paragraph, without a traceback."""
+
+    def __init__(self, message: str, hint: str = "", status: int = 1) -> None:
+        super().__init__(message, hint, status)
+        self.paragraph, self.status = f"{message} {hint}".strip(), status
+
+
+def phase(name: str) -> None:
+    print(f"== {name}", flush=True)
+
+
+def note(text: str) -> None:
+    print(text, flush=True)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what a library says, which often goes on for pages."""
+    said = error.args[0] if isinstance(error, UserError) else str(error)
+    return next((line.strip(" .") for line in said.splitlines() if line.strip()), type(error).__name__)
+
+
+def finite(value: Any) -> Any:
+    """The same value with null for every number that JSON does not know."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value
+
+
+# ---- Models ----------------------------------------------------------------------------------------------------------
+# The machine and the model: known to be there and to be allowed before anything is loaded.
+
+
+def set_environment(args: Any) -> None:
+    """What libraries read of it when they are imported."""
+    # Bars have no place in a log; Unsloth's generated code has none in the working directory.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Where CI is set, torch takes the memory planning that Unsloth turns on for an error.
+    os.environ.pop("CI", None)
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", tempfile.mkdtemp(prefix="unsloth-"))
+    # One process trains on one GPU.
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    if args.device == "cpu":
+        os.environ.update(CUDA_VISIBLE_DEVICES="", UNSLOTH_FORCE_CPU="1")
+    # Only --trackio-space sends metrics away: Trackio would follow the environment too.
+    for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
+        os.environ.pop(name, None)
+
+
+def find_gpu(args: Any) -> bool:
+    """Whether a GPU trains; `UserError` of status 3 where there is none and the CPU was not asked for."""
+    import torch
+
+    found = args.device == "auto" and torch.cuda.is_available()
+    if not found and hasattr(args, "image_size"):
+        hint = "Use a machine with one; a text model can also be trained with --device cpu."
+        raise UserError("no usable CUDA GPU was found, and Unsloth trains vision models on a GPU only.", hint, status=3)
+    if not found and args.device == "auto":
+        raise UserError("no usable CUDA GPU was found here.", "Use a machine with one, or add --device cpu.", status=3)
+    return bool(found)
+
+
+def check_model(model: str, revision: str | None, trusted: bool = False) -> None:
+    """Ask for the smallest file of a Hub model first, whose absence has a short explanation."""
+    if Path(model).is_dir():
+        return
+    from httpx import HTTPError
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        hf_hub_download(model, "config.json", revision=revision)
+    except errors.GatedRepoError as error:
+        hint = f"Accept its terms at https://huggingface.co/{model} with the account of your HF_TOKEN."
+        raise UserError(f"{model} is gated and this account has no access.", hint, status=3) from error
+    except (HTTPError, OSError, errors.HFValidationError) as error:
+        hint = "Check the name, the revision, the token and the network."
+        raise UserError(f"the model {model} can't be read ({reason(error)}).", hint, status=3) from error
+    if trusted:
+        check_code(model, revision)
+
+
+def check_code(model: str, revision: str | None) -> None:
+    """Refuse code of another repo: the revision pins the model's own, and of the other one the newest would be run."""
+    from huggingface_hub import hf_hub_download, list_repo_files
+
+    for name in list_repo_files(model, revision=revision):
+        if "/" not in name and name.endswith("config.json"):
+            content = json.loads(Path(hf_hub_download(model, name, revision=revision)).read_text(encoding="utf-8"))
+            if "--" in json.dumps(content.get("auto_map")):
+                hint = "Copy the code into a repo of your own, beside the model."
+                raise UserError(f"{name} of {model} names code of another repo, which nothing pins.", hint, status=3)
+
+
+def take_peak(peaks: dict[str, float], name: str) -> None:
+    """Note under that name the most GPU memory in use since the last call, in GiB."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        peaks[name] = max(peaks.get(name, 0), torch.cuda.max_memory_allocated() / 2**30)
+        torch.cuda.reset_peak_memory_stats()
+
+
+def free() -> None:
+    """Give back what nothing holds any more on the GPU."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def device_name() -> str:
+    """The GPU that is trained on, or cpu."""
+    import torch
+
+    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "cpu"
 
 
 # ---- Clock -----------------------------------------------------------------------------------------------------------
@@ -532,43 +645,6 @@ class Clock:
 
 
 CLOCK = Clock()
-
-
-# ---- Say -------------------------------------------------------------------------------------------------------------
-# Lines for whoever follows the run, and errors that say what to do next.
-
-
-class UserError(Exception):
-    """What is wrong and what to do next: shown as one paragraph, without a traceback."""
-
-    def __init__(self, message: str, hint: str = "", status: int = 1) -> None:
-        super().__init__(message, hint, status)
-        self.paragraph, self.status = f"{message} {hint}".strip(), status
-
-
-def phase(name: str) -> None:
-    print(f"== {name}", flush=True)
-
-
-def note(text: str) -> None:
-    print(text, flush=True)
-
-
-def reason(error: BaseException) -> str:
-    """The first line of what a library says, which often goes on for pages."""
-    said = error.args[0] if isinstance(error, UserError) else str(error)
-    return next((line.strip(" .") for line in said.splitlines() if line.strip()), type(error).__name__)
-
-
-def finite(value: Any) -> Any:
-    """The same value with null for every number that JSON does not know."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    return value
 
 
 # ---- Push ------------------------------------------------------------------------------------------------------------
@@ -808,9 +884,8 @@ def find_base(
     if Path(name).is_absolute() and not Path(name).is_dir():
         hint = "Name the model that it was trained on with --model."
         raise UserError(f"the adapter was trained on {name}, which is not here.", hint, status=3)
+    check_model(name, revision, trusted)
     config = read_config(name, revision)
-    if trusted:
-        require_own_code(name, revision)
     modality = modality or (record.get("plan") or {}).get("modality")
     if modality == "vision" and "vision_config" not in config:
         raise UserError(f"{name} sees no pictures.", "Add --modality text.", status=2)
@@ -821,35 +896,13 @@ def find_base(
 
 
 def read_config(model: str, revision: str | None) -> dict[str, Any]:
-    """The model's config.json; `UserError` of status 3 where it can't be had, as of a model that is not there."""
-    from httpx import HTTPError
-    from huggingface_hub import errors, hf_hub_download
+    """The model's config.json, which `check_model` found."""
+    from huggingface_hub import hf_hub_download
 
     path = Path(model, "config.json")
-    try:
-        if not path.is_file():
-            fetch = partial(hf_hub_download, model, "config.json", revision=revision)
-            path = Path(persist(f"reading the config of {model}", fetch))
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    except errors.GatedRepoError as error:
-        hint = f"Accept its terms at https://huggingface.co/{model} with the account of your HF_TOKEN."
-        raise UserError(f"{model} is gated and this account has no access.", hint, status=3) from error
-    except (HTTPError, OSError, ValueError, errors.HFValidationError) as error:
-        hint = "Check the name, the revision, the token and the network."
-        raise UserError(f"the model {model} can't be read ({reason(error)}).", hint, status=3) from error
-
-
-def require_own_code(model: str, revision: str | None) -> None:
-    """Refuse code of another repo: the revision pins the model's own, and of the other one the newest would be run."""
-    from huggingface_hub import hf_hub_download, list_repo_files
-
-    for name in list_repo_files(model, revision=revision):
-        if "/" not in name and name.endswith("config.json"):
-            content = json.loads(Path(hf_hub_download(model, name, revision=revision)).read_text(encoding="utf-8"))
-            if "--" in json.dumps(content.get("auto_map")):
-                hint = "Copy the code into a repo of your own, beside the model."
-                raise UserError(f"{name} of {model} names code of another repo, which nothing pins.", hint, status=3)
+    path = path if path.is_file() else Path(hf_hub_download(model, "config.json", revision=revision))
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def find_whole(name: str) -> tuple[str, str | None]:
@@ -1175,13 +1228,11 @@ def last_line(text: str) -> str:
 
 
 # ---- Ollama ----------------------------------------------------------------------------------------------------------
-# How an answer is sampled and where it ends: generation_config.json for transformers, a Modelfile for Ollama.
+# What Ollama needs beside a GGUF file: how it is sampled, where an answer ends, and the chat template in Go.
 
 
-# The settings by transformers' names; Ollama's, where they differ. transformers knows no presence penalty.
+# Ollama's names of settings, where they differ from transformers'.
 OLLAMA_NAMES = {"repetition_penalty": "repeat_penalty"}
-ONLY_OLLAMA = {"presence_penalty"}
-SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 # Llama's template would else hold the day on which this runs.
 SHOWN: dict[str, Any] = {"add_generation_prompt": True, "date_string": "26 Jul 2024"}
 # Beside GGUF files, for Ollama.
@@ -1238,28 +1289,6 @@ def write_modelfile(folder: Path, ggufs: list[str], settings: dict[str, float], 
             lines.append("# No template: none makes the prompts of this chat template. Ollama looks for one like it.")
     (folder / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "params").write_text(json.dumps(named | {"stop": form.stops}, indent=2) + "\n", encoding="utf-8")
-
-
-def generation_of(known: Any, settings: dict[str, float], stop: int) -> Any:
-    """The model's generation settings with the recommended ones, and with the token that ends an answer."""
-    from transformers import GenerationConfig
-
-    found: dict[str, Any] = {name: value for name, value in settings.items() if name not in ONLY_OLLAMA}
-    # A temperature of 0 is how others say that nothing is drawn.
-    greedy = found.get("temperature") == 0
-    if found:
-        found |= {"do_sample": not greedy} | (dict.fromkeys(SAMPLING) if greedy else {})
-    known = known or GenerationConfig()
-    ends = known.eos_token_id if isinstance(known.eos_token_id, list) else [known.eos_token_id]
-    found["eos_token_id"] = [stop, *(token for token in ends if token not in (stop, None))]
-    try:
-        known.update(**found)
-        known.validate(strict=True)
-    except ValueError:
-        # What the model brought contradicts itself, and would not be saved.
-        kept = {name: getattr(known, name) for name in ("bos_token_id", "pad_token_id")}
-        known = GenerationConfig(**kept | found)
-    return known
 
 
 def end_of_answer(reader: Any, sees: bool) -> int:
@@ -1782,6 +1811,43 @@ def check_repos(args: Any) -> None:
             raise UserError(f"--{flag} needs a Hugging Face token, and there is none.", hint, status=2)
 
 
+# ---- Sampling --------------------------------------------------------------------------------------------------------
+# How the model is sampled: what its makers recommend, as transformers knows it, and the token that ends an answer.
+
+
+# transformers knows no presence penalty.
+ONLY_OLLAMA = {"presence_penalty"}
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+
+
+def recommended(args: Any, planned: dict[str, Any]) -> dict[str, float]:
+    """How the makers of the model say that it is best sampled; empty for another model than the chosen one."""
+    found = planned["generation"] if args.model == type(args).model else {}
+    return {name: int(value) if name == "top_k" else value for name, value in found.items()}
+
+
+def generation_of(known: Any, settings: dict[str, float], stop: int) -> Any:
+    """The model's generation settings with the recommended ones, and with the token that ends an answer."""
+    from transformers import GenerationConfig
+
+    found: dict[str, Any] = {name: value for name, value in settings.items() if name not in ONLY_OLLAMA}
+    # A temperature of 0 is how others say that nothing is drawn.
+    greedy = found.get("temperature") == 0
+    if found:
+        found |= {"do_sample": not greedy} | (dict.fromkeys(SAMPLING) if greedy else {})
+    known = known or GenerationConfig()
+    ends = known.eos_token_id if isinstance(known.eos_token_id, list) else [known.eos_token_id]
+    found["eos_token_id"] = [stop, *(token for token in ends if token not in (stop, None))]
+    try:
+        known.update(**found)
+        known.validate(strict=True)
+    except ValueError:
+        # What the model brought contradicts itself, and would not be saved.
+        kept = {name: getattr(known, name) for name in ("bos_token_id", "pad_token_id")}
+        known = GenerationConfig(**kept | found)
+    return known
+
+
 # ---- Copies ----------------------------------------------------------------------------------------------------------
 # The copies of a model: what they take, how they are merged and converted, where they land, what they replace.
 
@@ -1838,10 +1904,14 @@ def copy_bytes(copies: Sequence[Copy], whole: float) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Trained:
-    """What is known of the adapter on its model once the merged copies are written; `errors` by the kind of copy."""
+    """What is known of the adapter on its model once the merged copies are written; `errors` by the kind of copy.
+
+    `settings` are how Ollama is to sample.
+    """
 
     seen: Seen
     form: ChatForm
+    settings: dict[str, float]
     errors: dict[str, str]
     device: str
     peak_gib: float | None
@@ -1876,7 +1946,10 @@ def merge_adapter(
     on_gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if on_gpu else "cpu"
     peak_gib = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None
-    return Trained(seen, chat_form(reader, sees), errors, device, peak_gib)
+    if not settings:
+        told = generation.to_dict()
+        settings = {name: told[name] for name in (*SAMPLING, "repetition_penalty") if told.get(name) is not None}
+    return Trained(seen, chat_form(reader, sees), settings, errors, device, peak_gib)
 
 
 def load_adapter(adapter: Path, base: Path, sees: bool, four_bits: bool, trust_remote_code: bool) -> tuple[Any, Any]:
@@ -2020,15 +2093,6 @@ def open_merged_repo(name: str, output_repo: str | None, private: bool, create: 
     return name
 
 
-def sampling_of(folder: Path, settings: dict[str, float]) -> dict[str, float]:
-    """How the model is sampled: the recommended settings, else those in the folder's generation_config.json."""
-    if settings:
-        return {name: int(value) if name == "top_k" else value for name, value in settings.items()}
-    path = folder / "generation_config.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {name: found[name] for name in (*SAMPLING, "repetition_penalty") if found.get(name) is not None}
-
-
 def every_file(folder: Path) -> list[str]:
     """The paths of the folder's files in it."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -2088,6 +2152,33 @@ def failed_copies(copies: Sequence[Copy], where: str, merged_repo: str | None) -
         words.append(f"--merged-repo {merged_repo}")
     message = f"the adapter is whole; {len(failed)} of {len(copies)} exports failed ({told})"
     return UserError(f"{message}.", f"Try again with: launch export {shlex.quote(where)} {' '.join(words)}")
+
+
+# ---- Markdown --------------------------------------------------------------------------------------------------------
+# What a user or the Hub named, as Markdown that means nothing else.
+
+
+def linked(name: str, commit: str | None = None, kind: str = "") -> str:
+    """A Hub repo with its address and commit, or the name of what lay on the machine."""
+    if not is_hub_id(name):
+        return f"{code(Path(name).name)} (not on the Hub)"
+    return f"[{code(name)}](https://huggingface.co/{kind}{name})" + (f" at {code(commit[:12])}" if commit else "")
+
+
+def code(text: object) -> str:
+    """The text as code, on one line, that ends neither a table's cell nor the code."""
+    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(text)).replace("|", "¦").replace("`", "ˋ")
+    return f"`{text}`"
+
+
+def plain(text: object) -> str:
+    """The text as text on one line, whatever it holds."""
+    return re.sub(r"([\\`*_~|<>\[\]#$])", r"\\\1", " ".join(str(text).split()))
+
+
+def literal(text: str) -> str:
+    """The text as Python writes it."""
+    return json.dumps(text) if text.isascii() else repr(text)
 
 
 # ---- Copy cards ------------------------------------------------------------------------------------------------------
@@ -2320,29 +2411,6 @@ def learned_from(adapter: Path) -> tuple[list[str], dict[str, str]]:
     licence = {name: told[name] for name in LICENCE_FIELDS if isinstance(told.get(name), str)}
     known = re.fullmatch("[a-z0-9][a-z0-9.-]*", licence.get("license", ""))
     return [name for name in datasets if is_hub_id(name)], licence if known else {}
-
-
-def linked(name: str, commit: str | None = None) -> str:
-    """A Hub repo with its address and commit, or the name of what lay on the machine."""
-    if not is_hub_id(name):
-        return f"{code(Path(name).name)} (not on the Hub)"
-    return f"[{code(name)}](https://huggingface.co/{name})" + (f" at {code(commit[:12])}" if commit else "")
-
-
-def code(text: object) -> str:
-    """The text as code, on one line, that ends neither a table's cell nor the code."""
-    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(text)).replace("|", "¦").replace("`", "ˋ")
-    return f"`{text}`"
-
-
-def plain(text: object) -> str:
-    """The text as text on one line, whatever it holds."""
-    return re.sub(r"([\\`*_~|<>\[\]#$])", r"\\\1", " ".join(str(text).split()))
-
-
-def literal(text: str) -> str:
-    """The text as Python writes it."""
-    return json.dumps(text) if text.isascii() else repr(text)
 
 
 if __name__ == "__main__":

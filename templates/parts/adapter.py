@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from parts.models import check_model
 from parts.push import persist
 from parts.say import UserError, note, reason
 
@@ -66,9 +67,8 @@ def find_base(
     if Path(name).is_absolute() and not Path(name).is_dir():
         hint = "Name the model that it was trained on with --model."
         raise UserError(f"the adapter was trained on {name}, which is not here.", hint, status=3)
+    check_model(name, revision, trusted)
     config = read_config(name, revision)
-    if trusted:
-        require_own_code(name, revision)
     modality = modality or (record.get("plan") or {}).get("modality")
     if modality == "vision" and "vision_config" not in config:
         raise UserError(f"{name} sees no pictures.", "Add --modality text.", status=2)
@@ -79,35 +79,13 @@ def find_base(
 
 
 def read_config(model: str, revision: str | None) -> dict[str, Any]:
-    """The model's config.json; `UserError` of status 3 where it can't be had, as of a model that is not there."""
-    from httpx import HTTPError
-    from huggingface_hub import errors, hf_hub_download
+    """The model's config.json, which `check_model` found."""
+    from huggingface_hub import hf_hub_download
 
     path = Path(model, "config.json")
-    try:
-        if not path.is_file():
-            fetch = partial(hf_hub_download, model, "config.json", revision=revision)
-            path = Path(persist(f"reading the config of {model}", fetch))
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    except errors.GatedRepoError as error:
-        hint = f"Accept its terms at https://huggingface.co/{model} with the account of your HF_TOKEN."
-        raise UserError(f"{model} is gated and this account has no access.", hint, status=3) from error
-    except (HTTPError, OSError, ValueError, errors.HFValidationError) as error:
-        hint = "Check the name, the revision, the token and the network."
-        raise UserError(f"the model {model} can't be read ({reason(error)}).", hint, status=3) from error
-
-
-def require_own_code(model: str, revision: str | None) -> None:
-    """Refuse code of another repo: the revision pins the model's own, and of the other one the newest would be run."""
-    from huggingface_hub import hf_hub_download, list_repo_files
-
-    for name in list_repo_files(model, revision=revision):
-        if "/" not in name and name.endswith("config.json"):
-            content = json.loads(Path(hf_hub_download(model, name, revision=revision)).read_text(encoding="utf-8"))
-            if "--" in json.dumps(content.get("auto_map")):
-                hint = "Copy the code into a repo of your own, beside the model."
-                raise UserError(f"{name} of {model} names code of another repo, which nothing pins.", hint, status=3)
+    path = path if path.is_file() else Path(hf_hub_download(model, "config.json", revision=revision))
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def find_whole(name: str) -> tuple[str, str | None]:

@@ -74,10 +74,14 @@ def copy_bytes(copies: Sequence[Copy], whole: float) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Trained:
-    """What is known of the adapter on its model once the merged copies are written; `errors` by the kind of copy."""
+    """What is known of the adapter on its model once the merged copies are written; `errors` by the kind of copy.
+
+    `settings` are how Ollama is to sample.
+    """
 
     seen: Seen
     form: ChatForm
+    settings: dict[str, float]
     errors: dict[str, str]
     device: str
     peak_gib: float | None
@@ -112,7 +116,10 @@ def merge_adapter(
     on_gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if on_gpu else "cpu"
     peak_gib = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None
-    return Trained(seen, chat_form(reader, sees), errors, device, peak_gib)
+    if not settings:
+        told = generation.to_dict()
+        settings = {name: told[name] for name in (*SAMPLING, "repetition_penalty") if told.get(name) is not None}
+    return Trained(seen, chat_form(reader, sees), settings, errors, device, peak_gib)
 
 
 def load_adapter(adapter: Path, base: Path, sees: bool, four_bits: bool, trust_remote_code: bool) -> tuple[Any, Any]:
@@ -254,15 +261,6 @@ def open_merged_repo(name: str, output_repo: str | None, private: bool, create: 
     if name == output_repo or "adapter_config.json" in held:
         raise UserError(f"--merged-repo {name}: {ADAPTER_THERE}.", "Name another repo.", status=3)
     return name
-
-
-def sampling_of(folder: Path, settings: dict[str, float]) -> dict[str, float]:
-    """How the model is sampled: the recommended settings, else those in the folder's generation_config.json."""
-    if settings:
-        return {name: int(value) if name == "top_k" else value for name, value in settings.items()}
-    path = folder / "generation_config.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {name: found[name] for name in (*SAMPLING, "repetition_penalty") if found.get(name) is not None}
 
 
 def every_file(folder: Path) -> list[str]:
