@@ -57,7 +57,7 @@ def script_name(plan: Plan) -> str:
         ("sft", "text"): "sft_text.py",
         ("sft", "vision"): "sft_vlm.py",
         ("export", "text"): "export.py",
-        ("export", "vision"): "export_vlm.py",
+        ("export", "vision"): "export.py",
     }
     return names[plan.task, plan.modality]
 
