@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _DONE = "checkpoints/done"
 # Written last: without it the rest of a checkpoint is a torn one.
-_CHECKPOINT = re.compile(r"(?:.*/)?checkpoints/step-(\d{1,12})/manifest\.json")
+_CHECKPOINT = re.compile(r"(?:.*/)?checkpoints/(?:step|checkpoint)-(\d{1,12})/manifest\.json")
 
 
 def look(api: HfApi, job: str, repo: str | None) -> Left:

@@ -34,6 +34,8 @@ def from_plan(plan: Plan, catalog: catalog.Catalog) -> JobRequest:
         plan=plan,
         script=render.render(plan, catalog.stack),
         script_name=script_name(plan),
+        # What makes the copies, which the training starts.
+        beside={"export.py": render.render_copies(plan, catalog.stack)} if trains and (plan.merge or plan.gguf) else {},
         script_args=(
             *(_dataset_args(plan, local) if trains else ()),
             *(() if plan.num_gpus else ("--device=cpu",)),

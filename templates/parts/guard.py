@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -9,7 +10,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from itertools import count, islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -335,10 +335,10 @@ def endless(rows: Any, seen: int) -> Any:
 
     class Endless(IterableDataset):  # type: ignore[misc]
         def __iter__(self) -> Iterator[Any]:
-            return islice(self.passes(), seen, None)
+            return itertools.islice(self.passes(), seen, None)
 
         def passes(self) -> Iterator[Any]:
-            for number in count():
+            for number in itertools.count():
                 rows.set_epoch(number)
                 yield from rows
 
