@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from parts import compare
 from parts.compare import DifferentError, Seen
+from parts.llama_cpp import ANSWERER, SEEING_ANSWERER
 
 SEEN = Seen(
     prompt="p", ids=[1, 2, 3, 4], likeliest=[5, 6, 7, 8], last=[0.0, 1.0], answer=[8, 9, 2], words="", stop=2, eos=2,
@@ -71,7 +72,7 @@ def test_what_llama_cpp_answers_decides_on_a_gguf_file(
     fields = {"tokenizer.ggml.eos_token_id": SimpleNamespace(contents=lambda: 2)}
     monkeypatch.setitem(sys.modules, "gguf", SimpleNamespace(GGUFReader=lambda _: SimpleNamespace(fields=fields)))
     monkeypatch.setattr(sys, "path", list(sys.path))
-    program = tmp_path / (compare.SEEING_ANSWERER if sees else compare.ANSWERER)
+    program = tmp_path / (SEEING_ANSWERER if sees else ANSWERER)
     program.write_text(f"#!/bin/sh\ncase $1 in --help) echo usage; exit;; esac\n{does}\n", encoding="utf-8")
     program.chmod(0o755)
     (tmp_path / "m.F16-mmproj.gguf").touch()
@@ -111,7 +112,7 @@ print("yes" if prompt == {prompt!r} else "no")
 
 def test_llama_cpp_is_given_the_prompt_to_its_last_character(tmp_path: Path) -> None:
     prompt = "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
-    program = tmp_path / compare.ANSWERER
+    program = tmp_path / ANSWERER
     program.write_text(EXACT.format(python=sys.executable, prompt=prompt), encoding="utf-8")
     program.chmod(0o755)
     assert compare.answer_text(program, tmp_path / "m.gguf", prompt, {}) == "yes"
