@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from parts.options import read_options
 
 from launcher.jobs.base import JobRequest
 from launcher.plan.record import Cost, Duration, Plan, Vram
@@ -31,6 +34,16 @@ def load_script(name: str) -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@cache
+def _options(script: str) -> Any:
+    return load_script(script).Options
+
+
+def options(*argv: str, script: str = "sft_text.py") -> Any:
+    """The options of a committed script, as these arguments change them."""
+    return read_options(_options(script), argv)
 
 
 def plan(**changes: Any) -> Plan:

@@ -141,10 +141,10 @@ def test_what_is_not_pushed_is_put_where_it_outlives_the_job(
 
 
 @pytest.mark.parametrize(
-    ("repo", "called"), [("me/houses", "houses"), ("me/x.gguf", "x"), ("me/h-GGUF", "h-GGUF"), (None, "mine")]
+    ("name", "called"), [("me/houses", "houses"), ("me/x.gguf", "x"), ("me/h-GGUF", "h-GGUF"), ("a run", "a-run")]
 )
-def test_a_gguf_file_is_called_as_its_repo_else_as_the_adapter(repo: str | None, called: str) -> None:
-    assert copies.gguf_stem(repo, "you/mine") == called
+def test_a_gguf_file_is_called_as_its_repo(name: str, called: str) -> None:
+    assert copies.gguf_stem(name) == called
 
 
 def test_the_last_words_say_how_to_try_again() -> None:
