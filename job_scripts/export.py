@@ -118,10 +118,10 @@ def main(options: Options) -> int:
     """Refuse what can't be made, merge, then convert, check and push each copy; the status of the process."""
     export = Export(options)
     CLOCK.start(deadline(options.timeout_s, volume() or Path(tempfile.gettempdir())))
-    # Until something is made there is nothing to tell of.
+    # Until something is made there is nothing to lose.
     with CLOCK.or_else(export.cut_off, at_once=True):
         phase("check")
-        found = check(options)
+        export.found = found = check(options)
         if options.dry_run:
             tell_plan(found, export.copies)
             return 0
@@ -147,7 +147,7 @@ def main(options: Options) -> int:
         if place != found.output_dir and not any(copy.error for copy in export.copies):
             # All of it was pushed.
             shutil.rmtree(place, ignore_errors=True)
-    return export.tell(found)
+    return export.tell()
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,7 @@ class Found:
     base: Base
     whole_bytes: float
     output_dir: Path
+    stem: str
     repo: str | None
     merged_repo: str | None
     llama_cpp: Path | None
@@ -178,6 +179,7 @@ class Export:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.copies = asked_copies(options.merge, options.gguf)
+        self.found: Found | None = None
         self.trained: Trained | None = None
 
     def fail_rest(self, problem: str, source: str | None = None) -> None:
@@ -192,9 +194,9 @@ class Export:
         self.fail_rest(f"left out: {'asked to stop' if CLOCK.signalled else 'the time was up'}")
         return self.tell()
 
-    def tell(self, found: Found | None = None) -> int:
+    def tell(self) -> int:
         """Print the RESULT line and, of copies that are not all there, how to try again; the process's status."""
-        options, made = self.options, [copy for copy in self.copies if not copy.error]
+        options, found, made = self.options, self.found, [copy for copy in self.copies if not copy.error]
         repo = found.repo or found.merged_repo if found else None
         result = {
             "status": "done" if len(made) == len(self.copies) else "failed",
@@ -246,7 +248,11 @@ def check(options: Options) -> Found:
     told = [f"{name} {size / 1e9:.1f} GB" for name, size in parts.items()]
     disk = Path(tempfile.gettempdir()) if is_jobs_own(options) else output_dir
     require_disk(disk, sum(parts.values()), told, "Free some, or give --output-dir on another disk.")
-    return Found(adapter or Path(), base, whole_bytes, output_dir, repo, merged_repo, llama_cpp)
+    # In every Job the adapter's folder has the same name.
+    place, of = volume(), Path(str(options.adapter)).resolve()
+    is_name = not options.adapter or (place and of.is_relative_to(place.resolve()))
+    stem = gguf_stem(repo or (options.run_name if is_name else of.name))
+    return Found(adapter or Path(), base, whole_bytes, output_dir, stem, repo, merged_repo, llama_cpp)
 
 
 def tell_plan(found: Found, copies: Sequence[Copy]) -> None:
@@ -254,7 +260,7 @@ def tell_plan(found: Found, copies: Sequence[Copy]) -> None:
     for copy in copies:
         merged = copy.kind == "merged"
         repo = (found.merged_repo if merged else None) or found.repo
-        name = MERGED if merged else f"{gguf_stem(found.repo, str(found.output_dir))}.{copy.name.upper()}.gguf"
+        name = MERGED if merged else f"{found.stem}.{copy.name.upper()}.gguf"
         where = f"pushed to {repo}" if repo else f"in {found.output_dir}"
         note(f"{copy.kind} {copy.name}: {name}, about {found.whole_bytes * copy.bits / 16 / 1e9:.1f} GB, {where}")
 
@@ -328,9 +334,8 @@ def make(
             copy.repo = found.merged_repo or found.repo
         else:
             assert found.llama_cpp is not None
-            stem = gguf_stem(found.repo, str(export.options.adapter))
             file, copy.checked = make_gguf(
-                copy.name, stem, source.folder, source.seen, found.base.sees, work, place, found.llama_cpp
+                copy.name, found.stem, source.folder, source.seen, found.base.sees, work, place, found.llama_cpp
             )
             copy.path, copy.gib = file.name, file.stat().st_size / 2**30
             if not any(other.kind == "gguf" and not other.error for other in export.copies):
@@ -1717,10 +1722,10 @@ def read_options(kind: type[Chosen], argv: Sequence[str], description: str = "")
     """
     parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     hints = get_type_hints(kind, vars(sys.modules[kind.__module__]), include_extras=True)
-    for field in fields(kind):  # type: ignore[arg-type]
-        declared, told = get_args(hints[field.name])
-        help_text = f"{told} [{field.default}]".replace("%", "%%")
-        parser.add_argument(f"--{field.name.replace('_', '-')}", help=help_text, **flag_of(declared))
+    for option in fields(kind):  # type: ignore[arg-type]
+        declared, told = get_args(hints[option.name])
+        help_text = f"{told} [{option.default}]".replace("%", "%%")
+        parser.add_argument(f"--{option.name.replace('_', '-')}", help=help_text, **flag_of(declared))
     words = [word.partition("=") for word in argv]
     argv = [(name.replace("_", "-") if name.startswith("--") else name) + eq + value for name, eq, value in words]
     given = vars(parser.parse_args(argv))
@@ -2029,10 +2034,9 @@ def open_places(folder: Path, in_bucket: bool, all_pushed: bool) -> tuple[Path, 
     return Path(tempfile.mkdtemp(prefix="exports-")) if in_bucket and all_pushed else folder, work
 
 
-def gguf_stem(repo: str | None, adapter: str) -> str:
+def gguf_stem(name: str) -> str:
     """What GGUF files are called before their type: as the repo that they go to, so that later ones replace them."""
-    name = repo.split("/")[-1] if repo else Path(adapter).resolve().name
-    return re.sub(r"[^\w.-]+|\.gguf$", "-", name, flags=re.ASCII).strip(".-") or "model"
+    return re.sub(r"[^\w.-]+|\.gguf$", "-", name.split("/")[-1], flags=re.ASCII).strip(".-") or "model"
 
 
 def make_gguf(

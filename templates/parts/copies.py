@@ -199,10 +199,9 @@ def open_places(folder: Path, in_bucket: bool, all_pushed: bool) -> tuple[Path, 
     return Path(tempfile.mkdtemp(prefix="exports-")) if in_bucket and all_pushed else folder, work
 
 
-def gguf_stem(repo: str | None, adapter: str) -> str:
+def gguf_stem(name: str) -> str:
     """What GGUF files are called before their type: as the repo that they go to, so that later ones replace them."""
-    name = repo.split("/")[-1] if repo else Path(adapter).resolve().name
-    return re.sub(r"[^\w.-]+|\.gguf$", "-", name, flags=re.ASCII).strip(".-") or "model"
+    return re.sub(r"[^\w.-]+|\.gguf$", "-", name.split("/")[-1], flags=re.ASCII).strip(".-") or "model"
 
 
 def make_gguf(

@@ -54,6 +54,7 @@ def run_exporter(args: Any, output_repo: str | None, *words: str) -> tuple[dict[
     """Run it with this run's options: its RESULT, its exit status, and what its `error:` line says."""
     command = [sys.executable, str(Path(__file__).with_name(EXPORTER)), *words, "--model", args.model]
     command += ["--load-in", args.load_in, "--run-name", args.run_name, "--device", args.device]
+    command += ["--modality", "vision" if hasattr(args, "image_size") else "text"]
     command += ["--private" if args.private else "--no-private", "--timeout-s", str(args.timeout_s)]
     command += ["--trust-remote-code" if args.trust_remote_code else "--no-trust-remote-code"]
     named = {"revision": args.revision, "merge": args.merge, "output-repo": output_repo}
