@@ -11,7 +11,7 @@ from launcher.catalog.machine import LOCAL
 from launcher.errors import RequestError
 from launcher.jobs.base import TIMEOUT_FLAG, JobRequest
 from launcher.plan.record import Plan
-from launcher.render import render
+from launcher.render import render, render_copies
 from launcher.spec import DATA_SUFFIXES, REPO_ID
 
 _LABEL_LENGTH = 100
@@ -35,6 +35,8 @@ def from_plan(plan: Plan, catalog: catalog.Catalog) -> JobRequest:
         plan=plan,
         script=render(plan, catalog.stack),
         script_name=script_name(plan),
+        # What makes the copies, which the training starts.
+        beside={"export.py": render_copies(plan, catalog.stack)} if trains and (plan.merge or plan.gguf) else {},
         script_args=(
             *(_dataset_args(plan, local) if trains else ()),
             *(() if plan.num_gpus else ("--device=cpu",)),
@@ -58,7 +60,7 @@ def script_name(plan: Plan) -> str:
         ("sft", "text"): "sft_text.py",
         ("sft", "vision"): "sft_vlm.py",
         ("export", "text"): "export.py",
-        ("export", "vision"): "export_vlm.py",
+        ("export", "vision"): "export.py",
     }
     return names[plan.task, plan.modality]
 

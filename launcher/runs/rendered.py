@@ -22,10 +22,8 @@ from launcher.plan.record import Plan
 from launcher.render import render
 
 _HEADER = re.compile(r"^# /// script$\s(?P<content>(?:^#(?:| .*)$\s)+)^# ///$", re.MULTILINE)
-# What of a plan decides the text of a script stands in it under these names; the flavor and the secrets in its header.
-_LITERALS = (
-    "CHOSEN", "GENERATION", "GENERATION_SOURCE", "LICENCE", "LICENCE_NAME", "LICENCE_LINK", "PREDICTED_PEAK_GIB",
-)  # fmt: skip
+# What stands there of the model, beside the options.
+_OF_MODEL = ("generation", "generation_source", "licence", "licence_name", "licence_link")
 _STOPS = {"max_steps": "num_train_epochs", "num_train_epochs": "max_steps"}
 _SWITCHES = frozenset(name for name, field in Plan.model_fields.items() if field.annotation is bool)
 
@@ -36,8 +34,7 @@ def read_plan(script: str, name: str, tables: Catalog, known: Plan | None = None
     Raises `RefusedError` for a script that is not of this launcher.
     """
     try:
-        header, literals = _header(script), _literals(script)
-        chosen = dict(literals["CHOSEN"])
+        header, (chosen, planned) = _header(script), _literals(script)
         values = {field: value for field, value in chosen.items() if field in Plan.model_fields}
         if known is None or known.repo != chosen["model"]:
             values["repo"] = chosen["model"]
@@ -45,13 +42,13 @@ def read_plan(script: str, name: str, tables: Catalog, known: Plan | None = None
             del values["model"]
         if "lora_targets" in values:
             values["lora_targets"] = tuple(values["lora_targets"].split(","))
-        values |= {"generation": literals["GENERATION"], "generation_source": literals["GENERATION_SOURCE"]}
-        values |= {name.lower(): literals[name] for name in ("LICENCE", "LICENCE_NAME", "LICENCE_LINK")}
+        values |= {name: planned[name] for name in _OF_MODEL}
         values |= {"secrets": header["secrets"], "flavor": header["flavor"]}
         values["timeout_s"] = spec.seconds(str(header["timeout"]))
         base = known.model_dump() if known else _blank(name, str(header["flavor"]), tables)
-        vram = base["vram"] | {"peak_gib": literals["PREDICTED_PEAK_GIB"]}
-        return Plan.model_validate(base | values | {"vram": vram})
+        vram = base["vram"] | {"peak_gib": planned["peak_gib"]}
+        parts = base["duration"].get("parts", {}) | {"compile": planned["compile_s"]}
+        return Plan.model_validate(base | values | {"vram": vram, "duration": base["duration"] | {"parts": parts}})
     except (ValidationError, ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError) as error:
         raise RefusedError(
             f"{name} is not a script of this launcher, or of another version: what was chosen can't be read in it.",
@@ -124,18 +121,27 @@ def _header(script: str) -> dict[str, Any]:
     return table
 
 
-def _literals(script: str) -> dict[str, Any]:
-    """The values that stand at the script's top. It is read, never run."""
-    found: dict[str, Any] = {}
+def _literals(script: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options and what was planned, as they stand at the script's top. It is read, never run."""
+    chosen: dict[str, Any] = {}
+    planned: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of another's code
         tree = ast.parse(script)
     for node in tree.body:
-        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            name = node.targets[0].id
-            if name in _LITERALS:
-                found[name] = ast.literal_eval(node.value)
-    return found
+        if isinstance(node, ast.ClassDef) and node.name == "Options":
+            chosen |= {_name(field): _value(field) for field in node.body if isinstance(field, ast.AnnAssign)}
+        elif isinstance(node, ast.AnnAssign) and _name(node) == "PLANNED":
+            planned = _value(node)
+    return chosen, planned
+
+
+def _name(node: ast.AnnAssign) -> str:
+    return node.target.id if isinstance(node.target, ast.Name) else ""
+
+
+def _value(node: ast.AnnAssign) -> Any:
+    return ast.literal_eval(node.value) if node.value else None
 
 
 def _blank(name: str, flavor: str, tables: Catalog) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -273,8 +274,9 @@ def test_the_seam_to_the_script(hub: Hub, launch: Any) -> None:
     """The flags that the script is rendered with are the plan's."""
     whole = json.loads(launch("export", "tester/houses", "--gguf", "q8_0", "--dry-run", "--json"))
     compile(whole["script"], "export.py", "exec")
-    assert '"adapter": "tester/houses"' in whole["script"]
-    assert f'"adapter_revision": "{whole["plan"]["adapter_revision"]}"' in whole["script"]
+    options = dict(re.findall(r"^    (\w+): Annotated\[.*\] = (.*)$", whole["script"], re.MULTILINE))
+    assert options["adapter"] == '"tester/houses"'
+    assert options["adapter_revision"] == f'"{whole["plan"]["adapter_revision"]}"'
 
 
 @pytest.mark.slow
