@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from launcher.catalog import Catalog, load
-from launcher.errors import LauncherError, RequestError, unknown
-from launcher.jobs import folder
+from launcher.errors import LauncherError, RequestError
 from launcher.jobs.events import Progress
 from launcher.jobs.folder import PLAN, Run
 from launcher.plan.record import Plan
+from launcher.runs.find import File, HubJob, LocalRun, find
 
 COLUMNS = (
     "model", "modality", "engine", "load_in", "batch_size", "max_length", "lora_r", "image_size", "images", "optim",
@@ -47,13 +47,13 @@ def measure(name: str, catalog: Catalog) -> Measured:
     Raises `RequestError` where there is no such run, or where it does not say what it needed: it has not ended, it ran
     without a GPU, or its script was run with other options than planned.
     """
-    try:
-        path = Path(name).expanduser()
-        path.is_file()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise unknown("run", name[:100], (run.id for run in folder.every()), "launch ps --all") from error
-    run = folder.find(name) or (Run(path.absolute().parent) if path.is_file() else folder.load(name))
-    log = path if path.is_file() and folder.find(name) is None else run.log
+    match find(name):
+        case File(path):
+            run, log = Run(path.absolute().parent), path
+        case LocalRun(run) | HubJob(run=Run() as run):
+            log = run.log
+        case _:
+            raise RequestError(f"{name} is no run that was started here, and no file.", "`launch ps --all` shows them.")
     if not (run.folder / PLAN).is_file():
         raise RequestError(
             f"{name}: what was trained is in no plan.json beside it.",

@@ -26,9 +26,9 @@ run() { # LOG SCRIPT FLAGS...
   echo "status $?" >> "$out/$1.log"
 }
 
-all() { # KIND MODEL TRAIN_SCRIPT EXPORT_SCRIPT COMPARE_FLAGS...
-  local kind=$1 model=$2 train=job_scripts/$3 export=job_scripts/$4 where=$root/$1
-  shift 4
+all() { # KIND MODEL TRAIN_SCRIPT COMPARE_FLAGS...
+  local kind=$1 model=$2 train=job_scripts/$3 export=job_scripts/export.py where=$root/$1
+  shift 3
   # More layers than pictures are added to: llama.cpp wants one after them.
   [ -d "$where/model" ] || python3 bench/family_models.py --layers 4 "$model" "$where/model" > "$out/$kind-model.log" 2>&1
   [ -d "$where/rows" ] || PYTHONPATH=$PWD/bench:/tmp/site python3 -c \
@@ -57,8 +57,8 @@ all() { # KIND MODEL TRAIN_SCRIPT EXPORT_SCRIPT COMPARE_FLAGS...
 
 for kind in "${kinds[@]}"; do
   case $kind in
-    text) all text qwen3 sft_text.py export.py & ;;
-    vision) all vision qwen3-vl sft_vlm.py export_vlm.py --vision & ;;
+    text) all text qwen3 sft_text.py & ;;
+    vision) all vision qwen3-vl sft_vlm.py --vision & ;;
     *) echo "unknown kind '$kind': choose text or vision" >&2 && exit 2 ;;
   esac
 done

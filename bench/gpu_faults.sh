@@ -13,13 +13,12 @@ export PYTHONPATH=/tmp/site PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 root=/tmp/faults
 lines='^(step |eval step|checkpoint|resumed|out of memory|deadline|RESULT|error)|Error'
 mkdir -p "$out" "$root"
-# The script, on a card that is smaller than it is: by `CAP_GIB`.
-cat > "$root/capped.py" <<'PY'
-import os, runpy, sys, torch
+# A card that is smaller than it is, by `CAP_GIB`: for the process that begins again with smaller batches too.
+mkdir -p "$root/cap"
+cat > "$root/cap/sitecustomize.py" <<'PY'
+import os, torch
 total = torch.cuda.get_device_properties(0).total_memory / 2**30
 torch.cuda.set_per_process_memory_fraction(float(os.environ["CAP_GIB"]) / total)
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 PY
 cat > "$root/compare.py" <<'PY'
 import sys
@@ -89,7 +88,7 @@ small_card() { # KIND SCRIPT FLAGS...
   run "$kind-wide" "$script" "${common[@]}" --output-dir "$where/wide"
   local cap
   cap=$(python3 "$root/cap.py" "$out/$kind-wide.log")
-  CAP_GIB=$cap run "$kind-capped" "$root/capped.py" "$script" "${common[@]}" --output-dir "$where/capped"
+  CAP_GIB=$cap PYTHONPATH=$root/cap:$PYTHONPATH run "$kind-capped" "$script" "${common[@]}" --output-dir "$where/capped"
   {
     for part in wide capped; do
       echo "---- $kind $part $([ $part = capped ] && echo "at $cap GiB")"

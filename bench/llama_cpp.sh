@@ -10,13 +10,13 @@ python3 - "$folder" <<'PY'
 import sys
 from pathlib import Path
 
-sys.path.insert(0, "bench")
-from job_script import load
+sys.path.insert(0, "templates")
+from parts.llama_cpp import can_build, make_llama_cpp
+from parts.say import UserError
 
-script = load("export")
 try:
-    script.make_llama_cpp(Path(sys.argv[1]), build=script.can_build(["q4_k_m"]))
-except script.UserError as problem:
+    make_llama_cpp(Path(sys.argv[1]), build=can_build(["q4_k_m"]))
+except UserError as problem:
     sys.exit(f"error: {problem.paragraph}")
 PY
 echo "UNSLOTH_LLAMA_CPP_PATH=$folder"

@@ -20,19 +20,21 @@
 # timeout = "7200s"
 # secrets = ["HF_TOKEN"]
 # ///
-"""Make copies of a language model that was fine-tuned with LoRA: merged, or as GGUF files (Unsloth, llama.cpp).
+"""Make copies of a model that was fine-tuned with LoRA: merged, or as GGUF files (Unsloth, llama.cpp).
 
-Here, on a machine with a GPU:
+Of the adapter of a run, here or on the machine that the header above names:
     uv run job_scripts/export.py --adapter USER/MODEL --merge 16bit --gguf q4_k_m --output-repo USER/MODEL
-
-On Hugging Face Jobs, on the machine that the header above names:
     hf jobs uv run job_scripts/export.py --adapter USER/MODEL --gguf q4_k_m --output-repo USER/MODEL
 
-On a CPU, of a model that fits its memory in 16 bits:
+On a CPU, of a text model that fits its memory in 16 bits:
     uv run job_scripts/export.py --adapter outputs/my-run --merge 16bit --device cpu
 
-Each copy is loaded again and compared with the adapter on its model. The last line printed is `RESULT {json}`.
+With --dry-run it says what would be made, or why that can't be; before a training, with --model and no --adapter.
+Each copy is loaded again and compared with the adapter on its model. One that fails costs no other. The last line
+printed is `RESULT {json}`.
 """
+
+from __future__ import annotations
 
 import argparse
 import gc
@@ -40,6 +42,7 @@ import hashlib
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import random
 import re
@@ -53,141 +56,389 @@ import tarfile
 import tempfile
 import threading
 import time
+import traceback
+import types
 import urllib.request
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields, replace
 from email.utils import parsedate_to_datetime
+from fnmatch import fnmatch
 from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-STARTED = time.monotonic()
 
-# Every value that was chosen for this export; each is the default of the flag of the same name.
-CHOSEN = {
-    "model": "unsloth/Qwen3-8B",
-    "adapter": None,
-    "adapter_revision": None,
-    "revision": None,
-    "trust_remote_code": False,
-    "load_in": "16bit",
-    "output_repo": None,
-    "private": False,
-    "merge": None,
-    "merged_repo": None,
-    "gguf": (),
-    "run_name": "export",
-    "timeout_s": 7200,
+# fmt: off
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What was chosen for this run; each is the default of the flag of its name (`--help`)."""
+
+    model: Annotated[str, "Alias (`launch models`), Hub repo id or local folder."] = "unsloth/Qwen3-8B"
+    revision: Annotated[str | None, "Branch, tag or commit of the model."] = None
+    load_in: Annotated[Literal["4bit", "16bit"], "Precision of the frozen weights."] = "4bit"
+    trust_remote_code: Annotated[bool, "Run the Python of the model's repo; only with --revision as a whole commit hash."] = False
+    adapter: Annotated[str | None, "Hub repo id or local folder of the adapter."] = None
+    adapter_revision: Annotated[str | None, "Branch, tag or commit of the adapter."] = None
+    modality: Annotated[Literal["text", "vision"] | None, "Else as its run.json says."] = None
+    output_repo: Annotated[str | None, "Where the result is pushed, NAME or NAMESPACE/NAME."] = None
+    private: Annotated[bool, "Create the output repo as private."] = False
+    merge: Annotated[Literal["16bit", "4bit"] | None, "Merge the adapter into the model, as a copy of its own."] = None
+    merged_repo: Annotated[str | None, "Where the merged model is pushed (else merged/ in the repo)."] = None
+    gguf: Annotated[tuple[Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"], ...], "Export as a GGUF file of that type, such as q4_k_m; may be repeated."] = ()
+    run_name: Annotated[str, "Name of the run."] = "export"
+    dry_run: Annotated[bool, "Only say whether the copies can be made."] = False
+    output_dir: Annotated[str | None, "Else output/ on the Job's volume, or outputs/RUN_NAME."] = None
+    timeout_s: Annotated[int, "Seconds until the Job is killed (0: never)."] = 7200
+    device: Annotated[Literal["auto", "cpu"], "cpu: without a GPU."] = "auto"
+
+
+# What was planned for these options, how the model's makers sample it and where they say so, and its licence.
+PLANNED: dict[str, Any] = {
+    "peak_gib": 7.77,
+    "compile_s": 15,
+    "generation": {"temperature": 0.7, "top_p": 0.8, "top_k": 20.0, "min_p": 0.0},
+    "generation_source": "https://huggingface.co/Qwen/Qwen3-8B#best-practices",
+    "licence": "apache-2.0",
+    "licence_name": None,
+    "licence_link": None,
 }
-# How the chosen model is best sampled, by what its makers say there.
-GENERATION = {
-    "temperature": 0.7,
-    "top_p": 0.8,
-    "top_k": 20.0,
-    "min_p": 0.0,
-}
-GENERATION_SOURCE = "https://huggingface.co/Qwen/Qwen3-8B#best-practices"
-# What the files of an adapter are called, its weights first.
-ADAPTER_FILES = ["adapter_model*", "*.json", "*.jinja", "*.model", "*.txt", "README.md"]
+# fmt: on
+# Bytes a second that a disk and an upload may well take. The adapter is safe: what comes to nothing costs only its time.
+DISK_SPEED, UPLOAD_SPEED = 200e6, 40e6
+
+
+# ---- The export ------------------------------------------------------------------------------------------------------
+
+
+def main(options: Options) -> int:
+    """Refuse what can't be made, merge, then convert, check and push each copy; the status of the process."""
+    export = Export(options)
+    CLOCK.start(deadline(options.timeout_s, volume() or Path(tempfile.gettempdir())))
+    # Until something is made there is nothing to lose.
+    with CLOCK.or_else(export.cut_off, at_once=True):
+        phase("check")
+        export.found = found = check(options)
+        if options.dry_run:
+            tell_plan(found, export.copies)
+            return 0
+
+    with CLOCK.or_else(export.cut_off):
+        all_pushed = bool(found.repo or (found.merged_repo and not options.gguf))
+        place, work = open_places(found.output_dir, is_jobs_own(options), all_pushed)
+        try:
+            phase("merge")
+            kinds = sorted({copy.source for copy in export.copies})
+            export.trained = trained = merge_apart(options, found, kinds, work)
+            merged = check_merged_copies(export, found, trained, kinds, work)
+            for copy in export.copies:
+                if copy.error == NOT_MADE:
+                    phase(f"export {copy.kind} {copy.name}")
+                    make(copy, export, found, trained, merged, place, work)
+        except TimeUpError as end:
+            export.fail_rest(f"left out: {end}")
+        except Exception as error:
+            export.fail_rest(reason(error))
+        shutil.rmtree(work, ignore_errors=True)
+        tell_in_card(export, found)
+        if place != found.output_dir and not any(copy.error for copy in export.copies):
+            # All of it was pushed.
+            shutil.rmtree(place, ignore_errors=True)
+    return export.tell()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the check found: the adapter's folder, its model and that one's size in 16 bits, and where copies go."""
+
+    adapter: Path
+    base: Base
+    whole_bytes: float
+    output_dir: Path
+    stem: str
+    repo: str | None
+    merged_repo: str | None
+    llama_cpp: Path | None
+
+
+@dataclass
+class Merged:
+    """A merged copy: where it is, what was found of it, and what it answers, as far as that is known."""
+
+    folder: Path
+    checked: str
+    seen: Seen
+
+
+class Export:
+    """What was asked for, and what became of it so far: all that RESULT tells."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.copies = asked_copies(options.merge, options.gguf)
+        self.found: Found | None = None
+        self.trained: Trained | None = None
+
+    def fail_rest(self, problem: str, source: str | None = None) -> None:
+        """Note the problem for the copies that nothing has become of yet, or for those of that merged copy."""
+        for copy in self.copies:
+            if copy.error == NOT_MADE and source in (None, copy.source):
+                copy.error = problem
+                note(f"{copy.kind} {copy.name}: {problem}")
+
+    def cut_off(self) -> int:
+        """The last words where something does not return in time."""
+        self.fail_rest(f"left out: {'asked to stop' if CLOCK.signalled else 'the time was up'}")
+        return self.tell()
+
+    def tell(self) -> int:
+        """Print the RESULT line and, of copies that are not all there, how to try again; the process's status."""
+        options, found, made = self.options, self.found, [copy for copy in self.copies if not copy.error]
+        repo = found.repo or found.merged_repo if found else None
+        result = {
+            "status": "done" if len(made) == len(self.copies) else "failed",
+            "stopped": None,
+            "adapter": options.adapter,
+            "model": found.base.name if found else options.model,
+            "peak_gib": self.trained.peak_gib if self.trained else None,
+            "device": self.trained.device if self.trained else None,
+            "output_dir": str((found.output_dir if found else output_folder(options)).resolve()),
+            "output_repo": found.repo if found else options.output_repo,
+            "url": f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/{repo}" if made and repo else None,
+            "pushed": bool(made) and all(copy.repo for copy in made),
+            "exports": [asdict(copy) for copy in self.copies],
+        }
+        print("RESULT " + json.dumps(finite(result), allow_nan=False), flush=True)
+        error = failed_copies(self.copies, str(options.adapter), options.merged_repo)
+        if error:
+            print(f"error: {error.paragraph}", file=sys.stderr, flush=True)
+        return error.status if error else 0
+
+
+# ---- Before anything is made -----------------------------------------------------------------------------------------
+
+
+def check(options: Options) -> Found:
+    """Find all that the copies are made of; `UserError` of status 3 where one of them can't be made or pushed."""
+    set_environment(options)
+    adapter = fetch_adapter(options.adapter, options.adapter_revision) if options.adapter else None
+    needs_whole = bool(options.gguf) or options.merge == "16bit"
+    model, revision, modality = (given(options, name) for name in ("model", "revision", "modality"))
+    base = find_base(adapter, model, revision, modality, options.trust_remote_code, needs_whole)
+    if options.device == "cpu" and base.sees:
+        hint = "Use a machine with one: `launch export` finds it."
+        raise UserError(f"Unsloth loads {base.name}, a vision model, on a GPU only.", hint, status=3)
+    if options.device == "auto":
+        apart(find_gpu, options)
+    create = not options.dry_run
+    repo = open_repo(options.output_repo, options.private, create) if options.output_repo else None
+    merged_repo = open_merged_repo(options.merged_repo, repo, options.private, create) if options.merged_repo else None
+    llama_cpp = get_llama_cpp(options.gguf) if options.gguf else None
+    if llama_cpp:
+        require_convertible(base.name, base.config, base.sees, llama_cpp)
+    beside = bool(options.adapter) and Path(str(options.adapter)).is_dir() and not options.output_dir
+    output_dir = Path(str(options.adapter)) if beside else output_folder(options)
+    whole_bytes = model_bytes(base.whole, base.whole_revision, base.config)
+    parts = copy_bytes(asked_copies(options.merge, options.gguf), whole_bytes)
+    if base.whole != base.name and not Path(base.whole).is_dir():
+        parts[f"{base.whole} in 16 bits"] = whole_bytes
+    told = [f"{name} {size / 1e9:.1f} GB" for name, size in parts.items()]
+    disk = Path(tempfile.gettempdir()) if is_jobs_own(options) else output_dir
+    require_disk(disk, sum(parts.values()), told, "Free some, or give --output-dir on another disk.")
+    # In every Job the adapter's folder has the same name.
+    place, of = volume(), Path(str(options.adapter)).resolve()
+    is_name = not options.adapter or (place and of.is_relative_to(place.resolve()))
+    stem = gguf_stem(repo or (options.run_name if is_name else of.name))
+    return Found(adapter or Path(), base, whole_bytes, output_dir, stem, repo, merged_repo, llama_cpp)
+
+
+def tell_plan(found: Found, copies: Sequence[Copy]) -> None:
+    """One line for each copy that would be made."""
+    for copy in copies:
+        merged = copy.kind == "merged"
+        repo = (found.merged_repo if merged else None) or found.repo
+        name = MERGED if merged else f"{found.stem}.{copy.name.upper()}.gguf"
+        where = f"pushed to {repo}" if repo else f"in {found.output_dir}"
+        note(f"{copy.kind} {copy.name}: {name}, about {found.whole_bytes * copy.bits / 16 / 1e9:.1f} GB, {where}")
+
+
+# ---- Merge -----------------------------------------------------------------------------------------------------------
+
+
+def merge_apart(options: Options, found: Found, kinds: Sequence[str], work: Path) -> Trained:
+    """Write the merged copies of these kinds into `work`; what the adapter on its model answers."""
+    require_time(2 * found.whole_bytes / DISK_SPEED)
+    base, four_bits = found.base, options.load_in == "4bit" and options.device != "cpu"
+    whole = fetch_model(base.whole, base.whole_revision)
+    loaded = fetch_model(base.name, base.revision) if four_bits else whole
+    if "16bit" in kinds and not Path(base.whole).is_dir():
+        note(f"merged into {base.whole} of commit {whole.name}")
+    settings = recommended(replace(options, model=base.name), PLANNED)
+    trained: Trained = apart(
+        merge_adapter, found.adapter, loaded, whole, kinds, work, settings, base.sees, four_bits,
+        options.trust_remote_code,
+    )  # fmt: skip
+    return trained
+
+
+def check_merged_copies(
+    export: Export, found: Found, trained: Trained, kinds: Sequence[str], work: Path
+) -> dict[str, Merged]:
+    """The merged copies that answer as the trained model, each loaded with plain transformers; others fail."""
+    merged = {}
+    for kind in kinds:
+        if kind in trained.errors:
+            export.fail_rest(trained.errors[kind], kind)
+            continue
+        words = (work / kind, trained.seen, found.base.sees, export.options.trust_remote_code)
+        try:
+            merged[kind] = Merged(work / kind, *apart(check_merged, *words))
+        except DifferentError as error:
+            export.fail_rest(reason(error), kind)
+        except RuntimeError as error:
+            if not re.search("out of memory|killed by signal 9", str(error)):
+                export.fail_rest(f"it can't be loaded again ({reason(error)})", kind)
+                continue
+            # What was trained in 4 bits may not fit in 16.
+            told = f"not loaded again, for want of memory ({reason(error)})"
+            merged[kind] = Merged(work / kind, told, trained.seen)
+    return merged
+
+
+# ---- Each copy -------------------------------------------------------------------------------------------------------
+
+
+def make(
+    copy: Copy, export: Export, found: Found, trained: Trained, merged: dict[str, Merged], place: Path, work: Path
+) -> None:
+    """Convert what was merged if it is a GGUF file, put it in its place, and push it; the copy notes what became of it."""
+    pushed = found.whole_bytes * copy.bits / 16 / UPLOAD_SPEED if found.repo or found.merged_repo else 0
+    require_time(2 * found.whole_bytes / DISK_SPEED + pushed)
+    source = merged[copy.source]
+    try:
+        if copy.kind == "merged":
+            # GGUF files are made of it too.
+            source.folder = land(source.folder, place / MERGED)
+            files = every_file(source.folder)
+            copy.path, copy.checked = MERGED, source.checked
+            copy.gib = sum((source.folder / path).stat().st_size for path in files) / 2**30
+            if found.merged_repo:
+                # It is the repo, and in no folder of it.
+                alone = replace(copy, path=None, repo=found.merged_repo, error=None)
+                push_merged_alone(source.folder, found.merged_repo, card_of(export, found, alone))
+            elif found.repo:
+                push_merged_beside(source.folder, found.repo)
+            copy.repo = found.merged_repo or found.repo
+        else:
+            assert found.llama_cpp is not None
+            file, copy.checked = make_gguf(
+                copy.name, found.stem, source.folder, source.seen, found.base.sees, work, place, found.llama_cpp
+            )
+            copy.path, copy.gib = file.name, file.stat().st_size / 2**30
+            if not any(other.kind == "gguf" and not other.error for other in export.copies):
+                sight = sight_of(file)
+                names = [file.name, *([sight.name] if sight else [])]
+                write_modelfile(place, names, trained.settings, trained.form)
+            if found.repo:
+                push_gguf(file, copy.name, found.repo)
+                copy.repo = found.repo
+        copy.error = None
+        where = f"pushed to {copy.repo}" if copy.repo else f"in {place}"
+        note(f"{copy.path}: {copy.gib:.2f} GiB, {where}; {copy.checked}")
+    except TimeUpError:
+        raise
+    except Exception as error:
+        copy.error = reason(error)
+        note(f"{copy.kind} {copy.name} failed: {copy.error}")
+
+
+# ---- The card --------------------------------------------------------------------------------------------------------
+
+
+def origin_of(export: Export, found: Found) -> Origin:
+    """What the cards say of where the copies come from."""
+    options, base = export.options, found.base
+    commit = base.revision if re.fullmatch("[0-9a-f]{40}", base.revision or "") else None
+    chats = export.trained and export.trained.form.has_template
+    asks = "picture" if base.sees else "chat" if chats else "text"
+    return Origin(str(options.adapter), base.name, commit, asks, options.trust_remote_code, options.run_name)
+
+
+def card_of(export: Export, found: Found, copy: Copy) -> str | None:
+    """The card of a merged model in a repo of its own, or none where none can be made."""
+    try:
+        return copies_card(origin_of(export, found), found.adapter, str(copy.repo), [copy])
+    except Exception as error:
+        note(f"{copy.repo} has no card ({reason(error)})")
+        return None
+
+
+def tell_in_card(export: Export, found: Found) -> None:
+    """Let the card beside the copies tell of them, the adapter's or one of their own; raises nothing."""
+    if all(copy.error for copy in export.copies):
+        return
+    try:
+        folder, repo = found.output_dir, found.repo
+        text = tell_of_copies(origin_of(export, found), found.adapter, folder, repo, export.copies)
+        if text and repo:
+            push(folder, repo, ["README.md"])
+    except Exception as error:
+        note(f"the card does not tell of the exports ({getattr(error, 'paragraph', reason(error))})")
+
+
+# ---- The command line ------------------------------------------------------------------------------------------------
+
+
+def settle(options: Options) -> Options:
+    """The options with a name for the run; `UserError` of status 2 for what can't work."""
+    if not options.adapter and not options.dry_run:
+        refuse(options, "adapter", "name the adapter, a repo or a folder")
+    adapter = str(options.adapter or "")
+    if adapter.startswith((".", "/", "~")) and not Path(adapter, "adapter_config.json").is_file():
+        refuse(options, "adapter", "there is no adapter_config.json in it")
+    if not options.merge and not options.gguf:
+        raise UserError("nothing is asked for.", "Add --merge 16bit, or --gguf q4_k_m.", status=2)
+    options = replace(options, run_name=given(options, "run_name") or Path(adapter).resolve().name)
+    check_options(options)
+    return options
+
+
+def given(options: Options, name: str) -> Any:
+    """The option's value; of another adapter than the chosen one, whose it is, only where a flag gave another."""
+    value = getattr(options, name)
+    return None if options.adapter != Options.adapter and value == getattr(Options, name) else value
+
+
+# ---- Say -------------------------------------------------------------------------------------------------------------
+# Lines for whoever follows the run, and errors that say what to do next.
 
 
 class UserError(Exception):
     """What is wrong and what to do next: shown as one paragraph, without a traceback."""
 
-    def __init__(self, message, hint="", status=1):
+    def __init__(self, message: str, hint: str = "", status: int = 1) -> None:
         super().__init__(message, hint, status)
         self.paragraph, self.status = f"{message} {hint}".strip(), status
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}.", "--help lists every flag.", status=2)
-
-
-def parse_args(argv):
-    parser = Parser(description="Merged copies and GGUF files of a LoRA adapter's model.", allow_abbrev=False)
-    add = parser.add_argument
-    add("--adapter", help="Hub repo id or local folder of the adapter")
-    add("--adapter-revision", help="branch, tag or commit of the adapter")
-    add("--model", help="the model that the adapter is for, instead of what the adapter names")
-    add("--revision", help="branch, tag or commit of that model")
-    add("--trust-remote-code", action=argparse.BooleanOptionalAction, help="run the repo's Python; needs its commit")
-    add("--load-in", choices=["4bit", "16bit"], help="precision of the weights that the copies are compared with")
-    add("--output-dir", help="default: the adapter's folder, output/ on the Job's volume, else outputs/RUN_NAME")
-    add("--output-repo", help="NAME or NAMESPACE/NAME on the Hub; nothing is pushed without it or --merged-repo")
-    add("--private", action=argparse.BooleanOptionalAction, help="create a repo as private")
-    add("--merge", choices=["16bit", "4bit"], help="merge the adapter into a copy of the model, in merged/")
-    add("--merged-repo", help="where the merged model is pushed, instead of merged/ in the output repo")
-    add("--gguf", action="append", choices=GGUF_BITS, help="export as a GGUF file of that type; may be repeated")
-    add("--run-name", help="name of the export, and of its folder in outputs/")
-    add("--timeout-s", type=int, help="seconds after which the Job is killed (0: never)")
-    add("--device", choices=["auto", "cpu"], default="auto", help="cpu: without a GPU")
-    # The chosen model is the chosen adapter's.
-    parser.set_defaults(**CHOSEN | {"gguf": None, "model": None, "revision": None, "run_name": None})
-    if not os.environ.get("JOB_ID"):
-        parser.set_defaults(timeout_s=0)
-    words = [word.partition("=") for word in argv]
-    argv = [(name.replace("_", "-") if name.startswith("--") else name) + eq + value for name, eq, value in words]
-    args = parser.parse_args(argv)
-    args.gguf = CHOSEN["gguf"] if args.gguf is None else tuple(args.gguf)
-    own = args.adapter == CHOSEN["adapter"]
-    if args.model is None and own:
-        args.model, args.revision = CHOSEN["model"], args.revision or CHOSEN["revision"]
-    if args.run_name is None:
-        args.run_name = CHOSEN["run_name"] if own or not args.adapter else Path(args.adapter).resolve().name
-    return args
-
-
-def check_args(args):
-    """Refuse what can't work, before anything heavy is imported."""
-
-    def refuse(flag, reason):
-        value = getattr(args, flag.replace("-", "_"))
-        raise UserError(f"--{flag} {value}: {reason}.", "--help lists every flag.", status=2)
-
-    if not args.adapter:
-        refuse("adapter", "name the adapter, a repo or a folder")
-    if args.adapter.startswith((".", "/", "~")) and not Path(args.adapter, "adapter_config.json").is_file():
-        refuse("adapter", "there is no adapter_config.json in it")
-    if not args.merge and not args.gguf:
-        raise UserError("nothing is asked for.", "Add --merge 16bit, or --gguf q4_k_m.", status=2)
-    if args.merge == "4bit" and (args.load_in != "4bit" or args.device == "cpu"):
-        where = "there are none on a CPU" if args.device == "cpu" else "they come with --load-in 4bit"
-        refuse("merge", f"it is made of 4-bit weights, and {where}")
-    if args.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", args.revision or ""):
-        refuse("revision", "--trust-remote-code needs the 40 digits of the commit that was read")
-    if not re.fullmatch(r"\w[\w .-]*", args.run_name):
-        refuse("run-name", "should be a name, of letters, digits, '-', '_', '.' and spaces")
-    if args.merged_repo and not args.merge:
-        refuse("merged-repo", "it says where a merged model goes; add --merge 16bit")
-    if args.merged_repo and args.merged_repo in (args.output_repo, args.adapter):
-        refuse("merged-repo", ADAPTER_THERE)
-    for flag in ("output-repo", "merged-repo"):
-        name = getattr(args, flag.replace("-", "_"))
-        if not name:
-            continue
-        if not re.fullmatch(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", name, re.ASCII):
-            refuse(flag, "should be NAME or NAMESPACE/NAME")
-        home = os.environ.get("HF_HOME", Path.home() / ".cache/huggingface")
-        token_file = Path(os.environ.get("HF_TOKEN_PATH", Path(home) / "token"))
-        if not os.environ.get("HF_TOKEN") and not token_file.is_file():
-            hint = f"Run `hf auth login` or set HF_TOKEN, or leave --{flag} away."
-            raise UserError(f"--{flag} needs a Hugging Face token, and there is none.", hint, status=2)
-
-
-def phase(name):
+def phase(name: str) -> None:
     print(f"== {name}", flush=True)
 
 
-def note(text):
+def note(text: str) -> None:
     print(text, flush=True)
 
 
-def reason(error):
+def reason(error: BaseException) -> str:
     """The first line of what a library says, which often goes on for pages."""
     said = error.args[0] if isinstance(error, UserError) else str(error)
     return next((line.strip(" .") for line in said.splitlines() if line.strip()), type(error).__name__)
 
 
-def finite(value):
+def finite(value: Any) -> Any:
     """The same value with null for every number that JSON does not know."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
@@ -198,55 +449,148 @@ def finite(value):
     return value
 
 
-def sha256(path, sync=False):
-    """The file's SHA-256; with `sync`, once it is on the disk."""
-    with path.open("rb") as file:
-        if sync:
-            os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
+# ---- Models ----------------------------------------------------------------------------------------------------------
+# The machine and the model: known to be there and to be allowed before anything is loaded.
 
 
+def set_environment(args: Any) -> None:
+    """What libraries read of it when they are imported."""
+    # Bars have no place in a log; Unsloth's generated code has none in the working directory.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Where CI is set, torch takes the memory planning that Unsloth turns on for an error.
+    os.environ.pop("CI", None)
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", tempfile.mkdtemp(prefix="unsloth-"))
+    # One process trains on one GPU.
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    if args.device == "cpu":
+        os.environ.update(CUDA_VISIBLE_DEVICES="", UNSLOTH_FORCE_CPU="1")
+    # Only --trackio-space sends metrics away: Trackio would follow the environment too.
+    for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
+        os.environ.pop(name, None)
+
+
+def find_gpu(args: Any) -> bool:
+    """Whether a GPU trains; `UserError` of status 3 where there is none and the CPU was not asked for."""
+    import torch
+
+    found = args.device == "auto" and torch.cuda.is_available()
+    if not found and hasattr(args, "image_size"):
+        hint = "Use a machine with one; a text model can also be trained with --device cpu."
+        raise UserError("no usable CUDA GPU was found, and Unsloth trains vision models on a GPU only.", hint, status=3)
+    if not found and args.device == "auto":
+        raise UserError("no usable CUDA GPU was found here.", "Use a machine with one, or add --device cpu.", status=3)
+    return bool(found)
+
+
+def check_model(model: str, revision: str | None, trusted: bool = False) -> None:
+    """Ask for the smallest file of a Hub model first, whose absence has a short explanation."""
+    if Path(model).is_dir():
+        return
+    from httpx import HTTPError
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        hf_hub_download(model, "config.json", revision=revision)
+    except errors.GatedRepoError as error:
+        hint = f"Accept its terms at https://huggingface.co/{model} with the account of your HF_TOKEN."
+        raise UserError(f"{model} is gated and this account has no access.", hint, status=3) from error
+    except (HTTPError, OSError, errors.HFValidationError) as error:
+        hint = "Check the name, the revision, the token and the network."
+        raise UserError(f"the model {model} can't be read ({reason(error)}).", hint, status=3) from error
+    if trusted:
+        check_code(model, revision)
+
+
+def check_code(model: str, revision: str | None) -> None:
+    """Refuse code of another repo: the revision pins the model's own, and of the other one the newest would be run."""
+    from huggingface_hub import hf_hub_download, list_repo_files
+
+    for name in list_repo_files(model, revision=revision):
+        if "/" not in name and name.endswith("config.json"):
+            content = json.loads(Path(hf_hub_download(model, name, revision=revision)).read_text(encoding="utf-8"))
+            if "--" in json.dumps(content.get("auto_map")):
+                hint = "Copy the code into a repo of your own, beside the model."
+                raise UserError(f"{name} of {model} names code of another repo, which nothing pins.", hint, status=3)
+
+
+def take_peak(peaks: dict[str, float], name: str) -> None:
+    """Note under that name the most GPU memory in use since the last call, in GiB."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        peaks[name] = max(peaks.get(name, 0), torch.cuda.max_memory_allocated() / 2**30)
+        torch.cuda.reset_peak_memory_stats()
+
+
+def free() -> None:
+    """Give back what nothing holds any more on the GPU."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def device_name() -> str:
+    """The GPU that is trained on, or cpu."""
+    import torch
+
+    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "cpu"
+
+
+# ---- Clock -----------------------------------------------------------------------------------------------------------
+# The time that a run has: until its deadline, and after a signal until it is killed.
+
+
+# Kept where the process begins again (`os.execv`).
+STARTED = float(os.environ.get("LAUNCH_STARTED") or time.monotonic())
 # Seconds between SIGTERM and the end, within which the work is saved.
-GRACE_S = 25
+GRACE_S = 25.0
 # Of the time that is left, what the script's own end takes: its RESULT, Python's exit.
-LAST_S = 5
-# Bytes a second that a disk and an upload surely take, where nothing was measured yet.
-DISK_SPEED, UPLOAD_SPEED = 50e6, 10e6
+LAST_S = 5.0
 
 
-class Stop(Exception):
-    """A step or an evaluation is left, since the time is up."""
+def deadline(timeout_s: float, folder: Path) -> float:
+    """When a Job is killed, on the clock of `time.monotonic`: all its attempts together have `timeout_s` seconds.
 
-
-def deadline(timeout_s):
-    """When a Job is killed, on the clock of `time.monotonic`: its container began when its first process did."""
-    now = time.monotonic()
+    The first attempt notes in the folder when its container began, which is when the first process there did.
+    """
+    now, today, job = time.monotonic(), time.time(), os.environ.get("JOB_ID")
     if not timeout_s:
         return math.inf
     lived = now - STARTED
-    if os.environ.get("JOB_ID") and not os.environ.get("LAUNCH_DATA_DIR"):
+    if job and not os.environ.get("LAUNCH_DATA_DIR"):
         ticks = int(Path("/proc/1/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
         container = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
         # Older than its timeout it would not live: then the first process is another machine's.
         lived = container if lived < container < timeout_s else lived
-    return now + timeout_s - lived
+    began = today - lived
+    if job:
+        # A Job that resumes this one has a timeout of its own.
+        noted = folder / f"began-{hashlib.sha256(job.encode()).hexdigest()[:12]}"
+        if not noted.exists():
+            noted.write_text(str(began), encoding="utf-8")
+        began = min(began, float(noted.read_text(encoding="utf-8") or began))
+    return now + timeout_s - (today - began)
 
 
 class Clock:
-    """The time that this run has: until its deadline and, once it was asked to stop, until it is killed.
+    """Says how much time is left, and ends the process where a library does not come back in time.
 
-    Inside `or_else` a library may wait for the network for as long as it likes: when the time is up, a thread of this
-    clock says the last words and ends the process.
+    Inside `or_else` a library may wait for as long as it likes, and need not return to Python: when the time is up, a
+    thread of this clock says the last words and ends the process.
     """
 
-    deadline, signalled, last_words, at_once = math.inf, None, None, False
+    def __init__(self) -> None:
+        self.deadline, self.signalled = math.inf, 0.0
+        self.last_words: Callable[[], int] | None = None
+        self.at_once, self.lock = False, threading.RLock()
 
-    def __init__(self):
-        self.lock = threading.Lock()
-
-    def start(self, deadline):
+    def start(self, ends: float) -> None:
         """Begin: from now on a signal asks to stop, and is not the end."""
-        self.deadline = deadline
+        self.deadline = ends
         heard, told = os.pipe()
         os.set_blocking(told, False)
         # It is written to although the main thread is deep in a library, where no handler of Python's is called.
@@ -257,48 +601,49 @@ class Clock:
         os.register_at_fork(after_in_child=self.forget)
         threading.Thread(target=self.watch, args=(heard,), daemon=True).start()
 
-    def forget(self):
+    def forget(self) -> None:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
 
-    def on_signal(self, number, frame):
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
         # A terminal and uv may both pass the first one on.
         if number == signal.SIGINT and self.signalled and time.monotonic() > self.signalled + 1:
             raise KeyboardInterrupt
         self.signalled = self.signalled or time.monotonic()
 
-    def left_s(self):
+    def left_s(self) -> float:
         """Seconds until the end, as far as it is known."""
         return min(self.deadline, self.signalled + GRACE_S if self.signalled else math.inf) - time.monotonic()
 
     @contextmanager
-    def or_else(self, last_words, at_once=False):
+    def or_else(self, last_words: Callable[[], int], at_once: bool = False) -> Iterator[None]:
         """Inside, once the time is up, `last_words` is called elsewhere, and the status it returns is the process's.
 
         With `at_once` a signal is enough: there is nothing to save.
         """
+        outer = self.last_words, self.at_once
         self.last_words, self.at_once = last_words, at_once
         try:
             yield
         finally:
             # Or it is at its last words.
             with self.lock:
-                self.last_words = None
+                self.last_words, self.at_once = outer
 
-    def watch(self, heard):
+    def watch(self, heard: int) -> None:
         while True:
             if select.select([heard], [], [], 0.5)[0] and {signal.SIGTERM, signal.SIGINT} & {*os.read(heard, 512)}:
                 self.signalled = self.signalled or time.monotonic()
             if self.left_s() < LAST_S or (self.at_once and self.signalled):
                 with self.lock:
                     if self.last_words:
-                        self.end()
+                        self.end(self.last_words)
 
-    def end(self):
+    def end(self, last_words: Callable[[], int]) -> None:
         status = 1
         try:
-            status = self.last_words()
+            status = last_words()
         finally:
             sys.stdout.flush()
             os._exit(status)
@@ -307,21 +652,18 @@ class Clock:
 CLOCK = Clock()
 
 
-def require_disk(folder, needed, told, hint):
-    """Refuse where the folder's disk has less room than that many bytes; `told` is what they are."""
-    place = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
-    usage = shutil.disk_usage(place)
-    # A mounted bucket has no size.
-    if usage.total and usage.free < needed:
-        message = f"the disk of {place} has {usage.free / 1e9:.2f} GB free, and this run writes {needed / 1e9:.2f} GB"
-        raise UserError(f"{message} ({', '.join(told)}).", hint, status=3)
+# ---- Push ------------------------------------------------------------------------------------------------------------
+# The push: known to be possible before the training, verified file by file, and kept with a command where it fails.
 
 
+Answer = TypeVar("Answer")
 # The model is kept anyway, and a GPU costs money while it waits: eight attempts last a few minutes.
-ATTEMPTS, LONGEST_WAIT_S, LONGEST_WAITS_S = 8, 60, 900
+ATTEMPTS, LONGEST_WAIT_S, LONGEST_WAITS_S = 8, 60.0, 900.0
+# What of an output folder is not the adapter's: checkpoints, what is hidden, copies, what Ollama reads beside these.
+NOT_ADAPTERS = ("checkpoints/*", ".*", "*/.*", "merged/*", "*.gguf", "Modelfile", "params", "template")
 
 
-def open_repo(name, private):
+def open_repo(name: str, private: bool, create: bool = True) -> str:
     """The output repo's full name, found there or created, and this token may write to it: known before any training.
 
     Raises `UserError` of status 3 where it can't be written to, or is public although it should be private.
@@ -337,7 +679,8 @@ def open_repo(name, private):
         try:
             found = persist(f"looking up {name}", lambda: api.model_info(name))
         except RepositoryNotFoundError:
-            persist(f"creating {name}", lambda: api.create_repo(name, private=private, exist_ok=True))
+            if create:
+                persist(f"creating {name}", lambda: api.create_repo(name, private=private, exist_ok=True))
         else:
             if found.id != name:
                 note(f"{name} is now called {found.id}")
@@ -357,7 +700,7 @@ def open_repo(name, private):
     return name
 
 
-def check_token(me, repo):
+def check_token(me: dict[str, Any], repo: str) -> None:
     """Refuse where what the Hub says of the token (`/api/whoami-v2`) rules out writing to the repo."""
     owner, token = repo.split("/")[0], me.get("auth", {}).get("accessToken", {})
     roles = {org["name"]: org.get("roleInOrg") for org in me.get("orgs", [])}
@@ -382,27 +725,27 @@ def check_token(me, repo):
     raise UserError(f"{repo} can't be written to: {problem}.", hint, status=3)
 
 
-def push(folder, repo, paths=None, stale=()):
+def push(folder: Path, repo: str, paths: Collection[str] = (), stale: Collection[str] = ()) -> str:
     """Upload the folder in one commit, and again until the Hub holds every file as it is here; the repo's address.
 
     `paths` are the files to upload, instead of all that belong to the adapter; `stale` are those to delete with it.
     Raises `UserError` with the command that brings the model to the repo later: it stays in the folder.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub import HfApi
 
     api, folder = HfApi(), Path(folder)
-    files = {path: fingerprint(folder / path) for path in paths or pushed_files(folder)}
+    files = sorted(paths) or pushed_files(folder)
 
-    def attempt():
+    def attempt() -> None:
         # What the Hub holds already is left out of the commit, so that a lost answer makes no second one.
-        additions = [CommitOperationAdd(path, folder / path) for path in files]
-        # The Hub refuses to delete what is gone, as after a lost answer.
-        gone = set(stale).intersection(api.list_repo_files(repo)) - files.keys() if stale else ()
-        deletions = [CommitOperationDelete(path) for path in sorted(gone)]
-        api.create_commit(repo, [*additions, *deletions], commit_message="Trained with launch")
-        wrong = differing(api, repo, files)
+        api.upload_folder(
+            repo_id=repo, folder_path=folder, allow_patterns=files, delete_patterns=sorted(stale) or None,
+            commit_message="Trained with launch",
+        )  # fmt: skip
+        found = api.verify_repo_checksums(repo, local_dir=folder)
+        wrong = {*found.extra_paths, *(mismatch["path"] for mismatch in found.mismatches)}.intersection(files)
         if wrong:
-            raise RuntimeError(f"the Hub does not hold {', '.join(wrong)} as sent")
+            raise RuntimeError(f"the Hub does not hold {', '.join(sorted(wrong))} as sent")
 
     try:
         persist(f"the push to {repo}", attempt)
@@ -412,7 +755,13 @@ def push(folder, repo, paths=None, stale=()):
     return f"{api.endpoint}/{repo}"
 
 
-def persist(what, act):
+def pushed_files(folder: Path) -> list[str]:
+    """What of the folder belongs to the adapter, as paths with `/`."""
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return [path for path in paths if not any(fnmatch(path, pattern) for pattern in NOT_ADAPTERS)]
+
+
+def persist(what: str, act: Callable[[], Answer]) -> Answer:
     """What `act` returns, tried again after failures of the service or the network, never after a refusal (4xx)."""
     attempt, waited = 0, 0.0
     while True:
@@ -434,7 +783,7 @@ def persist(what, act):
             time.sleep(wait)
 
 
-def pause(headers, attempt):
+def pause(headers: Any, attempt: int) -> float:
     """Seconds to wait after that attempt: what the service asks for, else twice as long every time, and uneven."""
     said = headers.get("retry-after", "")
     asked = re.match(r"\d+", said) or re.search(r"(?<=\bt=)\d+", headers.get("ratelimit", ""))
@@ -445,46 +794,17 @@ def pause(headers, attempt):
     try:
         return max(parsedate_to_datetime(said).timestamp() - time.time(), 0) + share
     except ValueError:
-        return min(2**attempt, LONGEST_WAIT_S) * share
+        return min(2.0**attempt, LONGEST_WAIT_S) * share
 
 
-def pushed_files(folder):
-    """What of the folder belongs to the adapter, as paths with `/`: no checkpoints, exports or hidden files."""
-    paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    mine = [path for path in paths if path.parts[0] != "checkpoints" and not is_export(path.as_posix())]
-    return [path.as_posix() for path in mine if not any(part.startswith(".") for part in path.parts)]
-
-
-def fingerprint(path):
-    """Size, SHA-256 and git's blob id of a file: the Hub knows a large one by the second, a small one by the third."""
-    size = path.stat().st_size
-    sha256, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size)
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            sha256.update(block)
-            blob.update(block)
-    return size, sha256.hexdigest(), blob.hexdigest()
-
-
-def differing(api, repo, files):
-    """The paths that the Hub does not hold with the size and hash that they have here."""
-    held = {entry.path: entry for entry in api.list_repo_tree(repo, recursive=True) if hasattr(entry, "size")}
-    wrong = []
-    for path, (size, sha256, blob) in files.items():
-        entry = held.get(path)
-        if entry is None or entry.size != size or (entry.lfs.sha256 != sha256 if entry.lfs else entry.blob_id != blob):
-            wrong.append(path)
-    return wrong
-
-
-def rescue(folder, repo):
+def rescue(folder: Path, repo: str) -> str:
     """What to do where the folder could not be pushed: one command for another machine, or for this one."""
     data = Path(os.environ.get("LAUNCH_DATA_DIR", "/data")).resolve()
     place, name = folder.resolve(), repo.split("/")[-1]
     upload = f"hf upload --private --exclude 'checkpoints/*' --exclude '.*' {repo}"
     if "JOB_ID" in os.environ and data.is_dir() and not place.is_relative_to(data):
         # Elsewhere it would go with the container.
-        place = shutil.copytree(place, data / "output", dirs_exist_ok=True)
+        place = Path(shutil.copytree(place, data / "output", dirs_exist_ok=True))
     if "JOB_ID" not in os.environ or not place.is_relative_to(data):
         return f"The model is kept; this pushes it: {upload} {shlex.quote(str(place))} ."
     inside, bucket = place.relative_to(data).as_posix(), os.environ.get("LAUNCH_ARTIFACTS")
@@ -495,7 +815,7 @@ def rescue(folder, repo):
     return f"The model is kept in the Job's bucket; this fetches and pushes it: {fetch} && {upload} {name} ."
 
 
-def find_artifacts(me):
+def find_artifacts(me: dict[str, Any]) -> str:
     """The address of the bucket's folder that a Job has at /data; empty where it can't be known."""
     from huggingface_hub import HfApi
 
@@ -511,7 +831,191 @@ def find_artifacts(me):
     return ""
 
 
-# ---- llama.cpp -------------------------------------------------------------------------------------------------------
+# ---- Adapter ---------------------------------------------------------------------------------------------------------
+# The adapter and the model that it is for: found, read, and refused where they can't be what is asked for.
+
+
+# What the files of an adapter are called, its weights first.
+ADAPTER_FILES = ["adapter_model*", "*.json", "*.jinja", "*.model", "*.txt", "README.md"]
+# Of a model's repo, what is loaded; not what other programs have in it.
+MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
+NOT_LOADED = ["*/*", "consolidated*"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that was trained on, the one of 16 bits that copies are merged into, and whether it is shown pictures.
+
+    `whole` is `name`, or what that 4-bit upload was made of; `config` is the model's config.json.
+    """
+
+    name: str
+    revision: str | None
+    whole: str
+    whole_revision: str | None
+    config: dict[str, Any]
+    sees: bool
+
+
+def fetch_adapter(adapter: str, revision: str | None) -> Path:
+    """The adapter's folder; a repo's is that of its commit in the Hub's cache."""
+    from huggingface_hub import errors, snapshot_download
+
+    folder = Path(adapter)
+    if not folder.is_dir():
+        wanted: dict[str, Any] = {"allow_patterns": ADAPTER_FILES, "ignore_patterns": ["*/*"]}
+        fetch = partial(snapshot_download, adapter, revision=revision, **wanted)
+        try:
+            folder = Path(persist(f"fetching {adapter}", fetch))
+        except (OSError, ValueError, errors.HfHubHTTPError) as error:
+            hint = "Check the name, the revision, the token and the network."
+            raise UserError(f"the adapter {adapter} can't be read ({reason(error)}).", hint, status=3) from error
+    if not (folder / "adapter_config.json").is_file() or not any(folder.glob("adapter_model*")):
+        hint = "One has adapter_config.json and adapter_model.safetensors."
+        raise UserError(f"{adapter} is no adapter.", hint, status=3)
+    return folder
+
+
+def find_base(
+    adapter: Path | None, name: str | None, revision: str | None, modality: str | None, trusted: bool, needs_whole: bool
+) -> Base:
+    """The model of that name, else what the adapter in the folder and its record say that it was trained on."""
+    settings, record = (
+        json.loads((adapter / file).read_text(encoding="utf-8")) if adapter and (adapter / file).is_file() else {}
+        for file in ("adapter_config.json", "run.json")
+    )
+    name = name or settings["base_model_name_or_path"]
+    revision = revision or settings.get("revision") or record.get("revisions", {}).get("model")
+    if Path(name).is_absolute() and not Path(name).is_dir():
+        hint = "Name the model that it was trained on with --model."
+        raise UserError(f"the adapter was trained on {name}, which is not here.", hint, status=3)
+    check_model(name, revision, trusted)
+    config = read_config(name, revision)
+    modality = modality or (record.get("plan") or {}).get("modality")
+    if modality == "vision" and "vision_config" not in config:
+        raise UserError(f"{name} sees no pictures.", "Add --modality text.", status=2)
+    whole, whole_revision = name, revision
+    if needs_whole and (config.get("quantization_config") or {}).get("quant_method") == "bitsandbytes":
+        whole, whole_revision = find_whole(name)
+    return Base(name, revision, whole, whole_revision, config, modality != "text" and "vision_config" in config)
+
+
+def read_config(model: str, revision: str | None) -> dict[str, Any]:
+    """The model's config.json, which `check_model` found."""
+    from huggingface_hub import hf_hub_download
+
+    path = Path(model, "config.json")
+    path = path if path.is_file() else Path(hf_hub_download(model, "config.json", revision=revision))
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def find_whole(name: str) -> tuple[str, str | None]:
+    """Name and commit of the 16-bit model that a 4-bit upload was made of; `UserError` of status 2 where not known."""
+    from huggingface_hub import HfApi
+
+    short = re.sub(r"-(unsloth-)?bnb-4bit$", "", name, flags=re.IGNORECASE)
+    candidates = [] if Path(name).is_dir() or short == name else [short]
+    try:
+        card = persist(f"looking up {name}", lambda: HfApi().model_info(name)).card_data if candidates else None
+        told = card.base_model if card else None
+        candidates += [told] if isinstance(told, str) else told or []
+    except Exception as error:
+        note(f"the card of {name} can't be read ({reason(error)})")
+    for candidate in candidates:
+        try:
+            return candidate, persist(f"looking up {candidate}", partial(HfApi().model_info, candidate)).sha
+        except Exception as error:
+            note(f"the commit of {candidate} is not known ({reason(error)})")
+    if candidates:
+        # It may lie in the cache all the same.
+        return candidates[0], None
+    message = f"--model {name} is in 4 bits itself, and its 16-bit original, which copies need, is not known"
+    raise UserError(f"{message}.", "Name that one, and add --load-in 4bit.", status=2)
+
+
+def model_bytes(name: str, revision: str | None, config: dict[str, Any]) -> float:
+    """What that model's weights take in 16 bits, by the sizes of its files; 0 where they are not known."""
+    from huggingface_hub import HfApi
+
+    if Path(name).is_dir():
+        sizes = {path.name: path.stat().st_size for path in Path(name).iterdir()}
+    else:
+        try:
+            look = partial(HfApi().model_info, name, revision=revision, files_metadata=True)
+            sizes = {file.rfilename: file.size or 0 for file in persist(f"looking up {name}", look).siblings or ()}
+        except Exception as error:
+            # Without the network it may lie in the cache all the same.
+            note(f"the size of {name} is not known ({reason(error)})")
+            return 0
+    found = sum(size for path, size in sizes.items() if re.fullmatch(r"model.*\.safetensors", path))
+    kinds = [part.get("dtype") or part.get("torch_dtype") for part in (config, config.get("text_config") or {})]
+    return found / 2 if "float32" in kinds else found
+
+
+def fetch_model(name: str, revision: str | None) -> Path:
+    """The folder of that model's files; a repo's is that of its commit in the Hub's cache."""
+    from huggingface_hub import snapshot_download
+
+    if Path(name).is_dir():
+        return Path(name).absolute()
+    wanted: dict[str, Any] = {"allow_patterns": MODEL_FILES, "ignore_patterns": NOT_LOADED}
+    return Path(persist(f"fetching {name}", lambda: snapshot_download(name, revision=revision, **wanted)))
+
+
+# ---- Places ----------------------------------------------------------------------------------------------------------
+# Where things lie: the Job's volume, the output, the disk, and what is a repo on the Hub.
+
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+
+
+def volume() -> Path | None:
+    """The folder that outlives a Job's machine, or none where this is no Job."""
+    if os.environ.get("LAUNCH_DATA_DIR"):
+        return Path(os.environ["LAUNCH_DATA_DIR"])
+    return Path("/data") if os.environ.get("JOB_ID") and Path("/data").is_dir() else None
+
+
+def is_jobs_own(args: Any) -> bool:
+    """Whether what is written goes to this Job's volume, where every attempt finds the same."""
+    return bool(volume()) and not args.output_dir
+
+
+def output_folder(args: Any) -> Path:
+    """Where the model is saved."""
+    place = volume()
+    if args.output_dir:
+        return Path(args.output_dir)
+    return place / "output" if place else Path("outputs", args.run_name)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether that names a repo on the Hub: what is there on this machine wins, as it does when it is loaded."""
+    return bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
+
+
+def require_disk(folder: Path, needed: float, told: Sequence[str], hint: str) -> None:
+    """Refuse where the folder's disk has less room than that many bytes; `told` is what they are."""
+    place = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    usage = shutil.disk_usage(place)
+    # A mounted bucket has no size.
+    if usage.total and usage.free < needed:
+        message = f"the disk of {place} has {usage.free / 1e9:.2f} GB free, and this run writes {needed / 1e9:.2f} GB"
+        raise UserError(f"{message} ({', '.join(told)}).", hint, status=3)
+
+
+def sha256(path: Path, *, sync: bool = False) -> str:
+    """The file's hash; with `sync` its content is on the disk afterwards."""
+    with path.open("rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- Llama cpp -------------------------------------------------------------------------------------------------------
+# llama.cpp: found here, or fetched and built before anything else is done; what it converts, and its programs.
+
 
 # What is fetched where there is no llama.cpp: the source distribution of llama-cpp-python 0.3.36 holds one whole, with
 # its converter. PyPI's address is made of the content's own hash, and the content is checked besides.
@@ -521,76 +1025,63 @@ LLAMA_CPP = (
 )
 LLAMA_CPP_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 CONVERTER = "convert_hf_to_gguf.py"
-QUANTIZER, ANSWERER = "llama-quantize", "llama-completion"
-# What is built, also for the scripts of the other kind of model.
-PROGRAMS = (QUANTIZER, "llama-completion", "llama-mtmd-cli")
+QUANTIZER, ANSWERER, SEEING_ANSWERER = "llama-quantize", "llama-completion", "llama-mtmd-cli"
+PROGRAMS = (QUANTIZER, ANSWERER, SEEING_ANSWERER)
 # The types that the converter writes by itself.
 CONVERTED = ("f16", "bf16", "q8_0")
+# Bits that a weight takes in a file of that type, rounded up for the parts that are kept more exact.
+GGUF_BITS = {
+    "f16": 16, "bf16": 16, "q8_0": 8.6, "q6_k": 6.7, "q5_k_m": 5.9, "q4_k_m": 5.1, "q3_k_m": 4.3, "q2_k": 3.7,
+}  # fmt: skip
+# What Unsloth calls the file of what sees, in the place of a type.
+MMPROJ = "F16-mmproj"
 
 
-def open_llama_cpp(args):
-    """The folder of a llama.cpp that can make what was asked for of this model; before anything is loaded."""
-    folder = get_llama_cpp(args.gguf)
-    require_convertible(args, folder)
-    return folder
-
-
-def get_llama_cpp(types):
+def get_llama_cpp(types: Sequence[str]) -> Path:
     """The folder of a llama.cpp that can make GGUF files of these types; fetched, and built, where there is none.
 
     `UNSLOTH_LLAMA_CPP_PATH` names it, and names it for Unsloth afterwards. Raises `UserError` of status 3 with what
-    is lacking: this is called before anything is trained.
+    is lacking: this is called before anything is trained or merged.
     """
     named = os.environ.get("UNSLOTH_LLAMA_CPP_PATH")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "launch", "llama.cpp-0.3.36")
     if named:
         folder = Path(named).expanduser().absolute()
-        problem = llama_cpp_flaw(folder, types)
-        if problem:
+        flaw = llama_cpp_flaw(folder, types)
+        if flaw:
             hint = "Name a folder of llama.cpp that is built (bench/llama_cpp.sh makes one), or unset the variable."
-            raise UserError(f"UNSLOTH_LLAMA_CPP_PATH={named}: {problem}.", hint, status=3)
+            raise UserError(f"UNSLOTH_LLAMA_CPP_PATH={named}: {flaw}.", hint, status=3)
     else:
-        found = (Path.home() / ".unsloth" / "llama.cpp", cache)
-        folder = next((folder for folder in found if llama_cpp_flaw(folder, types) is None), None)
-        if folder == cache and tool(cache, ANSWERER) is None and can_build(()):
-            # An earlier release built one of the two that answer.
-            folder = None
-    if folder is None:
-        folder = cache
-        phase("get llama.cpp")
-        make_llama_cpp(folder, build=can_build(types))
-        problem = llama_cpp_flaw(folder, types)
-        if problem:
-            raise UserError(f"the llama.cpp in {folder} can't be used: {problem}.", "Remove it, and try again.", 3)
+        folder = Path.home() / ".unsloth" / "llama.cpp"
+        if llama_cpp_flaw(folder, types):
+            cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+            folder = cache / "launch" / "llama.cpp-0.3.36"
+            # Made for types that need no program, or by an earlier release, it may lack some.
+            whole = all(program_of(folder, name) for name in PROGRAMS) or not can_build(())
+            if llama_cpp_flaw(folder, types) or not whole:
+                phase("get llama.cpp")
+                make_llama_cpp(folder, build=can_build(types))
+        flaw = llama_cpp_flaw(folder, types)
+        if flaw:
+            raise UserError(f"the llama.cpp in {folder} can't be used: {flaw}.", "Remove it, and try again.", status=3)
     # Unsloth would else go to GitHub for what is newest there, and install what that needs as root.
     os.environ.update(UNSLOTH_LLAMA_CPP_PATH=str(folder), UNSLOTH_AUTO_INSTALL="0", UNSLOTH_LLAMA_CPP_OFFLINE="1")
     note(f"GGUF files are made by {folder}")
     return folder
 
 
-def require_convertible(args, llama_cpp):
-    """Refuse a model that the converter does not know, by the tables that it looks the architecture up in."""
-    settings = read_config(args)
-    tables = {"TEXT_MODEL_MAP": "text_config"}
-    for table, part in tables.items():
-        known, own = convertible(llama_cpp, table), settings.get(part) or {}
-        names = [name for whose in (own, settings) for name in whose.get("architectures") or ()]
-        if known and names and not known.intersection(names):
-            message = f"--gguf {args.gguf[0]}: llama.cpp can't convert {args.model}, a {names[-1]}"
-            raise UserError(f"{message}.", "Leave --gguf away; --merge 16bit works.", status=3)
+def llama_cpp_flaw(folder: Path, types: Iterable[str]) -> str | None:
+    """What keeps that folder from making these types, or none."""
+    if not folder.is_dir():
+        return "there is no such folder"
+    for name in (CONVERTER, "gguf-py/gguf/gguf_reader.py"):
+        if not (folder / name).is_file():
+            return f"it has no {name}"
+    if not set(types) <= set(CONVERTED) and program_of(folder, QUANTIZER) is None:
+        return f"it has no {QUANTIZER} that runs"
+    return None
 
 
-def convertible(llama_cpp, table):
-    """The names in that table of the converter's; empty where it keeps them otherwise, as other releases do."""
-    try:
-        text = (llama_cpp / "conversion" / "__init__.py").read_text(encoding="utf-8")
-    except OSError:
-        return set()
-    found = re.search("^" + table + r"\b[^\n]*\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
-    return set(re.findall(r'^ +"([\w.]+)":', found[1], re.MULTILINE)) if found else set()
-
-
-def tool(folder, name):
+def program_of(folder: Path, name: str) -> Path | None:
     """A program of llama.cpp, where it was built or installed; none where there is none that starts."""
     for path in (folder / name, folder / "build" / "bin" / name):
         if os.access(path, os.X_OK):
@@ -604,19 +1095,28 @@ def tool(folder, name):
     return None
 
 
-def llama_cpp_flaw(folder, types):
-    """What keeps that folder from making these types, or none."""
-    if not folder.is_dir():
-        return "there is no such folder"
-    for name in (CONVERTER, "gguf-py/gguf/gguf_reader.py"):
-        if not (folder / name).is_file():
-            return f"it has no {name}"
-    if not set(types) <= set(CONVERTED) and tool(folder, QUANTIZER) is None:
-        return f"it has no {QUANTIZER} that runs"
-    return None
+def require_convertible(model: str, config: dict[str, Any], sees: bool, folder: Path) -> None:
+    """Refuse a model that the converter does not know, by the tables that it looks the architecture up in."""
+    tables = {"TEXT_MODEL_MAP": "text_config"} | ({"MMPROJ_MODEL_MAP": "vision_config"} if sees else {})
+    for table, part in tables.items():
+        known, own = convertible(folder, table), config.get(part) or {}
+        names = [name for whose in (own, config) for name in whose.get("architectures") or ()]
+        if known and names and not known.intersection(names):
+            message = f"--gguf: llama.cpp can't convert {model}, a {names[-1]}"
+            raise UserError(f"{message}.", "Leave --gguf away; --merge 16bit works.", status=3)
 
 
-def can_build(types):
+def convertible(folder: Path, table: str) -> set[str]:
+    """The names in that table of the converter's; empty where it keeps them otherwise, as other releases do."""
+    try:
+        text = (folder / "conversion" / "__init__.py").read_text(encoding="utf-8")
+    except OSError:
+        return set()
+    found = re.search("^" + table + r"\b[^\n]*\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
+    return set(re.findall(r'^ +"([\w.]+)":', found[1], re.MULTILINE)) if found else set()
+
+
+def can_build(types: Iterable[str]) -> bool:
     """Whether llama.cpp's programs can be built here; `UserError` of status 3 where they can't and one is needed."""
     # `uv` is what runs this script, and fetches cmake too.
     needed = {"cmake": ("cmake", "uv"), "g++": ("c++", "g++", "clang++"), "make": ("make", "ninja")}
@@ -632,13 +1132,13 @@ def can_build(types):
     return not lacking
 
 
-def make_llama_cpp(folder, build=True):
+def make_llama_cpp(folder: Path, build: bool = True) -> None:
     """Fetch llama.cpp into the folder, whole or not at all, with its programs built if asked for; minutes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".llama.cpp-", dir=folder.parent) as staging:
         archive, source = Path(staging) / "archive", Path(staging) / "llama.cpp"
         try:
-            fetch(LLAMA_CPP, LLAMA_CPP_SHA256, archive)
+            fetch_archive(LLAMA_CPP, LLAMA_CPP_SHA256, archive)
         except (OSError, ValueError) as error:
             hint = "Name a build of llama.cpp with UNSLOTH_LLAMA_CPP_PATH, or leave --gguf away."
             raise UserError(f"llama.cpp can't be fetched from {LLAMA_CPP} ({reason(error)}).", hint, 3) from error
@@ -649,7 +1149,7 @@ def make_llama_cpp(folder, build=True):
         source.rename(folder)
 
 
-def fetch(address, digest, path):
+def fetch_archive(address: str, digest: str, path: Path) -> None:
     """Download what has that SHA-256; `ValueError` for anything else."""
     with urllib.request.urlopen(address, timeout=60) as answer, path.open("wb") as file:
         shutil.copyfileobj(answer, file)
@@ -657,7 +1157,7 @@ def fetch(address, digest, path):
         raise ValueError(f"its SHA-256 is {sha256(path)} and should be {digest}")
 
 
-def unpack(archive, inside, folder):
+def unpack(archive: Path, inside: str, folder: Path) -> None:
     """Unpack what lies under the folder `inside` of the archive's only folder."""
     with tarfile.open(archive) as tar:
         members = []
@@ -669,23 +1169,22 @@ def unpack(archive, inside, folder):
         tar.extractall(folder, members, filter="data")
 
 
-def build_llama_cpp(source):
+def build_llama_cpp(source: Path) -> None:
     """Build the programs that quantise and that answer, for the processor, without what they could do on the net."""
     cores, build = os.cpu_count() or 1, source / "build"
-    cmake = [shutil.which("cmake")] if shutil.which("cmake") else ["uv", "tool", "run", "--quiet", "cmake"]
+    cmake = [shutil.which("cmake") or ""] if shutil.which("cmake") else ["uv", "tool", "run", "--quiet", "cmake"]
     off = ("LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_APP", "LLAMA_BUILD_UI",
            "LLAMA_USE_PREBUILT_UI", "LLAMA_OPENSSL", "BUILD_SHARED_LIBS")  # fmt: skip
     options = ["-DCMAKE_BUILD_TYPE=Release", *(f"-D{name}=OFF" for name in off)]
     commands = (
-        [*cmake, "-S", source, "-B", build, *options],
-        [*cmake, "--build", build, "--parallel", str(cores), "--target", *PROGRAMS],
+        [*cmake, "-S", str(source), "-B", str(build), *options],
+        [*cmake, "--build", str(build), "--parallel", str(cores), "--target", *PROGRAMS],
     )
     note(f"building llama.cpp on {cores} cores: a minute on twelve, five on two")
     for command in commands:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode:
-            tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-20:])
-            note(tail)
+            note("\n".join((done.stdout + done.stderr).strip().splitlines()[-20:]))
             hint = "The lines above say why. Name a build of llama.cpp with UNSLOTH_LLAMA_CPP_PATH instead."
             raise UserError(f"llama.cpp could not be built (status {done.returncode}).", hint, status=3)
     for name in PROGRAMS:
@@ -693,255 +1192,822 @@ def build_llama_cpp(source):
     shutil.rmtree(build)
 
 
-# ---- Exports ---------------------------------------------------------------------------------------------------------
+def convert(folder: Path, target: Path, kind: str, with_sight: bool, llama_cpp: Path) -> None:
+    """Write the model in the folder as a GGUF file of a type that the converter knows; `with_sight`: what sees beside.
 
-MERGED = "merged"
-# The names that transformers gives to a model's weights.
-WEIGHTS = r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
-# What Unsloth calls the file of what sees, in the place of a type.
-MMPROJ = "F16-mmproj"
+    Through Unsloth, which knows what published checkpoints lack that the converter asks for. In a process of its own:
+    Unsloth is imported.
+    """
+    import unsloth  # noqa: F401
+    from unsloth_zoo.llama_cpp import convert_to_gguf
+
+    stem = target.with_name(target.name.removesuffix(f".{kind.upper()}.gguf"))
+    _, seen = convert_to_gguf(
+        str(stem), str(folder), "f16", kind, converter_location=str(llama_cpp / CONVERTER), is_vlm=with_sight,
+        # One file: what quantises and pushes it knows no parts.
+        max_shard_size="1000GB",
+    )  # fmt: skip
+    if with_sight and not seen:
+        raise RuntimeError("the part of the model that sees could not be converted")
+
+
+def quantize(source: Path, target: Path, kind: str, llama_cpp: Path) -> None:
+    """Make a smaller GGUF file of a 16-bit one."""
+    quantizer = program_of(llama_cpp, QUANTIZER)
+    command = [str(quantizer), str(source), str(target), kind, str(os.cpu_count() or 1)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        raise RuntimeError(f"{QUANTIZER} ended with status {done.returncode}: {last_line(done.stdout + done.stderr)}")
+
+
+def sight_of(path: Path) -> Path | None:
+    """The file beside that GGUF file of what sees, or none."""
+    found = path.with_name(f"{path.stem.rpartition('.')[0]}.{MMPROJ}.gguf")
+    return found if found.is_file() else None
+
+
+def last_line(text: str) -> str:
+    """The last line that says something."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+# ---- Ollama ----------------------------------------------------------------------------------------------------------
+# What Ollama needs beside a GGUF file: how it is sampled, where an answer ends, and the chat template in Go.
+
+
+# Ollama's names of settings, where they differ from transformers'.
+OLLAMA_NAMES = {"repetition_penalty": "repeat_penalty"}
+# Llama's template would else hold the day on which this runs.
+SHOWN: dict[str, Any] = {"add_generation_prompt": True, "date_string": "26 Jul 2024"}
 # Beside GGUF files, for Ollama.
 FOR_OLLAMA = ("Modelfile", "params", "template")
-# Bits that a weight takes in a file of that type, rounded up for the parts that are kept more exact.
-GGUF_BITS = {
-    "f16": 16, "bf16": 16, "q8_0": 8.6, "q6_k": 6.7, "q5_k_m": 5.9, "q4_k_m": 5.1, "q3_k_m": 4.3, "q2_k": 3.7,
-}  # fmt: skip
-# Bytes a second that a disk and an upload may well take. The adapter is safe by then: an export that comes to nothing
-# for want of time costs only its time.
-EXPORT_DISK_SPEED, EXPORT_UPLOAD_SPEED = 200e6, 40e6
-# What is wrong with such a --merged-repo.
-ADAPTER_THERE = (
-    "the adapter is there, and transformers would add it to the merged weights once more; without it these go to "
-    f"{MERGED}/ of the output repo"
+
+# A prompt in Ollama's language, Go's text/template; what stands between ⟨ and ⟩ is read off the chat template.
+GO_TEMPLATE = (
+    "{{ if .System }}⟨head⟩{{ .System }}⟨after_system⟩{{ else }}⟨start⟩{{ end }}"
+    "{{ range $i, $m := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
+    '{{ if eq $m.Role "user" }}{{ $m.Content }}{{ if $last }}⟨tail⟩{{ else }}⟨after_user⟩{{ end }}'
+    '{{ else if eq $m.Role "assistant" }}{{ $m.Content }}{{ if not $last }}⟨after_answer⟩{{ end }}'
+    "{{ end }}{{ end }}"
 )
-# Left for the RESULT line and the card.
+
+
+@dataclass(frozen=True)
+class ChatForm:
+    """What Ollama has to be told of the chat template: the tokens that end an answer, and the same template in Go.
+
+    `template` is none where no such template makes the same prompts.
+    """
+
+    has_template: bool
+    stops: tuple[str, ...]
+    template: str | None
+
+
+def chat_form(reader: Any, sees: bool) -> ChatForm:
+    """What the tokenizer or processor knows of that."""
+    tokenizer = getattr(reader, "tokenizer", reader)
+    stops, template = [tokenizer.eos_token], None
+    if reader.chat_template:
+        stops.insert(0, tokenizer.decode([end_of_answer(reader, sees)]))
+        template = go_template(reader, sees)
+    usable = (stop for stop in dict.fromkeys(stops) if stop and not re.search(r'["\\\n]', stop))
+    return ChatForm(bool(reader.chat_template), tuple(usable), template)
+
+
+def write_modelfile(folder: Path, ggufs: list[str], settings: dict[str, float], form: ChatForm) -> None:
+    """Write what Ollama needs beside the GGUF files of one model: the Modelfile for `ollama create`.
+
+    `ollama run hf.co/USER/MODEL` reads the files `template` and `params` of the repo instead.
+    """
+    named = {OLLAMA_NAMES.get(name, name): value for name, value in settings.items()}
+    lines = [f"FROM ./{name}" for name in ggufs]
+    lines += [f"PARAMETER {name} {value}" for name, value in named.items()]
+    lines += [f'PARAMETER stop "{stop}"' for stop in form.stops]
+    if form.template is not None:
+        lines.append(f'TEMPLATE """{form.template}"""')
+        (folder / "template").write_text(form.template, encoding="utf-8")
+    else:
+        (folder / "template").unlink(missing_ok=True)
+        if form.has_template:
+            lines.append("# No template: none makes the prompts of this chat template. Ollama looks for one like it.")
+    (folder / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "params").write_text(json.dumps(named | {"stop": form.stops}, indent=2) + "\n", encoding="utf-8")
+
+
+def end_of_answer(reader: Any, sees: bool) -> int:
+    """The id of the token that ends an answer in this chat template; without one, the tokenizer's own."""
+    tokenizer = getattr(reader, "tokenizer", reader)
+    if not reader.chat_template:
+        return int(tokenizer.eos_token_id)
+    said = {"user": "Hi", "assistant": "ANSWER"}
+    chat = [{"role": role, "content": content_of(text, sees)} for role, text in said.items()]
+    tail = reader.apply_chat_template(chat, tokenize=False).rpartition("ANSWER")[2]
+    ids = tokenizer(tail, add_special_tokens=False).input_ids
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return int(next((id for id in ids if id in special), tokenizer.eos_token_id))
+
+
+def go_template(reader: Any, sees: bool) -> str | None:
+    """The chat template as Ollama writes one, or none where no such template makes the same prompts.
+
+    It is read off a prompt: what stands before, between and after the messages. Then other prompts must come out equal.
+    """
+    from jinja2 import TemplateError
+
+    tokenizer, asked = getattr(reader, "tokenizer", reader), ("SYSTEM0", "USER1", "ANSWER1", "USER2")
+    try:
+        whole, bare = prompt_of(reader, sees, *asked), prompt_of(reader, sees, None, *asked[1:])
+        parts, others = re.split("|".join(asked), whole), re.split("|".join(asked[1:]), bare)
+        if len(parts) != 5 or len(others) != 4 or parts[2:] != others[1:]:
+            return None
+        head, after_system, after_user, after_answer, tail = parts
+        start = others[0]
+
+        def put_together(system: str | None, *turns: str) -> str:
+            text = start if system is None else head + system + after_system
+            for number, turn in enumerate(turns):
+                last = number == len(turns) - 1
+                text += turn + (tail if last else after_answer if number % 2 else after_user)
+            return text
+
+        for chat in ((None, "a"), ("s", "a"), ("s", *"abc"), (None, *"abcde"), ("s", *"abcdefg")):
+            if put_together(*chat) != prompt_of(reader, sees, *chat):
+                return None
+    except TemplateError:
+        return None
+    bos = tokenizer.bos_token
+    if bos and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]:
+        # Ollama puts it there too.
+        head, start = head.removeprefix(bos), start.removeprefix(bos)
+    pieces = {"head": head, "after_system": after_system, "start": start,
+              "after_user": after_user, "after_answer": after_answer, "tail": tail}  # fmt: skip
+    if any('"""' in piece or "{{" in piece + "{" for piece in pieces.values()):
+        return None
+    return re.sub("⟨([a-z_]+)⟩", lambda found: pieces[found[1]], GO_TEMPLATE)
+
+
+def prompt_of(reader: Any, sees: bool, system: str | None, *turns: str) -> str:
+    """The prompt for an answer to these turns, the user's and the assistant's, with a system message or none."""
+    roles = itertools.cycle(("user", "assistant"))
+    said = list(zip(roles, turns, strict=False))
+    if system is not None and takes_system(reader, sees):
+        said.insert(0, ("system", system))
+    elif system is not None:
+        # At the head of the first user's message, as the training did for such a chat template.
+        said[0] = ("user", f"{system}\n\n{turns[0]}")
+    messages = [{"role": role, "content": content_of(text, sees)} for role, text in said]
+    return str(reader.apply_chat_template(messages, tokenize=False, **SHOWN))
+
+
+def takes_system(reader: Any, sees: bool) -> bool:
+    """Whether the chat template shows a system message: some refuse it, some drop it from a finished chat."""
+    from jinja2 import TemplateError
+
+    asked: Any = [{"type": "image"}, *content_of("Hi", sees)] if sees else "Hi"
+    contents = {"system": content_of("PROBE", sees), "user": asked, "assistant": content_of("ANSWER", sees)}
+    chat = [{"role": role, "content": content} for role, content in contents.items()]
+    try:
+        return "PROBE" in reader.apply_chat_template(chat, tokenize=False)
+    except TemplateError:
+        return False
+
+
+def content_of(text: str, sees: bool) -> Any:
+    """A message's content that is only this text."""
+    return [{"type": "text", "text": text}] if sees else text
+
+
+# ---- Compare ---------------------------------------------------------------------------------------------------------
+# A copy is loaded again and compared with the adapter on its model, by what each makes of one prompt.
+
+
+QUESTION, BEGINNING = "What is the capital of France?", "The capital of France is"
+QUESTION_OF_PICTURE = "What is shown here?"
+ANSWERED, COMPLETE_S = 24, 900
+# How far a token's logit must lead the next one's for a GGUF file of that type to have to answer with it as well. Of a
+# model of 135M q4_k_m moved a lead by 2.3 at most, in 91 tokens, and q2_k by 5.7: of the smallest types none has to.
+LEADS = {"f16": 3, "bf16": 3, "q8_0": 3, "q6_k": 6, "q5_k_m": 6, "q4_k_m": 6}
+
+
+class DifferentError(Exception):
+    """The copy is not the trained model: it is not kept."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a model makes of the prompt: the likeliest token at each place, the logits at its end, its likeliest answer.
+
+    `led` are, by a lead, the words at the answer's beginning that lead all others by so much; `stop` is the token that
+    ends an answer, `eos` the tokenizer's own.
+    """
+
+    prompt: str
+    ids: list[int]
+    likeliest: list[int]
+    last: list[float]
+    answer: list[int]
+    words: str
+    stop: int
+    eos: int
+    template: str | None
+    led: dict[int, list[str]]
+
+
+def picture() -> Any:
+    """What a model that sees is shown: 256 pixels square, which most look at as they are."""
+    from PIL import Image
+
+    return Image.radial_gradient("L").convert("RGB")
+
+
+def probe(model: Any, reader: Any, stop: int, sees: bool, led: bool = False) -> Seen:
+    """What the model makes of the prompt, with a picture where it `sees`; `led` asks for the leading words too."""
+    import torch
+
+    tokenizer = getattr(reader, "tokenizer", reader)
+    if sees:
+        content = [{"type": "image"}, {"type": "text", "text": QUESTION_OF_PICTURE}]
+        text = reader.apply_chat_template([{"role": "user", "content": content}], tokenize=False, **SHOWN)
+        inputs = reader(text=[text], images=[[picture()]], add_special_tokens=False, return_tensors="pt")
+        inputs = inputs.to(model.device, model.dtype)
+    else:
+        text, asked = BEGINNING, [{"role": "user", "content": QUESTION}]
+        if reader.chat_template:
+            text = reader.apply_chat_template(asked, tokenize=False, **SHOWN)
+        inputs = reader([text], add_special_tokens=not reader.chat_template, return_tensors="pt").to(model.device)
+    with torch.inference_mode():
+        logits = model(**inputs).logits[0].float().cpu()
+        # Greedy, and without what the recommended settings would change of it.
+        made = model.generate(
+            **inputs, max_new_tokens=ANSWERED, do_sample=False, repetition_penalty=1.0, eos_token_id=[stop],
+            pad_token_id=tokenizer.pad_token_id,
+            **({"return_dict_in_generate": True, "output_logits": True} if led else {}),
+        )  # fmt: skip
+    answer = (made.sequences if led else made)[0, inputs["input_ids"].shape[1] :].tolist()
+    pairs = [step[0].float().topk(2).values.tolist() for step in made.logits] if led else []
+    said = partial(tokenizer.decode, skip_special_tokens=True)
+    return Seen(
+        prompt=text,
+        ids=inputs["input_ids"][0].tolist(),
+        likeliest=logits.argmax(-1).tolist(),
+        last=logits[-1].tolist(),
+        answer=answer,
+        words=said(answer),
+        stop=stop,
+        eos=tokenizer.eos_token_id,
+        template=reader.chat_template,
+        led={lead: leading_words(answer, pairs, lead, said) for lead in set(LEADS.values())} if led else {},
+    )
+
+
+def leading_words(
+    answer: list[int], pairs: list[Sequence[float]], lead: float, said: Callable[[list[int]], str]
+) -> list[str]:
+    """The whole words at the beginning of an answer whose every token leads by so much; `pairs` are the best logits."""
+    count = next((n for n, (first, second) in enumerate(pairs) if first - second < lead), len(answer))
+    return words_of(said(answer) if count >= len(answer) else re.sub(r"\S*$", "", said(answer[:count])))
+
+
+def words_of(text: str) -> list[str]:
+    """The words of an answer, without tags, of which llama.cpp shows others than transformers."""
+    return re.sub(r"<[^<>]*>", " ", text).split()
+
+
+def compare(known: Seen, found: Seen) -> str:
+    """How much the copy is the trained model, in a sentence; `DifferentError` where it is another."""
+    if found.ids != known.ids:
+        raise DifferentError("its tokenizer or chat template makes another prompt than the trained model's")
+    pairs = list(zip(known.likeliest[::-1], found.likeliest[::-1], strict=False))
+    same = sum(one == other for one, other in pairs)
+    far = max(abs(one - other) for one, other in zip(known.last, found.last, strict=False))
+    told = f"the likeliest next token is the same at {same} of {len(pairs)} places of a prompt"
+    told += f", and the logits at its end differ by {far:.3g} at most"
+    # Of a model that knows little, 4 bits change the likeliest token easily, and the logits as a whole much less.
+    if same * 2 <= len(pairs) and correlation(known.last, found.last) < 0.5:
+        raise DifferentError(f"it does not answer as the trained model: {told}")
+    return f"{tell_answers(known.answer, found.answer)}; {told}"
+
+
+def correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    """Of two lists of numbers, from -1 to 1; 0 where either is of one number only."""
+    count = min(len(one), len(other))
+    means = sum(one[:count]) / count, sum(other[:count]) / count
+    pairs = [(a - means[0], b - means[1]) for a, b in zip(one, other, strict=False)]
+    size = math.sqrt(sum(a * a for a, _ in pairs) * sum(b * b for _, b in pairs))
+    return sum(a * b for a, b in pairs) / size if size else 0.0
+
+
+def tell_answers(known: list[int], found: list[int]) -> str:
+    """For how long two answers are the same."""
+    if known == found:
+        return f"the same answer of {len(known)} tokens"
+    place = next((n for n, (one, other) in enumerate(zip(known, found, strict=False)) if one != other), None)
+    place = min(len(known), len(found)) if place is None else place
+    return f"the answers are the same for {place} tokens, then differ"
+
+
+def check_merged(folder: Path, known: Seen, sees: bool, trust_remote_code: bool) -> tuple[str, Seen]:
+    """Load the merged model with plain transformers: what `compare` says, and what the copy makes of the prompt.
+
+    In a process of its own, where Unsloth has patched nothing. A GGUF file is compared with what this one answers: it
+    is made of it, and nearer to it than to what was trained in 4 bits.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+    import transformers
+
+    reader_class: Any = transformers.AutoProcessor if sees else transformers.AutoTokenizer
+    model_class: Any = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
+    where = {"device_map": "auto"} if torch.cuda.is_available() else {}
+    reader = reader_class.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    model = model_class.from_pretrained(folder, dtype="auto", trust_remote_code=trust_remote_code, **where)
+    found = probe(model, reader, known.stop, sees, led=True)
+    return compare(known, found), found
+
+
+def check_gguf(path: Path, kind: str, known: Seen, sees: bool, llama_cpp: Path) -> str:
+    """What the file says of its tokens and template, and how llama.cpp answers from it where it is built.
+
+    `known` is the 16-bit merged model's; `DifferentError` where it is another model. In a process of its own, since
+    the reader is llama.cpp's.
+    """
+    sys.path.insert(0, str(llama_cpp / "gguf-py"))
+    from gguf import GGUFReader
+
+    fields = GGUFReader(path).fields
+    eos, template = (
+        fields[name].contents() if name in fields else None
+        for name in ("tokenizer.ggml.eos_token_id", "tokenizer.chat_template")
+    )
+    if eos not in (known.eos, known.stop):
+        raise DifferentError(f"its end token is {eos}, and the trained model's {known.eos}")
+    if (template or "").strip() != (known.template or "").strip():
+        raise DifferentError("its chat template is not the trained model's")
+    told = f"the end token and {'the chat template' if template else 'the lack of a chat template'} are the model's"
+    name = SEEING_ANSWERER if sees else ANSWERER
+    answerer = program_of(llama_cpp, name)
+    if answerer is None:
+        return f"{told}; not run, since {llama_cpp} has no {name}"
+    try:
+        said = answer_of_picture(answerer, path) if sees else answer_text(answerer, path, known.prompt, fields)
+    except (MemoryError, subprocess.TimeoutExpired) as error:
+        return f"{told}; not run, for want of {'memory' if isinstance(error, MemoryError) else 'time'}"
+    return compare_words(known.words.strip(), said, known.led.get(LEADS.get(kind, 0), []), told, sees)
+
+
+def compare_words(known: str, said: str, led: list[str], told: str, sees: bool) -> str:
+    """What is told of an answer in llama.cpp; `DifferentError` where it lacks the words that `led` the model's."""
+    if said == known:
+        return f"the same answer in llama.cpp; {told}"
+    differs = f"in llama.cpp it answers {said[:60]!r}, and the merged model {known[:60]!r}"
+    needed = led[: math.ceil(len(led) / 2)]
+    # Each makes a picture smaller in its own way: of such an answer one word is enough.
+    lacks = not set(words_of(said)) & set(words_of(known)) if sees else words_of(said)[: len(needed)] != needed
+    if needed and lacks:
+        raise DifferentError(f"it does not answer as the merged model: {differs}")
+    return f"another answer: {differs}; {told}"
+
+
+def answer_text(answerer: Path, path: Path, prompt: str, fields: Any) -> str:
+    """What llama.cpp answers to the prompt."""
+    bos, adds = fields.get("tokenizer.ggml.bos_token_id"), fields.get("tokenizer.ggml.add_bos_token")
+    if bos and adds and adds.contents():
+        # It would be there twice.
+        prompt = prompt.removeprefix(fields["tokenizer.ggml.tokens"].contents(bos.contents()))
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt") as file:
+        file.write(prompt)
+        file.flush()
+        plain = ("--no-conversation", "--no-display-prompt", "--no-escape", "--simple-io")
+        # As it stands: of a text file llama.cpp drops the last line's end, which a chat template's prompt needs.
+        return complete(answerer, path, "--binary-file", file.name, *plain)
+
+
+def answer_of_picture(answerer: Path, path: Path) -> str:
+    """What llama.cpp answers to the question about the picture; it makes the prompt by the file's template."""
+    with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        picture().save(file, "PNG")
+        file.flush()
+        asked = ("--image", file.name, "-p", QUESTION_OF_PICTURE, "--jinja")
+        return complete(answerer, path, "--mmproj", str(sight_of(path)), *asked)
+
+
+def complete(answerer: Path, path: Path, *asked: str) -> str:
+    """The likeliest words after what is asked.
+
+    `RuntimeError` where llama.cpp fails, `MemoryError` where it is for want of memory, `TimeoutExpired` where it takes
+    too long, as with a file that is larger than the memory.
+    """
+    # The file holds the recommended settings, a penalty for repetition among them.
+    greedy = ("-n", str(ANSWERED), "-c", "1024", "--temp", "0", "--repeat-penalty", "1", "--poll", "0", "--no-warmup")
+    command = [str(answerer), "-m", str(path), *asked, *greedy]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=COMPLETE_S, check=False)
+    starved = re.search("(failed|unable) to allocate|out of memory", done.stderr, re.IGNORECASE)
+    if done.returncode == -signal.SIGKILL or (done.returncode and starved):
+        raise MemoryError
+    if done.returncode:
+        raise RuntimeError(f"{answerer.name} ended with status {done.returncode}: {last_line(done.stderr)}")
+    return done.stdout.removesuffix("\n").replace("[end of text]", "").strip()
+
+
+# ---- Apart -----------------------------------------------------------------------------------------------------------
+# A step in a process of its own: what a library patched, and every byte of memory, is gone with it.
+
+
+# Left for the RESULT line and the card when the time is up.
 CLOSING_S = 20
 
 
-class TimeUp(BaseException):
-    """The exports are left as they are. No `Exception`: nothing that tries again may catch it."""
+class TimeUpError(Exception):
+    """What is being made is left as it is: the time is up, or a signal asked to stop."""
 
 
-@contextmanager
-def until(left_s):
-    """Raise `TimeUp` inside after so many seconds, or when a signal asks to stop."""
+def apart(function: Callable[..., Any], *words: Any) -> Any:
+    """What that function of this script returns in a process of its own.
 
-    def stop(number, frame):
-        raise TimeUp("the time is up" if number == signal.SIGALRM else "asked to stop")
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGINT)}
-    try:
-        if left_s < math.inf:
-            signal.setitimer(signal.ITIMER_REAL, max(left_s, 0.01))
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def asked_exports(args):
-    """What was asked for, as the list that becomes RESULT's `exports`; `error` is null once one is made and checked."""
-    wanted = [("merged", args.merge)] * bool(args.merge) + [("gguf", kind) for kind in dict.fromkeys(args.gguf)]
-    unknown = {"path": None, "repo": None, "gib": None, "checked": None, "error": "not made"}
-    return [{"kind": kind, "name": name, **unknown} for kind, name in wanted]
-
-
-def whole_bytes(model):
-    """What the model takes in 16 bits, without what is trained; packed weights count as what they stand for."""
-    states = ((parameter, getattr(parameter, "quant_state", None)) for parameter in model.parameters())
-    frozen = [(parameter, state) for parameter, state in states if not parameter.requires_grad]
-    return 2 * sum(math.prod(state.shape) if state else parameter.numel() for parameter, state in frozen)
-
-
-def export_bytes(args, whole, name=None):
-    """What the exports take on the disk at most, by what it is, for a model of that size in 16 bits.
-
-    `name` is that of the 16-bit model, which is downloaded where it is not the one that is trained.
+    Raises what it raised where that is this script's own error, else `RuntimeError` with the first line of what was
+    said or the signal that killed it; `TimeUpError`, with the process and its children ended, when the time is up.
     """
-    parts = {f"{name} in 16 bits": whole} if name and name != args.model else {}
-    if args.merge:
-        parts[f"{MERGED}/"] = whole if args.merge == "16bit" else 0.4 * whole
-    if args.gguf and args.merge != "16bit":
+    context = multiprocessing.get_context("spawn")
+    heard, told = context.Pipe(duplex=False)
+    process = context.Process(target=answer, args=(told, function, words))
+    process.start()
+    told.close()
+    try:
+        while not heard.poll(0.5):
+            require_time(0)
+        found, error = heard.recv()
+    except EOFError:
+        process.join()
+        code = process.exitcode or 0
+        died = f"was killed by signal {-code}, as where memory does not suffice" if code < 0 else f"ended with {code}"
+        raise RuntimeError(f"it {died}") from None
+    except BaseException:
+        end_group(process)
+        raise
+    process.join()
+    if error:
+        raise error
+    return found
+
+
+def end_group(process: BaseProcess) -> None:
+    """End the process with its children."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid or 0, signal.SIGKILL)
+    # It may not have had its group yet.
+    process.kill()
+
+
+def require_time(needed_s: float) -> None:
+    """Raise `TimeUpError` where so many seconds are not left, or a signal asked to stop."""
+    left_s = CLOCK.left_s() - CLOSING_S
+    if CLOCK.signalled:
+        raise TimeUpError("asked to stop")
+    if left_s < needed_s:
+        needs = f"{max(left_s, 0):.0f} s are left, and about {needed_s:.0f} s are needed"
+        raise TimeUpError(needs if needed_s else "the time is up")
+
+
+def answer(told: Connection, function: Callable[..., Any], words: tuple[Any, ...]) -> None:
+    """In the new process: send what the function returns, or why it does not."""
+    # A group of its own, so that a terminal's Ctrl-C reaches it through the parent only, and its children end with it.
+    os.setpgrp()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow_parent() -> None:
+        parent.join()
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
+    try:
+        told.send((function(*words), None))
+    except Exception as error:
+        if not isinstance(error, UserError | DifferentError):
+            traceback.print_exc()
+            error = RuntimeError(reason(error))
+        told.send((None, error))
+
+
+# ---- Options ---------------------------------------------------------------------------------------------------------
+# The options as flags: each field of the dataclass is one, and a value that can't work is refused at once.
+
+
+Chosen = TypeVar("Chosen")
+FILE_LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+ADAPTER_THERE = (
+    "the adapter is there, and transformers would add it to the merged weights once more; without it these go to "
+    "merged/ of the output repo"
+)
+# Where a value should lie, for those options that the script has.
+ABOVE_0 = ("max_steps", "num_train_epochs", "batch_size", "gradient_accumulation", "learning_rate", "logging_steps",
+           "eval_steps", "lora_r", "lora_alpha")  # fmt: skip
+FROM_0 = ("eval_rows", "weight_decay", "seed", "sample_rows", "checkpoint_minutes", "timeout_s")
+SHARES = ("warmup_ratio", "lora_dropout")
+AT_LEAST = {"image_size": (28, "pixels"), "max_length": (16, "tokens")}
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}.", "--help lists every flag.", status=2)
+
+
+def read_options(kind: type[Chosen], argv: Sequence[str], description: str = "") -> Chosen:
+    """What the command line chose, over the defaults of `kind`: `Annotated[TYPE, "help"] = VALUE` declares a flag.
+
+    Flags may be spelled as in Python, --max_steps. Of two stop criteria the one that is given replaces the chosen one;
+    only in a Job somebody ends the script after `timeout_s`.
+    """
+    parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    hints = get_type_hints(kind, vars(sys.modules[kind.__module__]), include_extras=True)
+    for option in fields(kind):  # type: ignore[arg-type]
+        declared, told = get_args(hints[option.name])
+        help_text = f"{told} [{option.default}]".replace("%", "%%")
+        parser.add_argument(f"--{option.name.replace('_', '-')}", help=help_text, **flag_of(declared))
+    words = [word.partition("=") for word in argv]
+    argv = [(name.replace("_", "-") if name.startswith("--") else name) + eq + value for name, eq, value in words]
+    given = vars(parser.parse_args(argv))
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    if given.get("max_steps") and given.get("num_train_epochs"):
+        parser.error("--max-steps and --num-train-epochs both say when to stop: give one of them")
+    if given.keys() & {"max_steps", "num_train_epochs"}:
+        given = {"max_steps": None, "num_train_epochs": None} | given
+    if not os.environ.get("JOB_ID"):
+        given = {"timeout_s": 0} | given
+    return kind(**given)
+
+
+def flag_of(declared: Any) -> dict[str, Any]:
+    """How argparse reads a value of that type."""
+    if get_origin(declared) in (types.UnionType, Union):
+        [declared] = [one for one in get_args(declared) if one is not type(None)]
+    if declared is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(declared) is tuple:
+        return {"action": "append", "choices": get_args(get_args(declared)[0])}
+    if get_origin(declared) is Literal:
+        return {"choices": get_args(declared)}
+    return {"type": declared}
+
+
+def refuse(args: Any, name: str, problem: str) -> NoReturn:
+    """Raise `UserError` of status 2 for the value of that option."""
+    raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: {problem}.", "--help lists every flag.", 2)
+
+
+def check_options(args: Any) -> None:
+    """Refuse what can't work, before anything heavy is imported."""
+    held = vars(args)
+    for name in held.keys() & {*ABOVE_0, *FROM_0, *SHARES, *AT_LEAST}:
+        value = held[name]
+        if name in ABOVE_0 and value is not None and not 0 < value < math.inf:
+            refuse(args, name, "should be above 0")
+        if name in FROM_0 and not 0 <= value < math.inf:
+            refuse(args, name, "should not be negative")
+        if name in SHARES and not 0 <= value < 1:
+            refuse(args, name, "should be at least 0 and below 1")
+        if name in AT_LEAST and value < AT_LEAST[name][0]:
+            refuse(args, name, "should be at least {} {}".format(*AT_LEAST[name]))
+    if args.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", args.revision or ""):
+        refuse(args, "revision", "--trust-remote-code needs the 40 digits of the commit that was read")
+    if not re.fullmatch(r"\w[\w .-]*", args.run_name):
+        refuse(args, "run_name", "should be a name, of letters, digits, '-', '_', '.' and spaces")
+    if args.merge == "4bit" and (args.load_in != "4bit" or args.device == "cpu"):
+        where = "there are none on a CPU" if args.device == "cpu" else "they come with --load-in 4bit"
+        refuse(args, "merge", f"it is made of the 4-bit weights that are trained, and {where}")
+    check_repos(args)
+
+
+def check_data(args: Any) -> None:
+    """Refuse a model or a dataset that is not there, and a stream without an end."""
+    if args.streaming and args.max_steps is None:
+        raise UserError("a stream has no known end.", "Add --max-steps N, or --no-streaming.", status=2)
+    if args.trust_remote_code and Path(args.model).is_dir():
+        refuse(args, "model", "--trust-remote-code needs a Hub repo: a folder has no commit to pin")
+    if args.model.startswith((".", "/", "~")) and not Path(args.model).is_dir():
+        refuse(args, "model", "there is no such folder")
+    dataset = Path(args.dataset).expanduser()
+    is_path = args.dataset.startswith((".", "/", "~")) or dataset.suffix in FILE_LOADERS
+    if is_path and not dataset.exists():
+        refuse(args, "dataset", "there is no such file or folder")
+    if dataset.is_file() and dataset.suffix not in FILE_LOADERS:
+        refuse(args, "dataset", f"a file should end in {', '.join(FILE_LOADERS)}")
+
+
+def check_repos(args: Any) -> None:
+    """Refuse names that are no repo's, a merged model in the adapter's repo, and a push without a token."""
+    if args.merged_repo and not args.merge:
+        refuse(args, "merged_repo", "it says where a merged model goes; add --merge 16bit")
+    if args.merged_repo and args.merged_repo in (args.output_repo, getattr(args, "adapter", None)):
+        refuse(args, "merged_repo", ADAPTER_THERE)
+    home = os.environ.get("HF_HOME", Path.home() / ".cache/huggingface")
+    token_file = Path(os.environ.get("HF_TOKEN_PATH", Path(home) / "token"))
+    for name in ("output_repo", "merged_repo"):
+        repo = getattr(args, name)
+        if not repo:
+            continue
+        if not re.fullmatch(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", repo, re.ASCII):
+            refuse(args, name, "should be NAME or NAMESPACE/NAME")
+        if not os.environ.get("HF_TOKEN") and not token_file.is_file():
+            flag = name.replace("_", "-")
+            hint = f"Run `hf auth login` or set HF_TOKEN, or leave --{flag} away."
+            raise UserError(f"--{flag} needs a Hugging Face token, and there is none.", hint, status=2)
+
+
+# ---- Sampling --------------------------------------------------------------------------------------------------------
+# How the model is sampled: what its makers recommend, as transformers knows it, and the token that ends an answer.
+
+
+# transformers knows no presence penalty.
+ONLY_OLLAMA = {"presence_penalty"}
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+
+
+def recommended(args: Any, planned: dict[str, Any]) -> dict[str, float]:
+    """How the makers of the model say that it is best sampled; empty for another model than the chosen one."""
+    found = planned["generation"] if args.model == type(args).model else {}
+    return {name: int(value) if name == "top_k" else value for name, value in found.items()}
+
+
+def generation_of(known: Any, settings: dict[str, float], stop: int) -> Any:
+    """The model's generation settings with the recommended ones, and with the token that ends an answer."""
+    from transformers import GenerationConfig
+
+    found: dict[str, Any] = {name: value for name, value in settings.items() if name not in ONLY_OLLAMA}
+    # A temperature of 0 is how others say that nothing is drawn.
+    greedy = found.get("temperature") == 0
+    if found:
+        found |= {"do_sample": not greedy} | (dict.fromkeys(SAMPLING) if greedy else {})
+    known = known or GenerationConfig()
+    ends = known.eos_token_id if isinstance(known.eos_token_id, list) else [known.eos_token_id]
+    found["eos_token_id"] = [stop, *(token for token in ends if token not in (stop, None))]
+    try:
+        known.update(**found)
+        known.validate(strict=True)
+    except ValueError:
+        # What the model brought contradicts itself, and would not be saved.
+        kept = {name: getattr(known, name) for name in ("bos_token_id", "pad_token_id")}
+        known = GenerationConfig(**kept | found)
+    return known
+
+
+# ---- Copies ----------------------------------------------------------------------------------------------------------
+# The copies of a model: what they take, how they are merged and converted, where they land, what they replace.
+
+
+MERGED, NOT_MADE = "merged", "not made"
+# The names that transformers gives to a model's weights.
+WEIGHTS = r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
+
+
+@dataclass
+class Copy:
+    """One copy that was asked for, and what became of it: an entry of RESULT's `exports`.
+
+    `kind` is merged or gguf, `name` 16bit, 4bit or the type of the file; `error` is none once it is made and checked.
+    """
+
+    kind: str
+    name: str
+    path: str | None = None
+    repo: str | None = None
+    gib: float | None = None
+    checked: str | None = None
+    error: str | None = NOT_MADE
+
+    @property
+    def source(self) -> str:
+        """The merged copy that it is, or is made of."""
+        return "16bit" if self.kind == "gguf" else self.name
+
+    @property
+    def bits(self) -> float:
+        """What a weight takes in it."""
+        return GGUF_BITS[self.name] if self.kind == "gguf" else {"16bit": 16, "4bit": 6.4}[self.name]
+
+
+def asked_copies(merge: str | None, gguf: Sequence[str]) -> list[Copy]:
+    """What was asked for, in the order in which it is made."""
+    return [Copy("merged", kind) for kind in (merge,) if kind] + [Copy("gguf", kind) for kind in dict.fromkeys(gguf)]
+
+
+def copy_bytes(copies: Sequence[Copy], whole: float) -> dict[str, float]:
+    """What the copies take on the disk at most, by what it is, of a model of that size in 16 bits."""
+    parts = {f"{MERGED}/": whole * copy.bits / 16 for copy in copies if copy.kind == "merged"}
+    ggufs = [copy for copy in copies if copy.kind == "gguf"]
+    if ggufs and not any(copy.kind == "merged" and copy.name == "16bit" for copy in copies):
         parts["a 16-bit copy to convert"] = whole
-    if any(kind not in CONVERTED for kind in args.gguf):
+    if any(copy.name not in CONVERTED for copy in ggufs):
         parts["a 16-bit GGUF file to quantise"] = whole
-    for kind in dict.fromkeys(args.gguf):
-        parts[f"{kind}.gguf"] = whole * GGUF_BITS[kind] / 16
-    return parts
+    return parts | {f"{copy.name}.gguf": whole * copy.bits / 16 for copy in ggufs}
 
 
-def export_place(args, folder, repo, merged_repo):
-    """Where exports are put, and where they are made: new folders, or for the first the adapter's.
+# ---- Merging, in a process of its own --------------------------------------------------------------------------------
 
-    A Job's volume is a bucket behind a file system, on which no file is mapped or changed in place, and to which what
-    is pushed anyway would travel a second time. What is not pushed belongs there.
+
+@dataclass(frozen=True)
+class Trained:
+    """What is known of the adapter on its model once the merged copies are written; `errors` by the kind of copy.
+
+    `settings` are how Ollama is to sample.
     """
-    in_bucket, pushes = is_jobs_own(args), repo or (merged_repo and not args.gguf)
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / ".exporting", ignore_errors=True)
-    work = Path(tempfile.mkdtemp(prefix="exporting-")) if in_bucket else folder / ".exporting"
-    work.mkdir(exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix="exports-")) if in_bucket and pushes else folder, work
+
+    seen: Seen
+    form: ChatForm
+    settings: dict[str, float]
+    errors: dict[str, str]
+    device: str
+    peak_gib: float | None
 
 
-def open_merged_repo(args, output_repo):
-    """The full name of the repo of the merged model, or none; opened as the output repo was.
+def merge_adapter(
+    adapter: Path, base: Path, whole: Path, kinds: Sequence[str], work: Path, settings: dict[str, float], sees: bool,
+    four_bits: bool, trust_remote_code: bool,
+) -> Trained:  # fmt: skip
+    """Load the adapter on its model with Unsloth, see what it answers, and write the merged copies into `work`.
 
-    Raises `UserError` of status 3 where it holds an adapter, or will.
+    `base` is the folder of what it was trained on, `whole` that of the same in 16 bits. The 4-bit copy has to come
+    last: merging it changes the weights that are loaded.
     """
-    if not args.merged_repo:
-        return None
-    from huggingface_hub import HfApi
+    model, reader = load_adapter(adapter, base, sees, four_bits, trust_remote_code)
+    import torch
+    from transformers import GenerationConfig
 
-    name = open_repo(args.merged_repo, args.private)
-    held = persist(f"looking at {name}", lambda: HfApi().list_repo_files(name))
-    if name == output_repo or "adapter_config.json" in held:
-        raise UserError(f"--merged-repo {name}: {ADAPTER_THERE}.", "Name another repo.", status=3)
-    return name
-
-
-def read_config(args):
-    """The model's config.json."""
-    from huggingface_hub import hf_hub_download
-
-    own = Path(args.model, "config.json")
-    own = own if own.is_file() else Path(hf_hub_download(args.model, "config.json", revision=args.revision))
-    return json.loads(own.read_text(encoding="utf-8"))
-
-
-def find_whole(args):
-    """Name and revision of the model in 16 bits: the one that is trained, or what its 4-bit upload was made of.
-
-    Raises `UserError` of status 2 where that is not known, for exports that need it.
-    """
-    from huggingface_hub import HfApi
-    from unsloth.models.loader_utils import get_model_name
-
-    if not args.gguf and args.merge != "16bit":
-        return args.model, args.revision
-    settings = read_config(args).get("quantization_config") or {}
-    if settings.get("quant_method") != "bitsandbytes":
-        return args.model, args.revision
-    try:
-        name = None if Path(args.model).is_dir() else get_model_name(args.model, load_in_4bit=False)
-    except Exception:
-        name = None
-    if not name or name.lower() == args.model.lower():
-        message = f"--model {args.model} is in 4 bits itself, and its 16-bit original, which exports need, is not known"
-        raise UserError(f"{message}.", "Name that one, and add --load-in 4bit.", status=2)
-    try:
-        return name, persist(f"looking up {name}", lambda: HfApi().model_info(name).sha)
-    except Exception as error:
-        # It may lie in the cache all the same.
-        note(f"the commit of {name} is not known ({reason(error)})")
-        return name, None
-
-
-def fetch_whole(name, revision):
-    """The folder of that model's files; what was loaded already lies in the Hub's cache."""
-    from huggingface_hub import snapshot_download
-
-    if Path(name).is_dir():
-        return Path(name).absolute()
-    wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
-    skipped = ["*/*", "consolidated*"]
-    fetch = partial(snapshot_download, name, revision=revision, allow_patterns=wanted, ignore_patterns=skipped)
-    folder = Path(persist(f"fetching {name}", fetch))
-    note(f"merged into {name} of commit {folder.name}")
-    return folder
-
-
-def export(args, exports, folder, model, reader, stop, llama_cpp, whole, repo, merged_repo, left_s):
-    """Make each of the `exports` of the trained model, compare it with that, and push it; each notes what became of it.
-
-    Nothing is raised, and the model is gone from memory afterwards. `whole` is the name and revision of the 16-bit
-    model; `repo` and `merged_repo` are where to push, or none.
-    """
-    place, work = export_place(args, folder, repo, merged_repo)
-    size, ends = whole_bytes(model), time.monotonic() + left_s
-
-    def require_time(written, pushed):
-        needed = written / EXPORT_DISK_SPEED + (pushed / EXPORT_UPLOAD_SPEED if repo or merged_repo else 0)
-        if ends - time.monotonic() < needed:
-            raise TimeUp(f"{ends - time.monotonic():.0f} s are left, and about {needed:.0f} s are needed")
-
-    try:
-        with until(left_s):
-            require_time(2 * size, 0)
-            copies = make_copies(args, work, model, reader, stop, whole, exports)
-            empty(model)
-            checked = check_copies(args, copies, work / "known.json", exports)
-            for entry in exports:
-                if entry["error"] != "not made":
-                    continue
-                phase(f"export {entry['kind']} {entry['name']}")
-                bits = GGUF_BITS[entry["name"]] if entry["kind"] == "gguf" else 16 if entry["name"] == "16bit" else 5
-                require_time(2 * size, size * bits / 16)
-                try:
-                    if entry["kind"] == "merged":
-                        entry["checked"] = checked[entry["name"]]
-                        keep_merged(entry, args, copies, place, repo, merged_repo)
-                    else:
-                        keep_gguf(entry, args, gguf_name(args, repo), copies["16bit"], work, place, llama_cpp)
-                        first = not any(other["kind"] == "gguf" and not other["error"] for other in exports)
-                        if first:
-                            write_modelfile(place, args, reader, entry["path"])
-                        push_gguf(entry, place, repo)
-                    entry["error"] = None
-                    where = f"pushed to {entry['repo']}" if entry["repo"] else f"in {place}"
-                    note(f"{entry['path']}: {entry['gib']:.2f} GiB, {where}; {entry['checked']}")
-                except Exception as error:
-                    entry["error"] = reason(error)
-                    note(f"{entry['kind']} {entry['name']} failed: {entry['error']}")
-    except TimeUp as end:
-        fail(exports, f"left out: {end}")
-    except Exception as error:
-        fail(exports, reason(error))
-    shutil.rmtree(work, ignore_errors=True)
-    if place != folder and not any(entry["error"] for entry in exports):
-        # All of it was pushed.
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def fail(exports, problem, kind=None):
-    """Note the problem for those that nothing has become of yet, of that merged copy's if it is named."""
-    for entry in exports:
-        if entry["error"] == "not made" and (kind is None or is_of(entry, kind)):
-            entry["error"] = problem
-            note(f"{entry['kind']} {entry['name']}: {problem}")
-
-
-def is_of(entry, kind):
-    """Whether that export is the merged copy of that kind, or made of it."""
-    return kind == "16bit" if entry["kind"] == "gguf" else entry["name"] == kind
-
-
-def make_copies(args, work, model, reader, stop, whole, exports):
-    """The merged copies that are needed, by kind, with what the trained model makes of the prompt beside them.
-
-    The 4-bit one comes last: merging changes the weights that are loaded.
-    """
-    phase("merge")
-    known, copies = probe(model, reader, stop), {}
-    (work / "known.json").write_text(json.dumps(known | {"merged_words": known["words"]}), encoding="utf-8")
-    for kind in [kind for kind in ("16bit", "4bit") if kind == args.merge or (kind == "16bit" and args.gguf)]:
+    stop, errors = end_of_answer(reader, sees), {}
+    if (adapter / "generation_config.json").is_file():
+        generation = GenerationConfig.from_pretrained(adapter)
+    else:
+        generation = generation_of(getattr(model, "generation_config", None), settings, stop)
+    model.get_base_model().generation_config = generation
+    seen = probe(model, reader, stop, sees)
+    for kind in kinds:
         try:
-            base = fetch_whole(*whole) if kind == "16bit" else None
-            merge(model, reader, kind, work / kind, base)
-            copies[kind] = work / kind
+            merge(model, reader, kind, work / kind, whole)
         except Exception as error:
-            fail(exports, reason(error), kind)
-    return copies
+            errors[kind] = reason(error)
+            note(f"merging {kind} failed: {errors[kind]}")
+    on_gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if on_gpu else "cpu"
+    peak_gib = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None
+    if not settings:
+        told = generation.to_dict()
+        settings = {name: told[name] for name in (*SAMPLING, "repetition_penalty") if told.get(name) is not None}
+    return Trained(seen, chat_form(reader, sees), settings, errors, device, peak_gib)
 
 
-def merge(model, reader, kind, folder, base):
+def load_adapter(adapter: Path, base: Path, sees: bool, four_bits: bool, trust_remote_code: bool) -> tuple[Any, Any]:
+    """The adapter on its model, and its tokenizer or processor as it was trained."""
+    # Unsloth goes first: it patches the libraries that are imported after it.
+    import unsloth  # isort: skip
+    from peft import PeftModel
+
+    fast: Any = unsloth.FastVisionModel if sees else unsloth.FastLanguageModel
+    with tempfile.TemporaryDirectory() as place:
+        # It names the model as it was called where it was trained, and at no commit: here, the folder of its files.
+        for path in adapter.glob("adapter_*"):
+            shutil.copy(path, place)
+        config = Path(place, "adapter_config.json")
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        config.write_text(json.dumps(settings | {"base_model_name_or_path": str(base), "revision": None}))
+        model, reader = fast.from_pretrained(
+            place, max_seq_length=2048, load_in_4bit=four_bits, use_exact_model_name=True,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+    if not isinstance(model, PeftModel):
+        hint = "Its adapter_config.json says of what kind it is."
+        raise UserError(f"Unsloth did not load {adapter} as an adapter.", hint)
+    fast.for_inference(model)
+    return model, reader_of(adapter, reader, sees, trust_remote_code)
+
+
+def reader_of(adapter: Path, own: Any, sees: bool, trust_remote_code: bool) -> Any:
+    """The tokenizer, or the processor where the model `sees`, in the adapter's folder, else the model's own."""
+    from transformers import AutoProcessor, AutoTokenizer
+
+    if not sees:
+        if (adapter / "tokenizer_config.json").is_file():
+            own = AutoTokenizer.from_pretrained(adapter, trust_remote_code=trust_remote_code)
+        return getattr(own, "tokenizer", own)
+    found = [own]
+    if any((adapter / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
+        found.insert(0, AutoProcessor.from_pretrained(adapter, trust_remote_code=trust_remote_code))
+    # Where it finds a tokenizer alone, transformers gives that, which drops every picture without a word.
+    seeing = [reader for reader in found if getattr(reader, "image_processor", None)]
+    if not seeing:
+        hint = "Copy processor_config.json and preprocessor_config.json there from the model that it was trained on."
+        raise UserError(f"the processor of {adapter} takes no pictures.", hint)
+    return seeing[0]
+
+
+def merge(model: Any, reader: Any, kind: str, folder: Path, whole: Path) -> None:
     """Merge the adapter into a copy of the model, with all that it takes to use it, through Unsloth."""
     named = model.config._name_or_path
     try:
-        if base:
+        if kind == "16bit":
             # Unsloth reads the 16-bit weights anew, and would take the newest of the repo that it thinks the best.
-            model.config._name_or_path = str(base)
+            model.config._name_or_path = str(whole)
         method = {"16bit": "merged_16bit", "4bit": "merged_4bit_forced"}[kind]
         model.save_pretrained_merged(str(folder), reader, save_method=method)
     finally:
@@ -952,148 +2018,49 @@ def merge(model, reader, kind, folder, base):
         raise RuntimeError("Unsloth wrote no weights")
 
 
-def empty(model):
-    """Let go of the model's memory, whoever still holds on to it."""
-    import torch
-
-    for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.new_empty(0)
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+# ---- Where they land, and what they replace --------------------------------------------------------------------------
 
 
-def check_copies(args, copies, record, exports):
-    """What the comparison with the trained model says of each merged copy, by kind."""
-    told = {}
-    for kind, copy in copies.items():
-        try:
-            told[kind], problem, answer = in_own_process("check_merged", copy, record, args.trust_remote_code or "")
-            if problem:
-                fail(exports, problem, kind)
-            elif kind == "16bit":
-                # A GGUF file is made of it, and nearer to it than to what was trained in 4 bits.
-                known = json.loads(record.read_text(encoding="utf-8"))
-                record.write_text(json.dumps(known | answer), encoding="utf-8")
-        except Exception as error:
-            if re.search("out of memory|killed by signal 9", str(error)):
-                # What was trained in 4 bits may not fit in 16.
-                told[kind] = f"not loaded again, for want of memory ({reason(error)})"
-            else:
-                fail(exports, f"it can't be loaded again ({reason(error)})", kind)
-    return told
+def open_places(folder: Path, in_bucket: bool, all_pushed: bool) -> tuple[Path, Path]:
+    """Where copies are put, and where they are made: new folders, or for the first the adapter's.
+
+    A Job's volume is a bucket behind a file system, on which no file is mapped or changed in place, and to which what
+    is pushed anyway would travel a second time. What is not pushed belongs there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / ".exporting", ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix="exporting-")) if in_bucket else folder / ".exporting"
+    work.mkdir(exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix="exports-")) if in_bucket and all_pushed else folder, work
 
 
-def keep_merged(entry, args, copies, place, repo, merged_repo):
-    """Put the merged copy in its place, and push it."""
-    copy = land(copies[entry["name"]], place / MERGED)
-    # GGUF files are made of it too.
-    copies[entry["name"]] = copy
-    files = every_file(copy)
-    entry |= {"path": MERGED, "gib": sum((copy / path).stat().st_size for path in files) / 2**30}
-    if merged_repo:
-        push_merged(entry, args, copy, files, repo, merged_repo)
-    elif repo:
-        paths = [f"{MERGED}/{path}" for path in files]
-        push(place, repo, paths, stale_files(repo, paths, f"{MERGED}/.*"))
-    entry["repo"] = merged_repo or repo
-
-
-def push_merged(entry, args, copy, files, repo, merged_repo):
-    """Push the merged copy to a repo of its own, with a card where one can be made."""
-    adapter = args.adapter
-    stale = stale_files(merged_repo, files, WEIGHTS)
-    try:
-        # It is the repo, and in no folder of it.
-        whole = entry | {"path": None, "repo": merged_repo, "error": None}
-        text = copies_card(args, copy, [whole], merged_repo, adapter)
-        (copy / "README.md").write_text(text, encoding="utf-8")
-        push(copy, merged_repo, ["README.md", *files], stale)
-        return
-    except Exception as error:
-        # The Hub refuses a commit for a card that it does not take.
-        if isinstance(error, UserError) and "README.md" not in error.args[0]:
-            raise
-        note(f"{merged_repo} has no card ({reason(error)})")
-    push(copy, merged_repo, files, stale)
-
-
-def keep_gguf(entry, args, name, copy, work, place, llama_cpp):
-    """Convert the 16-bit copy, quantise it, check the file, and put it in its place."""
-    from unsloth_zoo.llama_cpp import convert_to_gguf, quantize_gguf
-
-    kind = entry["name"]
-
-    def file_of(kind):
-        return work / f"{name}.{kind.upper()}.gguf"
-
-    def convert(kind):
-        # What sees is a file of its own, and made once.
-        sees = False
-        converter = str(llama_cpp / CONVERTER)
-        _, seen = convert_to_gguf(
-            str(work / name), str(copy), "f16", kind, converter_location=converter, is_vlm=sees,
-            # One file: what quantises and pushes it knows no parts.
-            max_shard_size="1000GB",
-        )  # fmt: skip
-        if sees and not seen:
-            raise RuntimeError("the part of the model that sees could not be converted")
-
-    if kind in CONVERTED:
-        convert(kind)
-    else:
-        whole = next((other for other in ("bf16", "f16") if file_of(other).exists()), "bf16")
-        if not file_of(whole).exists():
-            convert(whole)
-        quantizer = str(tool(llama_cpp, QUANTIZER))
-        quantize_gguf(str(file_of(whole)), str(file_of(kind)), kind, quantizer, print_output=False)
-    told, problem = in_own_process("check_gguf", file_of(kind), kind, work / "known.json", llama_cpp)
-    if problem:
-        raise RuntimeError(problem)
-    # Other types are quantised from a 16-bit file, and what sees is not made again.
-    sees = seeing(file_of(kind))
-    landed = land(file_of(kind), place / file_of(kind).name, keep=kind in ("bf16", "f16"))
-    if sees:
-        land(sees, place / sees.name, keep=True)
-    entry |= {"path": landed.name, "gib": landed.stat().st_size / 2**30, "checked": told}
-
-
-def gguf_name(args, repo):
+def gguf_stem(name: str) -> str:
     """What GGUF files are called before their type: as the repo that they go to, so that later ones replace them."""
-    name = repo.split("/")[-1] if repo else Path(args.adapter).resolve().name
-    return re.sub(r"[^\w.-]+|\.gguf$", "-", name, flags=re.ASCII).strip(".-") or "model"
+    return re.sub(r"[^\w.-]+|\.gguf$", "-", name.split("/")[-1], flags=re.ASCII).strip(".-") or "model"
 
 
-def push_gguf(entry, place, repo):
-    """Push the file, with what sees and what Ollama needs."""
-    if repo:
-        sees = seeing(place / entry["path"])
-        beside = [name for name in FOR_OLLAMA if (place / name).is_file()]
-        paths = [entry["path"], *([sees.name] if sees else []), *beside]
-        # llama.cpp takes the first file of a type.
-        kinds = [entry["name"].upper()] + [MMPROJ] * bool(sees)
-        push(place, repo, paths, stale_files(repo, paths, rf"[^/]+\.({'|'.join(kinds)})\.gguf"))
-        entry["repo"] = repo
+def make_gguf(
+    kind: str, stem: str, merged: Path, seen: Seen, sees: bool, work: Path, place: Path, llama_cpp: Path
+) -> tuple[Path, str]:
+    """The GGUF file of the 16-bit merged copy, in its place once it is checked, and what was found of it."""
+    files = {other: work / f"{stem}.{other.upper()}.gguf" for other in (kind, "bf16", "f16")}
+    written = next((other for other in ("bf16", "f16") if files[other].exists()), None)
+    source = kind if kind in CONVERTED else written or "bf16"
+    if not files[source].exists():
+        # What sees is a file of its own, and made once.
+        apart(convert, merged, files[source], source, sees and not sight_of(files[source]), llama_cpp)
+    if source != kind:
+        apart(quantize, files[source], files[kind], kind, llama_cpp)
+    checked = apart(check_gguf, files[kind], kind, seen, sees, llama_cpp)
+    sight = sight_of(files[kind])
+    # Others are quantised from a 16-bit file, and what sees is not made again.
+    landed = land(files[kind], place / files[kind].name, keep=kind in ("bf16", "f16"))
+    if sight:
+        land(sight, place / sight.name, keep=True)
+    return landed, checked
 
 
-def seeing(path):
-    """The file beside that GGUF file of what sees, or none."""
-    found = path.with_name(f"{path.stem.rpartition('.')[0]}.{MMPROJ}.gguf")
-    return found if found.is_file() else None
-
-
-def stale_files(repo, fresh, pattern):
-    """What of the repo an earlier export left: files of such names that are not among the fresh ones."""
-    from huggingface_hub import HfApi
-
-    held = persist(f"looking at {repo}", lambda: HfApi().list_repo_files(repo))
-    found = [path for path in held if path not in fresh and re.fullmatch(pattern, path)]
-    if found:
-        note(f"of an earlier export, and deleted from {repo} with this push: {', '.join(found)}")
-    return found
-
-
-def land(source, target, keep=False):
+def land(source: Path, target: Path, keep: bool = False) -> Path:
     """The new path of a whole file or folder, which appears there at once; with `keep` a file stays here too."""
     draft = target.with_name(f".{target.name}.new")
     for old in (draft, target):
@@ -1112,596 +2079,117 @@ def land(source, target, keep=False):
     return target
 
 
-def every_file(folder):
+def open_merged_repo(name: str, output_repo: str | None, private: bool, create: bool) -> str:
+    """The full name of the repo of the merged model, opened as the output repo was.
+
+    Raises `UserError` of status 3 where it holds an adapter, or will.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    name = open_repo(name, private, create)
+    try:
+        held = persist(f"looking at {name}", lambda: HfApi().list_repo_files(name))
+    except RepositoryNotFoundError:
+        held = []
+    if name == output_repo or "adapter_config.json" in held:
+        raise UserError(f"--merged-repo {name}: {ADAPTER_THERE}.", "Name another repo.", status=3)
+    return name
+
+
+def every_file(folder: Path) -> list[str]:
+    """The paths of the folder's files in it."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def is_export(path):
-    """Whether that path of an output folder is of an export, which is pushed by itself."""
-    return path.startswith(f"{MERGED}/") or path.endswith(".gguf") or path in FOR_OLLAMA
+def push_merged_beside(folder: Path, repo: str) -> None:
+    """Push the merged copy beside the adapter, in the place of an earlier one."""
+    paths = [f"{folder.name}/{path}" for path in every_file(folder)]
+    push(folder.parent, repo, paths, stale_files(repo, paths, f"{folder.name}/.*"))
 
 
-def failed_exports(args, exports, where, url):
-    """The error of a run whose exports are not all there, or none; its last words say how to try again."""
-    failed = [entry for entry in exports if entry["error"]]
+def push_merged_alone(folder: Path, repo: str, card: str | None) -> None:
+    """Push the merged copy to a repo of its own, with that card, or without where the Hub does not take it."""
+    files = [path for path in every_file(folder) if path != "README.md"]
+    stale = stale_files(repo, files, WEIGHTS)
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        try:
+            push(folder, repo, ["README.md", *files], stale)
+            return
+        except UserError as error:
+            # The Hub refuses a commit for a card that it does not take.
+            if "README.md" not in error.args[0]:
+                raise
+            note(f"{repo} has no card ({reason(error)})")
+    push(folder, repo, files, stale)
+
+
+def push_gguf(path: Path, kind: str, repo: str) -> None:
+    """Push the file, with what sees and what Ollama needs, in the place of earlier ones of its type."""
+    sight, beside = sight_of(path), [name for name in FOR_OLLAMA if path.with_name(name).is_file()]
+    paths = [path.name, *([sight.name] if sight else []), *beside]
+    # llama.cpp takes the first file of a type.
+    kinds = [kind.upper()] + [MMPROJ] * bool(sight)
+    push(path.parent, repo, paths, stale_files(repo, paths, rf"[^/]+\.({'|'.join(kinds)})\.gguf"))
+
+
+def stale_files(repo: str, fresh: Iterable[str], pattern: str) -> list[str]:
+    """What of the repo an earlier export left: files of such names that are not among the fresh ones."""
+    from huggingface_hub import HfApi
+
+    held = persist(f"looking at {repo}", lambda: HfApi().list_repo_files(repo))
+    found = [path for path in held if path not in fresh and re.fullmatch(pattern, path)]
+    if found:
+        note(f"of an earlier export, and deleted from {repo} with this push: {', '.join(found)}")
+    return found
+
+
+def failed_copies(copies: Sequence[Copy], where: str, merged_repo: str | None) -> UserError | None:
+    """The error of a run whose copies are not all there, or none; its last words say how to try again."""
+    failed = [copy for copy in copies if copy.error]
     if not failed:
         return None
-    told = "; ".join(f"{entry['kind']} {entry['name']}: {entry['error']}" for entry in failed)
-    words = [f"--merge {entry['name']}" if entry["kind"] == "merged" else f"--gguf {entry['name']}" for entry in failed]
-    if args.merged_repo and failed[0]["kind"] == "merged":
-        words.append(f"--merged-repo {args.merged_repo}")
-    address = f", {url}" if url else ""
-    message = f"the adapter is whole{address}; {len(failed)} of {len(exports)} exports failed ({told})"
-    return UserError(f"{message}.", f"Try again with: launch export {shlex.quote(str(where))} {' '.join(words)}")
+    told = "; ".join(f"{copy.kind} {copy.name}: {copy.error}" for copy in failed)
+    words = [f"--{'merge' if copy.kind == 'merged' else 'gguf'} {copy.name}" for copy in failed]
+    if merged_repo and failed[0].kind == "merged":
+        words.append(f"--merged-repo {merged_repo}")
+    message = f"the adapter is whole; {len(failed)} of {len(copies)} exports failed ({told})"
+    return UserError(f"{message}.", f"Try again with: launch export {shlex.quote(where)} {' '.join(words)}")
 
 
-# ---- Comparing an export with the trained model ----------------------------------------------------------------------
+# ---- Markdown --------------------------------------------------------------------------------------------------------
+# What a user or the Hub named, as Markdown that means nothing else.
 
-QUESTION, BEGINNING = "What is the capital of France?", "The capital of France is"
-ANSWERED, COMPLETE_S = 24, 900
-# How far a token's logit must lead the next one's for a GGUF file of that type to have to answer with it as well. Of a
-# model of 135M q4_k_m moved a lead by 2.3 at most, in 91 tokens, and q2_k by 5.7: of the smallest types none has to.
-LEADS = {"f16": 3, "bf16": 3, "q8_0": 3, "q6_k": 6, "q5_k_m": 6, "q4_k_m": 6}
 
-
-def ask(reader):
-    """The prompt that both are given, through the chat template where there is one."""
-    if not reader.chat_template:
-        return BEGINNING
-    content = QUESTION
-    # Llama's template would else hold the day.
-    shown = {"add_generation_prompt": True, "date_string": "26 Jul 2024"}
-    return reader.apply_chat_template([{"role": "user", "content": content}], tokenize=False, **shown)
-
-
-def probe(model, reader, stop, led=False):
-    """What the model makes of the prompt, as JSON: the likeliest token at each place, and its likeliest answer.
-
-    With `led` also the words at its beginning that lead all others by so much.
-    """
-    import torch
-
-    text, tokenizer = ask(reader), getattr(reader, "tokenizer", reader)
-    inputs = reader([text], add_special_tokens=not reader.chat_template, return_tensors="pt").to(model.device)
-    with torch.inference_mode():
-        logits = model(**inputs).logits[0].float().cpu()
-        # Greedy, and without what the recommended settings would change of it.
-        made = model.generate(
-            **inputs,
-            max_new_tokens=ANSWERED,
-            do_sample=False,
-            repetition_penalty=1.0,
-            eos_token_id=[stop],
-            pad_token_id=tokenizer.pad_token_id,
-            **({"return_dict_in_generate": True, "output_logits": True} if led else {}),
-        )
-    answer = (made.sequences if led else made)[0, inputs["input_ids"].shape[1] :].tolist()
-    pairs = [step[0].float().topk(2).values.tolist() for step in made.logits] if led else []
-    said = partial(tokenizer.decode, skip_special_tokens=True)
-    return {
-        "prompt": text,
-        "ids": inputs["input_ids"][0].tolist(),
-        "likeliest": logits.argmax(-1).tolist(),
-        "last": logits[-1].tolist(),
-        "answer": answer,
-        "words": said(answer),
-        "led": {str(lead): leading_words(answer, pairs, lead, said) for lead in set(LEADS.values())} if led else {},
-        "stop": stop,
-        "eos": tokenizer.eos_token_id,
-        "template": reader.chat_template,
-    }
-
-
-def leading_words(answer, pairs, lead, said):
-    """The whole words at the beginning of an answer whose every token leads by so much; `pairs` are the best logits."""
-    count = next((n for n, (first, second) in enumerate(pairs) if first - second < lead), len(answer))
-    return words_of(said(answer) if count >= len(answer) else re.sub(r"\S*$", "", said(answer[:count])))
-
-
-def words_of(text):
-    """The words of an answer, without tags, of which llama.cpp shows others than transformers."""
-    return re.sub(r"<[^<>]*>", " ", text).split()
-
-
-def compare(known, found):
-    """How much the exported model is the trained one, in a sentence, and what is wrong with it, or none."""
-    if found["ids"] != known["ids"]:
-        return None, "its tokenizer or chat template makes another prompt than the trained model's"
-    pairs = list(zip(known["likeliest"][::-1], found["likeliest"][::-1], strict=False))
-    same = sum(one == other for one, other in pairs)
-    far = max(abs(one - other) for one, other in zip(known["last"], found["last"], strict=False))
-    told = f"the likeliest next token is the same at {same} of {len(pairs)} places of a prompt"
-    told += f", and the logits at its end differ by {far:.3g} at most"
-    # Of a model that knows little, 4 bits change the likeliest token easily, and the logits as a whole much less.
-    if same * 2 <= len(pairs) and correlation(known["last"], found["last"]) < 0.5:
-        return None, f"it does not answer as the trained model: {told}"
-    return f"{tell_answers(known['answer'], found['answer'])}; {told}", None
-
-
-def correlation(one, other):
-    """Of two lists of numbers, from -1 to 1; 0 where either is of one number only."""
-    count = min(len(one), len(other))
-    means = sum(one[:count]) / count, sum(other[:count]) / count
-    pairs = [(a - means[0], b - means[1]) for a, b in zip(one, other, strict=False)]
-    size = math.sqrt(sum(a * a for a, _ in pairs) * sum(b * b for _, b in pairs))
-    return sum(a * b for a, b in pairs) / size if size else 0.0
-
-
-def tell_answers(known, found):
-    if known == found:
-        return f"the same answer of {len(known)} tokens"
-    place = next((n for n, (one, other) in enumerate(zip(known, found, strict=False)) if one != other), None)
-    place = min(len(known), len(found)) if place is None else place
-    return f"the answers are the same for {place} tokens, then differ"
-
-
-def check_merged(folder, record, trusted):
-    """Load the merged model with plain transformers, without Unsloth: what `compare` finds, and what it answers.
-
-    The answer is what a GGUF file's is compared with: it is made of that model.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM as AutoModel
-    from transformers import AutoTokenizer as AutoReader
-
-    known = json.loads(Path(record).read_text(encoding="utf-8"))
-    trust = {"trust_remote_code": bool(trusted)}
-    reader = AutoReader.from_pretrained(folder, **trust)
-    where = {"device_map": "auto"} if torch.cuda.is_available() else {}
-    model = AutoModel.from_pretrained(folder, dtype="auto", **where, **trust)
-    found = probe(model, reader, known["stop"], led=True)
-    return (*compare(known, found), {"merged_words": found["words"], "led": found["led"]})
-
-
-def check_gguf(path, kind, record, llama_cpp):
-    """Read what the file says of its tokens and template, and let llama.cpp answer from it where it is built."""
-    sys.path.insert(0, str(Path(llama_cpp, "gguf-py")))
-    from gguf import GGUFReader
-
-    known = json.loads(Path(record).read_text(encoding="utf-8"))
-    fields = GGUFReader(path).fields
-    eos, template = (
-        fields[name].contents() if name in fields else None
-        for name in ("tokenizer.ggml.eos_token_id", "tokenizer.chat_template")
-    )
-    if eos not in (known["eos"], known["stop"]):
-        return None, f"its end token is {eos}, and the trained model's {known['eos']}"
-    if (template or "").strip() != (known["template"] or "").strip():
-        return None, "its chat template is not the trained model's"
-    told = f"the end token and {'the chat template' if template else 'the lack of a chat template'} are the model's"
-    answerer = tool(Path(llama_cpp), ANSWERER)
-    if answerer is None:
-        return f"{told}; not run, since {llama_cpp} has no {ANSWERER}", None
-    try:
-        said = answer_gguf(answerer, path, known["prompt"], fields)
-    except (MemoryError, subprocess.TimeoutExpired) as error:
-        return f"{told}; not run, for want of {'memory' if isinstance(error, MemoryError) else 'time'}", None
-    return compare_words(known["merged_words"].strip(), said, known["led"].get(str(LEADS.get(kind)), []), told)
-
-
-def compare_words(known, said, led, told):
-    """What is told of an answer in llama.cpp, and what is wrong with it, or none; `led` are the words it can't lack."""
-    if said == known:
-        return f"the same answer in llama.cpp; {told}", None
-    differs = f"in llama.cpp it answers {said[:60]!r}, and the merged model {known[:60]!r}"
-    needed = led[: math.ceil(len(led) / 2)]
-    if words_of(said)[: len(needed)] != needed:
-        return None, f"it does not answer as the merged model: {differs}"
-    return f"another answer: {differs}; {told}", None
-
-
-def answer_gguf(answerer, path, prompt, fields):
-    """What llama.cpp answers to the prompt, as text."""
-    bos = fields.get("tokenizer.ggml.bos_token_id")
-    adds = fields.get("tokenizer.ggml.add_bos_token")
-    if bos and adds and adds.contents():
-        # It would be there twice.
-        prompt = prompt.removeprefix(fields["tokenizer.ggml.tokens"].contents(bos.contents()))
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt") as file:
-        file.write(prompt)
-        file.flush()
-        plain = ("--no-conversation", "--no-display-prompt", "--no-escape", "--simple-io")
-        # As it stands: of a text file llama.cpp drops the last line's end, which a chat template's prompt needs.
-        return complete(answerer, path, "--binary-file", file.name, *plain)
-
-
-def complete(answerer, path, *asked):
-    """The likeliest words after what is asked.
-
-    `RuntimeError` where llama.cpp fails, `MemoryError` where it is for want of memory, `TimeoutExpired` where it takes
-    too long, as with a file that is larger than the memory.
-    """
-    # The file holds the recommended settings, a penalty for repetition among them.
-    greedy = ("-n", ANSWERED, "-c", "1024", "--temp", "0", "--repeat-penalty", "1", "--poll", "0", "--no-warmup")
-    command = [str(word) for word in (answerer, "-m", path, *asked, *greedy)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=COMPLETE_S, check=False)
-    if done.returncode and re.search("(failed|unable) to allocate|out of memory", done.stderr, re.IGNORECASE):
-        raise MemoryError
-    if done.returncode == -signal.SIGKILL:
-        raise MemoryError
-    if done.returncode:
-        raise RuntimeError(f"{answerer.name} ended with status {done.returncode}: {last_line(done.stderr)}")
-    return done.stdout.removesuffix("\n").replace("[end of text]", "").strip()
-
-
-def last_line(text):
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
-
-
-def in_own_process(function, *words):
-    """What that function of this script returns in a process of its own, where nothing is patched."""
-    run = "import json, runpy, sys; found = runpy.run_path(sys.argv[1], run_name='check')[sys.argv[2]](*sys.argv[3:]); "
-    command = [sys.executable, "-c", run + "print(json.dumps(found))", __file__, function, *map(str, words)]
-    env = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode < 0:
-        raise RuntimeError(f"it was killed by signal {-done.returncode}, as where memory does not suffice")
-    if done.returncode:
-        raise RuntimeError(last_line(done.stderr))
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def said(text):
-    """A message's content that is only this text."""
-    return text
-
-
-def fold_system(messages):
-    """The system message at the head of the first user's, for chat templates that do not take one."""
-    if messages[0]["role"] != "system" or messages[1]["role"] != "user":
-        return messages
-    system, user, *rest = messages
-    content = system["content"] + said("\n\n") + user["content"]
-    return [{"role": "user", "content": content}, *rest]
-
-
-def takes_system(processor):
-    """Whether the chat template shows a system message: some refuse it, some drop it from a finished chat."""
-    from jinja2 import TemplateError
-
-    shown = said("Hi")
-    contents = {"system": said("PROBE"), "user": shown, "assistant": said("ANSWER")}
-    probe = [{"role": role, "content": content} for role, content in contents.items()]
-    try:
-        return "PROBE" in processor.apply_chat_template(probe, tokenize=False)
-    except TemplateError:
-        return False
-
-
-def end_of_turn(processor, tokenizer):
-    """The id of the token that ends an answer in this chat template."""
-    probe = [{"role": "user", "content": said("Hi")}, {"role": "assistant", "content": said("ANSWER")}]
-    tail = processor.apply_chat_template(probe, tokenize=False).rpartition("ANSWER")[2]
-    ids = tokenizer(tail, add_special_tokens=False).input_ids
-    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return next((id for id in ids if id in special), tokenizer.eos_token_id)
-
-
-# ---- How it is sampled -----------------------------------------------------------------------------------------------
-
-# The settings by transformers' names; Ollama's, where they differ. transformers knows no presence penalty.
-OLLAMA_NAMES = {"repetition_penalty": "repeat_penalty"}
-ONLY_OLLAMA = {"presence_penalty"}
-SAMPLING = ("temperature", "top_k", "top_p", "min_p")
-
-# A prompt in Ollama's language, Go's text/template; what stands between ⟨ and ⟩ is read off the chat template.
-GO_TEMPLATE = (
-    "{{ if .System }}⟨head⟩{{ .System }}⟨after_system⟩{{ else }}⟨start⟩{{ end }}"
-    "{{ range $i, $m := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
-    '{{ if eq $m.Role "user" }}{{ $m.Content }}{{ if $last }}⟨tail⟩{{ else }}⟨after_user⟩{{ end }}'
-    '{{ else if eq $m.Role "assistant" }}{{ $m.Content }}{{ if not $last }}⟨after_answer⟩{{ end }}'
-    "{{ end }}{{ end }}"
-)
-
-
-def recommended(args):
-    """How the makers of the model say that it is best sampled; empty for another model than the chosen one."""
-    found = GENERATION if args.model == CHOSEN["model"] else {}
-    return {name: int(value) if name == "top_k" else value for name, value in found.items()}
-
-
-def set_generation(model, args, stop):
-    """Give the model the recommended settings, and the token that ends an answer: generation_config.json in the end."""
-    from transformers import GenerationConfig
-
-    found = {name: value for name, value in recommended(args).items() if name not in ONLY_OLLAMA}
-    # A temperature of 0 is how others say that nothing is drawn.
-    greedy = found.get("temperature") == 0
-    if found:
-        found |= {"do_sample": not greedy} | (dict.fromkeys(SAMPLING) if greedy else {})
-    known = getattr(model, "generation_config", None) or GenerationConfig()
-    ends = known.eos_token_id if isinstance(known.eos_token_id, list) else [known.eos_token_id]
-    found["eos_token_id"] = [stop, *(token for token in ends if token not in (stop, None))]
-    try:
-        known.update(**found)
-        known.validate(strict=True)
-    except ValueError:
-        # What the model brought contradicts itself, and would not be saved.
-        kept = {name: getattr(known, name) for name in ("bos_token_id", "pad_token_id")}
-        known = GenerationConfig(**kept | found)
-    model.get_base_model().generation_config = known
-
-
-def write_modelfile(folder, args, processor, gguf_name):
-    """Write what Ollama needs beside the GGUF file: the Modelfile for `ollama create`.
-
-    `ollama run hf.co/USER/MODEL` reads the files `template` and `params` of the repo instead.
-    """
-    tokenizer = getattr(processor, "tokenizer", processor)
-    settings = {OLLAMA_NAMES.get(name, name): value for name, value in recommended(args).items()}
-    stops = [tokenizer.eos_token]
-    template = None
-    if processor.chat_template:
-        stops.insert(0, tokenizer.decode([end_of_turn(processor, tokenizer)]))
-        template = go_template(processor, tokenizer)
-    stops = [stop for stop in dict.fromkeys(stops) if stop and not re.search(r'["\\\n]', stop)]
-    # The part of a vision model that sees is a file of its own.
-    sees = seeing(Path(folder, gguf_name))
-    files = [gguf_name] + ([sees.name] if sees else [])
-    lines = [f"FROM ./{name}" for name in files]
-    lines += [f"PARAMETER {name} {value}" for name, value in settings.items()]
-    lines += [f'PARAMETER stop "{stop}"' for stop in stops]
-    if template is not None:
-        lines.append(f'TEMPLATE """{template}"""')
-        (Path(folder) / "template").write_text(template, encoding="utf-8")
-    else:
-        (Path(folder) / "template").unlink(missing_ok=True)
-        if processor.chat_template:
-            lines.append("# No template: none makes the prompts of this chat template. Ollama looks for one like it.")
-    (Path(folder) / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (Path(folder) / "params").write_text(json.dumps(settings | {"stop": stops}, indent=2) + "\n", encoding="utf-8")
-
-
-def go_template(processor, tokenizer):
-    """The chat template as Ollama writes one, or none where no such template makes the same prompts.
-
-    It is read off a prompt: what stands before, between and after the messages. Then other prompts must come out equal.
-    """
-    from jinja2 import TemplateError
-
-    asked = ("SYSTEM0", "USER1", "ANSWER1", "USER2")
-    try:
-        whole, bare = prompt(processor, *asked), prompt(processor, None, *asked[1:])
-        parts, others = re.split("|".join(asked), whole), re.split("|".join(asked[1:]), bare)
-        if len(parts) != 5 or len(others) != 4 or parts[2:] != others[1:]:
-            return None
-        head, after_system, after_user, after_answer, tail = parts
-        start = others[0]
-
-        def put_together(system, *turns):
-            text = start if system is None else head + system + after_system
-            for number, turn in enumerate(turns):
-                last = number == len(turns) - 1
-                text += turn + (tail if last else after_answer if number % 2 else after_user)
-            return text
-
-        for chat in ((None, "a"), ("s", "a"), ("s", *"abc"), (None, *"abcde"), ("s", *"abcdefg")):
-            if put_together(*chat) != prompt(processor, *chat):
-                return None
-    except TemplateError:
-        return None
-    bos = tokenizer.bos_token
-    if bos and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]:
-        # Ollama puts it there too.
-        head, start = head.removeprefix(bos), start.removeprefix(bos)
-    pieces = {"head": head, "after_system": after_system, "start": start,
-              "after_user": after_user, "after_answer": after_answer, "tail": tail}  # fmt: skip
-    if any('"""' in piece or "{{" in piece + "{" for piece in pieces.values()):
-        return None
-    return re.sub("⟨([a-z_]+)⟩", lambda found: pieces[found[1]], GO_TEMPLATE)
-
-
-def prompt(processor, system, *turns):
-    """The prompt for an answer to these turns, the user's and the assistant's, with a system message or none."""
-    roles = itertools.cycle(("user", "assistant"))
-    messages = [{"role": role, "content": said(text)} for role, text in zip(roles, turns, strict=False)]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": said(system)})
-        messages = messages if takes_system(processor) else fold_system(messages)
-    # Llama's would hold the day on which this runs.
-    shown = {"add_generation_prompt": True, "date_string": "26 Jul 2024"}
-    return processor.apply_chat_template(messages, tokenize=False, **shown)
-
-
-# ---- Cards: what all have --------------------------------------------------------------------------------------------
-
-
-# A template of Jinja's; what a user or the Hub named only ever comes as a value of it.
-CARD_TEMPLATE = """\
----
-{{ card_data }}
----
-
-# {{ title }}
-
-{{ about }}
-{% if picture %}
-
-![The loss by step](loss.png)
-{% endif %}
-{% for heading, rows in tables %}
-
-## {{ heading }}
-
-| | |
-| --- | --- |
-{% for name, value in rows %}
-| {{ name }} | {{ value }} |
-{% endfor %}
-{% endfor %}
-
-## How to use it
-{% for name, language, snippet in snippets %}
-
-### {{ name }}
-
-```{{ language }}
-{{ snippet }}
-```
-{% endfor %}
-{% if settings %}
-
-## Sampling
-
-{{ settings }}
-{% endif %}
-{% if again %}
-
-## To run it again
-
-{{ again }}
-{% endif %}
-"""
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-TASK = "text-generation"
-
-
-def fill_card(data, **values):
-    """The text of a card of these metadata; what has no value is left out."""
-    from huggingface_hub import ModelCard
-
-    # A statement of the template leaves no line of its own.
-    template = CARD_TEMPLATE.replace("%}\n", "%}")
-    empty = {"picture": False, "tables": [], "settings": "", "again": ""}
-    return str(ModelCard.from_template(data, template_str=template, **empty | values))
-
-
-LICENCE_FIELDS = ("license", "license_name", "license_link")
-
-
-def copies_card(args, folder, exports, repo, adapter):
-    """The text of a card for a repo of copies of that adapter's model; `folder` holds the tokenizer."""
-    from huggingface_hub import ModelCardData
-
-    commit = args.revision if re.fullmatch("[0-9a-f]{40}", args.revision or "") else None
-    made = [export for export in exports if not export["error"]]
-    merged, on_hub = any(export["kind"] == "merged" for export in made), is_hub_id(args.model)
-    datasets, licence = learned_from(args)
-    relation, library = ("finetune", "transformers") if merged else ("quantized", None)
-    base = place(args.model, commit)
-    of = f"the adapter {place(adapter, None)}" if adapter else "an adapter"
-    about = [f"{'' if merged else 'GGUF files of '}{base} with {of} merged into it."]
-    if repo == adapter:
-        relation, library, about = "adapter", "peft", [f"A LoRA adapter for {base}, and copies of the model with it."]
-    data = ModelCardData(
-        library_name=library,
-        base_model=args.model if on_hub else None,
-        base_model_relation=relation if on_hub else None,
-        datasets=datasets or None,
-        pipeline_tag=TASK,
-        tags=["lora", "unsloth", "launch"] if repo == adapter else ["unsloth", "launch"],
-        **licence,
-    )
-    shown = usage(folder, args, {"output_repo": repo, "device": "cpu"}, exports, commit)
-    return fill_card(
-        data,
-        title=plain(repo.split("/")[-1]),
-        about=" ".join(about + tell_licence(licence)),
-        tables=[("Copies", export_rows(made))],
-        snippets=shown if repo == adapter else shown[2:],
-    )
-
-
-def is_hub_id(name):
-    """Whether that names a repo on the Hub: what is there on this machine wins, as it does when it is loaded."""
-    return bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
-
-
-def learned_from(args):
-    """The datasets that the adapter was trained on, by their names on the Hub, and the licence as a card's fields."""
-    from huggingface_hub import ModelCard
-
-    folder, datasets, told = fetch_adapter(args), None, {}
-    try:
-        if (folder / "run.json").is_file():
-            plan = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("plan") or {}
-            datasets = plan.get("dataset")
-            told = {name: plan.get(name.replace("license", "licence")) for name in LICENCE_FIELDS}
-        if (folder / "README.md").is_file():
-            card = ModelCard.load(folder / "README.md").data.to_dict()
-            datasets, told = card.get("datasets") or datasets, card if card.get("license") else told
-    except Exception as error:
-        note(f"what the adapter was trained on can't be read ({reason(error)})")
-    datasets = [name for name in (datasets if isinstance(datasets, list) else [datasets]) if isinstance(name, str)]
-    licence = {name: told[name] for name in LICENCE_FIELDS if isinstance(told.get(name), str)}
-    known = re.fullmatch("[a-z0-9][a-z0-9.-]*", licence.get("license", ""))
-    return [name for name in datasets if is_hub_id(name)], licence if known else {}
-
-
-def tell_licence(licence):
-    """The sentence on the licence, in a list, which is empty where none is known."""
-    name = licence.get("license_name") if licence.get("license") == "other" else licence.get("license")
-    return [f"The base model's licence holds for it too{f': {code(name)}' if name else ''}."] if licence else []
-
-
-def code(text):
-    """The text as code, on one line, that ends neither a table's cell nor the code."""
-    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(text)).replace("|", "¦").replace("`", "ˋ")
-    return f"`{text}`"
-
-
-def plain(text):
-    """The text as text on one line, whatever it holds."""
-    return re.sub(r"([\\`*_~|<>\[\]#$])", r"\\\1", " ".join(str(text).split()))
-
-
-def place(name, commit, kind=""):
+def linked(name: str, commit: str | None = None, kind: str = "") -> str:
     """A Hub repo with its address and commit, or the name of what lay on the machine."""
     if not is_hub_id(name):
         return f"{code(Path(name).name)} (not on the Hub)"
     return f"[{code(name)}](https://huggingface.co/{kind}{name})" + (f" at {code(commit[:12])}" if commit else "")
 
 
-def export_rows(exports):
-    """The copies beside the adapter, and those that could not be made."""
-    lines = []
-    for export in exports:
-        size = [f"{export['gib']:.2f} GiB"] if export.get("gib") else []
-        found = f"not made: {plain(export['error'])}" if export.get("error") else plain(export.get("checked") or "")
-        lines.append((code(export["path"] or export["name"]), ", ".join([*size, *filter(None, [found])])))
-    return lines
+def code(text: object) -> str:
+    """The text as code, on one line, that ends neither a table's cell nor the code."""
+    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(text)).replace("|", "¦").replace("`", "ˋ")
+    return f"`{text}`"
 
 
-# ---- How to use it: the card's snippets ------------------------------------------------------------------------------
+def plain(text: object) -> str:
+    """The text as text on one line, whatever it holds."""
+    return re.sub(r"([\\`*_~|<>\[\]#$])", r"\\\1", " ".join(str(text).split()))
 
-ASK = """\
-messages = [{"role": "user", "content": "What can you do?"}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-"""
-ASK_OF_PICTURE = """\
-content = [{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]
-messages = [{"role": "user", "content": content}]
-inputs = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-)
-"""
-GO_ON = """\
-inputs = tokenizer("Once upon a time", return_tensors="pt")
-"""
-ANSWER = """\
-settings = GenerationConfig.from_pretrained({place})
-output = model.generate(**inputs.to(model.device), generation_config=settings, max_new_tokens=200)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
-PEFT_SNIPPET = """\
-# pip install peft transformers accelerate{quantizer}
-from peft import PeftModel
-from transformers import {auto_model}, {auto_tokenizer}, GenerationConfig
 
-tokenizer = {auto_tokenizer}.from_pretrained({place})
-model = {auto_model}.from_pretrained(
-    {base}, dtype="auto", device_map="auto"{code}
-)
-model = PeftModel.from_pretrained(model, {place})
-"""
-UNSLOTH_SNIPPET = """\
-# pip install unsloth
-from unsloth import {fast_model}  # before transformers
-from transformers import GenerationConfig
+def literal(text: str) -> str:
+    """The text as Python writes it."""
+    return json.dumps(text) if text.isascii() else repr(text)
 
-model, tokenizer = {fast_model}.from_pretrained({place}, max_seq_length={max_length}, load_in_4bit={four_bits})
-{fast_model}.for_inference(model)
-"""
+
+# ---- Copy cards ------------------------------------------------------------------------------------------------------
+# The card beside the copies: the adapter's own tells of them too, a repo of copies alone gets one of theirs.
+
+
+LICENCE_FIELDS = ("license", "license_name", "license_link")
 MERGED_SNIPPET = """\
 # pip install transformers accelerate{quantizer}
 {fetch}from transformers import {auto_model}, {auto_tokenizer}, GenerationConfig
@@ -1709,233 +2197,51 @@ MERGED_SNIPPET = """\
 place = {whole}
 tokenizer = {auto_tokenizer}.from_pretrained(place)
 model = {auto_model}.from_pretrained(place, dtype="auto", device_map="auto"{code})
-"""
-FETCH = "from huggingface_hub import snapshot_download\n"
+{ask}
+settings = GenerationConfig.from_pretrained(place)
+output = model.generate(**inputs.to(model.device), generation_config=settings, max_new_tokens=200)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+ASK = {
+    "chat": """\
+messages = [{"role": "user", "content": "What can you do?"}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")""",
+    "picture": """\
+content = [{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]
+messages = [{"role": "user", "content": content}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)""",
+    "text": 'inputs = tokenizer("Once upon a time", return_tensors="pt")',
+}
 
 
-def usage(folder, args, result, exports, commit):
-    """How to use what was made, as (heading, language, text): each runs as it stands, in the folder if not pushed."""
-    repo = result.get("output_repo")
-    names = {
-        "place": literal(repo or "."),
-        "base": literal(args.model) + (f", revision={literal(commit)}" if commit else ""),
-        "quantizer": " bitsandbytes" if "bnb-4bit" in args.model else "",
-        "code": ", trust_remote_code=True" if args.trust_remote_code else "",
-        "max_length": args.max_length,
-        "four_bits": args.load_in == "4bit" and result["device"] != "cpu",
-        "auto_model": "AutoModelForCausalLM",
-        "auto_tokenizer": "AutoTokenizer",
-        "fast_model": "FastLanguageModel",
-    }
-    settings = folder / "tokenizer_config.json"
-    inside = settings.is_file() and '"chat_template"' in settings.read_text(encoding="utf-8")
-    ask = ASK if inside or (folder / "chat_template.jinja").is_file() else GO_ON
+@dataclass(frozen=True)
+class Origin:
+    """What a card says of where the copies come from; `ask` is how the model is asked, a key of `ASK`."""
 
-    def snippet(text, **more):
-        return text.format(**names | more) + ask + ANSWER.format(**names | more)
-
-    shown = [
-        ("transformers and PEFT", "python", snippet(PEFT_SNIPPET)),
-        ("Unsloth", "python", snippet(UNSLOTH_SNIPPET)),
-    ]
-    made = [export for export in exports if not export.get("error")]
-    for export in made:
-        if export["kind"] == "merged":
-            path, more = export["path"], " bitsandbytes" if export["name"] == "4bit" else ""
-            whole, fetch = literal(export["repo"] or path), ""
-            if path and export["repo"] and export["repo"] == repo:
-                # A folder: with PEFT installed, transformers would take the adapter at the repo's root for the model.
-                whole, fetch = f'snapshot_download({whole}, allow_patterns="{path}/*") + "/{path}"', FETCH
-            merged = snippet(MERGED_SNIPPET, place="place", whole=whole, fetch=fetch, quantizer=more)
-            shown.append((f"Merged, {export['name']}", "python", merged))
-    files = [export for export in made if export["kind"] == "gguf"]
-    if files:
-        asked = '-p "What can you do?"'
-        shown.append(("llama.cpp", "sh", "\n".join(f"llama-cli {called(file, files)} {asked}" for file in files)))
-        pulled = [f"ollama run hf.co/{file['repo']}:{tag(file, files)}" for file in files if file["repo"]]
-        name = re.sub("[^a-z0-9._-]+", "-", args.run_name.lower()).strip("-._") or "mine"
-        local = [f"ollama create {name} -f Modelfile", f"ollama run {name}"]
-        shown.append(("Ollama", "sh", "\n".join(pulled or local)))
-    return shown
+    adapter: str
+    model: str
+    commit: str | None
+    ask: str
+    trust_remote_code: bool
+    run_name: str
 
 
-def literal(text):
-    """The text as Python writes it."""
-    return json.dumps(text) if text.isascii() else repr(text)
-
-
-def called(export, files):
-    """A GGUF file as llama.cpp is told of it; `files` are all of them."""
-    if not export["repo"]:
-        return f"-m {shlex.quote(export['path'])}"
-    name = tag(export, files)
-    return f"-hf {export['repo']} -hff {name}" if name == export["path"] else f"-hf {export['repo']}:{name}"
-
-
-def tag(export, files):
-    """The type of a repo's GGUF file; its whole name where llama.cpp, which takes the first match, finds another."""
-    kind = export["name"].upper()
-    held = sorted(file["path"] for file in files if file["repo"] == export["repo"])
-    first = next((path for path in held if re.search(f"{kind}[.-]", path, re.IGNORECASE)), None)
-    return kind if first == export["path"] else export["path"]
-
-
-def volume():
-    """The folder that outlives a Job's machine, or none where this is no Job."""
-    if os.environ.get("LAUNCH_DATA_DIR"):
-        return Path(os.environ["LAUNCH_DATA_DIR"])
-    return Path("/data") if os.environ.get("JOB_ID") and Path("/data").is_dir() else None
-
-
-def is_jobs_own(args):
-    """Whether what is written goes to this Job's volume, where every attempt finds the same."""
-    return bool(volume()) and not args.output_dir
-
-
-def output_folder(args):
-    """Where the model is saved."""
-    if args.output_dir:
-        return Path(args.output_dir)
-    return volume() / "output" if volume() else Path("outputs", args.run_name)
-
-
-def check_model(model, revision, trusted=False):
-    """Ask for the smallest file of a Hub model first, whose absence has a short explanation."""
-    if Path(model).is_dir():
-        return
-    from httpx import HTTPError
-    from huggingface_hub import errors, hf_hub_download
-
-    try:
-        hf_hub_download(model, "config.json", revision=revision)
-    except errors.GatedRepoError as error:
-        hint = f"Accept its terms at https://huggingface.co/{model} with the account of your HF_TOKEN."
-        raise UserError(f"{model} is gated and this account has no access.", hint, status=3) from error
-    except (HTTPError, OSError, errors.HFValidationError) as error:
-        hint = "Check the name, the revision, the token and the network."
-        raise UserError(f"the model {model} can't be read ({reason(error)}).", hint, status=3) from error
-    if trusted:
-        check_code(model, revision)
-
-
-def check_code(model, revision):
-    """Refuse code of another repo: the revision pins the model's own, and of the other one the newest would be run."""
-    from huggingface_hub import hf_hub_download, list_repo_files
-
-    for name in list_repo_files(model, revision=revision):
-        if "/" not in name and name.endswith("config.json"):
-            content = json.loads(Path(hf_hub_download(model, name, revision=revision)).read_text(encoding="utf-8"))
-            if "--" in json.dumps(content.get("auto_map")):
-                hint = "Copy the code into a repo of your own, beside the model."
-                raise UserError(f"{name} of {model} names code of another repo, which nothing pins.", hint, status=3)
-
-
-# ---- The adapter -----------------------------------------------------------------------------------------------------
-
-
-def fetch_adapter(args):
-    """The adapter's folder; a repo's is that of its commit in the Hub's cache."""
-    from huggingface_hub import errors, snapshot_download
-
-    if Path(args.adapter).is_dir():
-        folder = Path(args.adapter)
+def tell_of_copies(origin: Origin, adapter: Path, folder: Path, repo: str | None, copies: Sequence[Copy]) -> str | None:
+    """Write README.md in the folder, the adapter's with the copies in it or one of their own; its text, or none."""
+    own = find_card(adapter, repo)
+    told = [*copies, *other_ggufs(folder, repo, copies)]
+    if own:
+        text = amend_card(own.read_text(encoding="utf-8"), origin, repo, told)
+    elif repo and any(copy.repo == repo and not copy.error for copy in copies):
+        text = copies_card(origin, adapter, repo, told)
     else:
-        fetch = partial(snapshot_download, args.adapter, revision=args.adapter_revision, allow_patterns=ADAPTER_FILES,
-                        ignore_patterns=["*/*"])  # fmt: skip
-        try:
-            folder = Path(persist(f"fetching {args.adapter}", fetch))
-        except (OSError, ValueError, errors.HfHubHTTPError) as error:
-            hint = "Check the name, the revision, the token and the network."
-            raise UserError(f"the adapter {args.adapter} can't be read ({reason(error)}).", hint, status=3) from error
-    if not (folder / "adapter_config.json").is_file() or not any(folder.glob("adapter_model*")):
-        hint = "One has adapter_config.json and adapter_model.safetensors."
-        raise UserError(f"{args.adapter} is no adapter.", hint, status=3)
-    return folder
+        return None
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return text
 
 
-def name_base(args, folder):
-    """Let `args` name the model that the adapter was trained on, by what it and its record say."""
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    if args.model is None:
-        args.model = settings["base_model_name_or_path"]
-    if args.revision is None:
-        record = folder / "run.json"
-        known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-        args.revision = settings.get("revision") or known.get("revisions", {}).get("model")
-    if Path(args.model).is_absolute() and not Path(args.model).is_dir():
-        hint = "Name the model that it was trained on with --model."
-        raise UserError(f"{args.adapter} was trained on {args.model}, which is not here.", hint, status=3)
-    check_model(args.model, args.revision, args.trust_remote_code)
-
-
-def require_kind(args):
-    """Refuse a model that sees pictures, too: another script is for those."""
-    settings = read_config(args)
-    trained = json.loads((fetch_adapter(args) / "adapter_config.json").read_text(encoding="utf-8"))
-    if "vision_config" in settings and "vision" in json.dumps(trained.get("target_modules")):
-        hint = "Use export_vlm.py, or `launch export`, which knows."
-        raise UserError(f"the adapter's model, {args.model}, sees pictures.", hint, status=2)
-
-
-def load(args, folder, base, on_gpu):
-    """The adapter on its model, and its tokenizer as it was trained."""
-    # Unsloth goes first: it patches the libraries that are imported after it.
-    from unsloth import FastLanguageModel as FastModel  # isort: skip
-    from peft import PeftModel
-
-    with tempfile.TemporaryDirectory() as place:
-        # It names the model as it was called where it was trained, and at no commit: here, the folder of its files.
-        for path in folder.iterdir():
-            if path.is_file() and path.name.startswith("adapter_"):
-                shutil.copy(path, place)
-        config = Path(place, "adapter_config.json")
-        settings = json.loads(config.read_text(encoding="utf-8"))
-        config.write_text(json.dumps(settings | {"base_model_name_or_path": str(base), "revision": None}))
-        model, reader = FastModel.from_pretrained(
-            place,
-            max_seq_length=2048,
-            load_in_4bit=args.load_in == "4bit" and on_gpu,
-            use_exact_model_name=True,
-            trust_remote_code=args.trust_remote_code,
-        )
-    if not isinstance(model, PeftModel):
-        hint = "Its adapter_config.json says of what kind it is."
-        raise UserError(f"Unsloth did not load {args.adapter} as an adapter.", hint)
-    reader = reader_of(args, folder, reader)
-    FastModel.for_inference(model)
-    return model, reader
-
-
-def reader_of(args, folder, own):
-    """The tokenizer in the adapter's folder, else the model's own."""
-    from transformers import AutoTokenizer as AutoReader
-
-    if (folder / "tokenizer_config.json").is_file():
-        own = AutoReader.from_pretrained(folder, trust_remote_code=args.trust_remote_code)
-    return getattr(own, "tokenizer", own)
-
-
-def tell_of_exports(args, folder, reader_at, output_dir, exports, result):
-    """Let a card beside the copies tell of them: the adapter's, or one of their own. Raises nothing."""
-    repo, card = result["output_repo"], output_dir / "README.md"
-    try:
-        own = find_card(folder, repo)
-        if own:
-            if own.resolve() != card.resolve():
-                shutil.copy(own, card)
-            amend_card(args, card, reader_at, exports + other_ggufs(output_dir, repo, exports), result)
-        elif any(entry["repo"] == repo for entry in exports if repo and not entry["error"]):
-            text = copies_card(args, reader_at, exports + other_ggufs(output_dir, repo, exports), repo, args.adapter)
-            card.write_text(text, encoding="utf-8")
-        else:
-            return
-        if repo:
-            push(output_dir, repo, ["README.md"])
-    except Exception as error:
-        note(f"the card does not tell of the exports ({getattr(error, 'paragraph', reason(error))})")
-
-
-def find_card(folder, repo):
+def find_card(folder: Path, repo: str | None) -> Path | None:
     """The adapter's card, else the one that the copies' repo has; none where neither has one."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -1948,8 +2254,8 @@ def find_card(folder, repo):
         return None
 
 
-def other_ggufs(folder, repo, exports):
-    """The GGUF files of earlier exports that lie beside these, as entries like theirs."""
+def other_ggufs(folder: Path, repo: str | None, copies: Sequence[Copy]) -> list[Copy]:
+    """The GGUF files of earlier exports that lie beside these."""
     from huggingface_hub import HfApi
 
     if repo:
@@ -1959,151 +2265,162 @@ def other_ggufs(folder, repo, exports):
         sizes = {path.name: path.stat().st_size for path in folder.glob("*.gguf")}
     named = {path: re.fullmatch(r"[^/]+\.(\w+)\.gguf", path) for path in sizes}
     kinds = {path: found[1].lower() for path, found in named.items() if found}
-    known = {"kind": "gguf", "repo": repo, "checked": None, "error": None}
     return [
-        known | {"name": kind, "path": path, "gib": sizes[path] / 2**30}
+        Copy("gguf", kind, path, repo, sizes[path] / 2**30, None, None)
         for path, kind in kinds.items()
-        if kind in GGUF_BITS and path not in [entry["path"] for entry in exports]
+        if kind in GGUF_BITS and path not in [copy.path for copy in copies]
     ]
 
 
-def amend_card(args, card, reader_at, exports, result):
-    """The card with the exports in its table and how to use them, in place of what it said of earlier ones."""
-    text = amend_table(card.read_text(encoding="utf-8"), [entry for entry in exports if not entry["error"]])
-    for entry in exports:
-        if entry["kind"] == "merged" and not entry["error"]:
+def copies_card(origin: Origin, adapter: Path, repo: str, copies: Sequence[Copy]) -> str:
+    """The text of a card for a repo of these copies; `adapter` is the folder of what they were made of."""
+    from huggingface_hub import ModelCardData
+
+    made = [copy for copy in copies if not copy.error]
+    datasets, licence = learned_from(adapter)
+    base = linked(origin.model, origin.commit)
+    relation, library, tags = "quantized", None, ["unsloth", "launch"]
+    about = f"GGUF files of {base} with the adapter {linked(origin.adapter)} merged into it."
+    if any(copy.kind == "merged" for copy in made):
+        relation, library = "finetune", "transformers"
+        about = about.removeprefix("GGUF files of ")
+    if repo == origin.adapter:
+        relation, library, tags = "adapter", "peft", ["lora", *tags]
+        about = f"A LoRA adapter for {base}, and copies of the model with it."
+    data = ModelCardData(
+        library_name=library,
+        base_model=origin.model if is_hub_id(origin.model) else None,
+        base_model_relation=relation if is_hub_id(origin.model) else None,
+        datasets=datasets or None,
+        pipeline_tag="image-text-to-text" if origin.ask == "picture" else "text-generation",
+        tags=tags,
+        **licence,  # type: ignore[arg-type]
+    )
+    if licence:
+        name = licence.get("license_name") if licence["license"] == "other" else licence["license"]
+        about += f" The base model's licence holds for it too{f': {code(name)}' if name else ''}."
+    head = f"---\n{data.to_yaml()}\n---\n\n# {plain(repo.split('/')[-1])}\n\n{about}\n"
+    return amend_card(head, origin, repo, copies)
+
+
+def amend_card(text: str, origin: Origin, repo: str | None, copies: Sequence[Copy]) -> str:
+    """The card with the copies in its table and how to use them, in place of what it said of earlier ones."""
+    made = [copy for copy in copies if not copy.error]
+    text = amend_table(text, made)
+    for copy in made:
+        if copy.kind == "merged":
             # In that place lies one, of whichever kind.
-            there = re.escape(literal(entry["repo"] or entry["path"]))
+            there = re.escape(literal(copy.repo or copy.path or ""))
             text = re.sub(rf"### Merged, \w+\n\n```python\n((?!```).)*{there}.*?\n```\n+", "", text, flags=re.DOTALL)
-    for name, language, snippet in usage(reader_at, args, result, exports, None)[2:]:
+    for name, language, snippet in usage(origin, repo, made):
         text = re.sub(rf"### {re.escape(name)}\n\n```.*?\n```\n+", "", text, flags=re.DOTALL)
         before, heading, after = text.partition("\n## How to use it\n")
         if not heading:
             before, heading, after = text.rstrip() + "\n", "\n## How to use it\n", ""
         own, *rest = re.split(r"(?=\n## )", after, maxsplit=1)
         text = f"{before}{heading}{own.rstrip()}\n\n### {name}\n\n```{language}\n{snippet}\n```\n{''.join(rest)}"
-    card.write_text(text, encoding="utf-8")
+    return text
 
 
-def amend_table(text, exports):
-    """The text with these exports in its table of copies, and without the GGUF files that are gone."""
+def amend_table(text: str, made: Sequence[Copy]) -> str:
+    """The text with these copies in its table, and without the GGUF files that are gone."""
     before, heading, after = text.partition("\n## Copies\n")
     if not heading:
         before, use, rest = text.partition("\n## How to use it\n")
         before, after = before.rstrip() + "\n", use + rest
     table, after = re.split(r"(?=\n## )|\Z", after, maxsplit=1) if heading else ("", after)
     rows = dict(re.findall(r"^\| (`[^`]*`) \| (.*) \|$", table, re.MULTILINE))
-    paths = [code(entry["path"]) for entry in exports]
+    paths = [code(copy.path) for copy in made]
     # What could not be made before is called by its kind alone.
-    dropped = {code(entry["name"]) for entry in exports}
+    dropped = {code(copy.name) for copy in made}
     rows = {name: told for name, told in rows.items() if name not in dropped and (name in paths or ".gguf" not in name)}
     # Of what was there before, more was told then.
-    fresh = {code(entry["path"]) for entry in exports if entry["checked"]}
-    rows |= {name: told for name, told in export_rows(exports) if name in fresh or name not in rows}
+    fresh = {code(copy.path) for copy in made if copy.checked}
+    rows |= {name: told for name, told in copy_rows(made) if name in fresh or name not in rows}
     lines = "\n".join(f"| {name} | {told} |" for name, told in rows.items())
     return f"{before}\n## Copies\n\n| | |\n| --- | --- |\n{lines}\n{after}"
 
 
-def main(args):
-    # ---- Load --------------------------------------------------------------------------------------------------------
+def copy_rows(copies: Sequence[Copy]) -> list[tuple[str, str]]:
+    """What is called how, and what was seen of it."""
+    told = [[f"{copy.gib:.2f} GiB"] * bool(copy.gib) + [plain(copy.checked)] * bool(copy.checked) for copy in copies]
+    return [(code(copy.path or copy.name), ", ".join(words)) for copy, words in zip(copies, told, strict=True)]
 
-    phase("load model")
-    exports, result = asked_exports(args), {"output_dir": str(output_folder(args)), "output_repo": args.output_repo}
-    result |= {"status": "failed", "stopped": None, "adapter": args.adapter, "model": args.model, "url": None}
 
-    def tell():
-        """Print the RESULT line; the error of an export that is not all there, or none."""
-        print("RESULT " + json.dumps(finite(result | {"exports": exports}), allow_nan=False), flush=True)
-        return failed_exports(args, exports, args.adapter, None)
+def usage(origin: Origin, repo: str | None, made: Sequence[Copy]) -> list[tuple[str, str, str]]:
+    """How to use the copies, as (heading, language, text): each runs as it stands, in the folder if not pushed."""
+    shown, sees = [], origin.ask == "picture"
+    for copy in made:
+        if copy.kind == "merged":
+            whole, fetch = literal(copy.repo or copy.path or ""), ""
+            if copy.path and copy.repo and copy.repo == repo:
+                # A folder: with PEFT installed, transformers would take the adapter at the repo's root for the model.
+                whole = f'snapshot_download({whole}, allow_patterns="{copy.path}/*") + "/{copy.path}"'
+                fetch = "from huggingface_hub import snapshot_download\n"
+            text = MERGED_SNIPPET.format(
+                quantizer=" bitsandbytes" if copy.name == "4bit" else "",
+                fetch=fetch, whole=whole, ask=ASK[origin.ask],
+                code=", trust_remote_code=True" if origin.trust_remote_code else "",
+                auto_model="AutoModelForImageTextToText" if sees else "AutoModelForCausalLM",
+                auto_tokenizer="AutoProcessor" if sees else "AutoTokenizer",
+            )  # fmt: skip
+            shown.append((f"Merged, {copy.name}", "python", text))
+    files = [copy for copy in made if copy.kind == "gguf"]
+    if files:
+        asked = '--image picture.jpg -p "What is shown here?"' if sees else '-p "What can you do?"'
+        lines = [f"llama-cli {called(file, files, sees)} {asked}" for file in files]
+        shown.append(("llama.cpp", "sh", "\n".join(lines)))
+        name = re.sub("[^a-z0-9._-]+", "-", origin.run_name.lower()).strip("-._") or "mine"
+        pulled = [f"ollama run hf.co/{file.repo}:{tag(file, files)}" for file in files if file.repo]
+        local = [f"ollama create {name} -f Modelfile", f"ollama run {name}"]
+        shown.append(("Ollama", "sh", "\n".join(pulled or local)))
+    return shown
 
-    def cut_off():
-        """The last words where something does not return in time."""
-        fail(exports, f"left out: {'asked to stop' if CLOCK.signalled else 'the time was up'}")
-        error = tell()
-        if error:
-            print(f"error: {error.paragraph}", file=sys.stderr, flush=True)
-        return error.status if error else 0
 
-    CLOCK.start(deadline(args.timeout_s))
-    # Until something is made there is nothing to keep.
-    setup = ExitStack()
-    setup.enter_context(CLOCK.or_else(cut_off, at_once=True))
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # Where CI is set, torch takes the memory planning that Unsloth turns on for an error.
-    os.environ.pop("CI", None)
-    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", tempfile.mkdtemp(prefix="unsloth-"))
-    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    if args.device == "cpu":
-        os.environ.update(CUDA_VISIBLE_DEVICES="", UNSLOTH_FORCE_CPU="1")
-    import torch
+def called(copy: Copy, files: Sequence[Copy], sees: bool) -> str:
+    """A GGUF file as llama.cpp is told of it; `files` are all of them."""
+    path = str(copy.path)
+    if not copy.repo:
+        sight = path.removesuffix(f"{copy.name.upper()}.gguf") + f"{MMPROJ}.gguf"
+        return f"-m {shlex.quote(path)}" + (f" --mmproj {shlex.quote(sight)}" if sees else "")
+    name = tag(copy, files)
+    return f"-hf {copy.repo} -hff {name}" if name == path else f"-hf {copy.repo}:{name}"
 
-    on_gpu = args.device == "auto" and torch.cuda.is_available()
-    if not on_gpu and args.device == "auto":
-        raise UserError("no usable CUDA GPU was found here.", "Use a machine with one, or add --device cpu.", status=3)
-    folder = fetch_adapter(args)
-    name_base(args, folder)
-    require_kind(args)
-    # Of the snippets in the card.
-    args.max_length = 2048
-    local = Path(args.adapter).is_dir() and not args.output_dir
-    output_dir = folder if local else output_folder(args)
-    output_repo = open_repo(args.output_repo, args.private) if args.output_repo else None
-    merged_repo = open_merged_repo(args, output_repo)
-    llama_cpp = open_llama_cpp(args) if args.gguf else None
-    whole = find_whole(args)
-    loads_whole = args.load_in == "16bit" or not on_gpu
-    base = fetch_whole(*(whole if loads_whole else (args.model, args.revision)))
-    model, reader = load(args, folder, base, on_gpu)
-    tokenizer = getattr(reader, "tokenizer", reader)
-    stop = end_of_turn(reader, tokenizer) if reader.chat_template else tokenizer.eos_token_id
-    if (folder / "generation_config.json").is_file():
-        from transformers import GenerationConfig
 
-        model.get_base_model().generation_config = GenerationConfig.from_pretrained(folder)
-    else:
-        set_generation(model, args, stop)
-    parts = export_bytes(args, whole_bytes(model), None if loads_whole else whole[0])
-    place = Path(tempfile.gettempdir()) if is_jobs_own(args) else output_dir
-    told = [f"{name} {size / 1e9:.1f} GB" for name, size in parts.items()]
-    require_disk(place, sum(parts.values()), told, "Free some, or give --output-dir on another disk.")
+def tag(copy: Copy, files: Sequence[Copy]) -> str:
+    """The type of a repo's GGUF file; its whole name where llama.cpp, which takes the first match, finds another."""
+    kind, path = copy.name.upper(), str(copy.path)
+    held = sorted(str(file.path) for file in files if file.repo == copy.repo)
+    first = next((path for path in held if re.search(f"{kind}[.-]", path, re.IGNORECASE)), None)
+    return kind if first == path else path
 
-    # ---- Export ------------------------------------------------------------------------------------------------------
 
-    setup.close()
-    with CLOCK.or_else(cut_off):
-        left_s = CLOCK.left_s() - CLOSING_S
-        export(args, exports, output_dir, model, reader, stop, llama_cpp, whole, output_repo, merged_repo, left_s)
+def learned_from(adapter: Path) -> tuple[list[str], dict[str, str]]:
+    """The datasets that the adapter was trained on, by their names on the Hub, and the licence as a card's fields."""
+    from huggingface_hub import ModelCard
 
-        # ---- Result --------------------------------------------------------------------------------------------------
-
-        made = [entry for entry in exports if not entry["error"]]
-        address = output_repo or merged_repo
-        result |= {
-            "status": "done" if len(made) == len(exports) else "failed",
-            "model": args.model,
-            "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
-            "device": torch.cuda.get_device_name() if on_gpu else "cpu",
-            "output_dir": str(output_dir.resolve()),
-            "output_repo": output_repo,
-            "url": f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/{address}" if made and address else None,
-            "pushed": bool(made) and all(entry["repo"] for entry in made),
-        }
-        if made:
-            reader_at = folder if (folder / "tokenizer_config.json").is_file() else base
-            tell_of_exports(args, folder, reader_at, output_dir, exports, result)
-    error = tell()
-    if error:
-        raise error
+    datasets: Any = None
+    told: dict[str, Any] = {}
+    try:
+        if (adapter / "run.json").is_file():
+            plan = json.loads((adapter / "run.json").read_text(encoding="utf-8")).get("plan") or {}
+            datasets = plan.get("dataset")
+            told = {name: plan.get(name.replace("license", "licence")) for name in LICENCE_FIELDS}
+        if (adapter / "README.md").is_file():
+            card = ModelCard.load(adapter / "README.md").data.to_dict()
+            datasets, told = card.get("datasets") or datasets, card if card.get("license") else told
+    except Exception as error:
+        note(f"what the adapter was trained on can't be read ({reason(error)})")
+    datasets = [name for name in (datasets if isinstance(datasets, list) else [datasets]) if isinstance(name, str)]
+    licence = {name: told[name] for name in LICENCE_FIELDS if isinstance(told.get(name), str)}
+    known = re.fullmatch("[a-z0-9][a-z0-9.-]*", licence.get("license", ""))
+    return [name for name in datasets if is_hub_id(name)], licence if known else {}
 
 
 if __name__ == "__main__":
     try:
-        arguments = parse_args(sys.argv[1:])
-        check_args(arguments)
-        main(arguments)
+        told = "Merged copies and GGUF files of a LoRA adapter's model."
+        sys.exit(main(settle(read_options(Options, sys.argv[1:], told))))
     except UserError as problem:
-        CLOCK.last_words = None
         print(f"error: {problem.paragraph}", file=sys.stderr, flush=True)
         sys.exit(problem.status)

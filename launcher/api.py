@@ -61,7 +61,7 @@ def plan_export(asked: ExportSpec, user: str | None = None) -> ExportPlan:
     from launcher.runs import adapters
 
     hub = Hub()
-    adapter, trained = adapters.find(asked.source, asked.revision, asked.local, hub)
+    adapter, trained = adapters.locate(asked.source, asked.revision, asked.local, hub)
     return export.make_plan(
         asked,
         adapter,

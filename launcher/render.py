@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+from launcher.bundle import bundle
+from launcher.spec import (
+    DATA,
+    EXPORT,
+    LORA,
+    MACHINE,
+    MODEL,
+    OUTPUT,
+    SCRIPTS,
+    TEXT,
+    TRAINING,
+    TRAINING_SCRIPTS,
+    VISION,
+    RunSpec,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -13,53 +32,111 @@ if TYPE_CHECKING:
     from launcher.catalog import Stack
     from launcher.plan.record import AnyPlan
 
-TEMPLATES = {"text": "sft_text.py.j2", "vision": "sft_vlm.py.j2"}
-EXPORT_TEMPLATE = "export.py.j2"
-# The plan's fields that are a flag of the script, in the order in which they stand at its top.
-_SHARED = (
-    "revision", "trust_remote_code", "load_in", "chat_template", "dataset", "dataset_config", "dataset_split",
-    "dataset_revision", "eval_split", "eval_rows", "streaming", "train_on", "max_steps", "num_train_epochs",
-    "max_length", "batch_size", "gradient_accumulation", "learning_rate", "lr_scheduler_type", "warmup_ratio",
-    "weight_decay", "optim", "seed", "logging_steps", "eval_steps", "lora_r", "lora_alpha", "lora_dropout",
-    "output_repo", "private", "merge", "merged_repo", "gguf", "run_name", "sample_rows",
-    "trackio_project", "trackio_space", "checkpoint_minutes", "timeout_s",
-)  # fmt: skip
-FLAGS = {
-    "text": (*_SHARED, "packing", "lora_targets"),
-    "vision": (
-        *_SHARED, "image_size", "finetune_vision_layers", "finetune_language_layers", "finetune_attention_modules",
-        "finetune_mlp_modules",
-    ),
-}  # fmt: skip
-EXPORT_FLAGS = (
-    "adapter", "adapter_revision", "revision", "trust_remote_code", "load_in", "output_repo", "private", "merge",
-    "merged_repo", "gguf", "run_name", "timeout_s",
-)  # fmt: skip
+RECIPES = {TEXT: "sft_text.py.j2", VISION: "sft_vlm.py.j2", EXPORT: "export.py.j2"}
 
-# The prediction holds while these are as planned.
-_DECIDES_MEMORY = ("model", "load_in", "max_length", "batch_size", "lora_r", "optim", "image_size")
+
+@dataclass(frozen=True, slots=True)
+class ScriptOption:
+    """A flag of a script: its name, Python type, help, and in which scripts it is."""
+
+    name: str
+    kind: str
+    help: str
+    panel: str
+    scripts: tuple[str, ...] = TRAINING_SCRIPTS
+
+
+# Those that nobody asks the launcher for: the plan has the value, or only who runs the script by hand does.
+_SCRIPTS_OWN = (
+    ScriptOption("adapter", "str | None", "Hub repo id or local folder of the adapter.", MODEL, (EXPORT,)),
+    ScriptOption("adapter_revision", "str | None", "Branch, tag or commit of the adapter.", MODEL, (EXPORT,)),
+    ScriptOption("modality", 'Literal["text", "vision"] | None', "Else as its run.json says.", MODEL, (EXPORT,)),
+    ScriptOption("dry_run", "bool", "Only say whether the copies can be made.", OUTPUT, (EXPORT,)),
+    ScriptOption("lora_targets", "str", "Names of the adapted layers, with commas between them.", LORA, (TEXT,)),
+    ScriptOption("output_dir", "str | None", "Else output/ on the Job's volume, or outputs/RUN_NAME.", OUTPUT, SCRIPTS),
+    ScriptOption("resume", 'Literal["auto", "never"]', "never: start over, checkpoints are removed.", MACHINE),
+    ScriptOption("timeout_s", "int", "Seconds until the Job is killed (0: never).", MACHINE, SCRIPTS),
+    ScriptOption("device", 'Literal["auto", "cpu"]', "cpu: without a GPU.", MACHINE, SCRIPTS),
+)
+_DEFAULTS: dict[str, Any] = {"output_dir": None, "resume": "auto", "device": "auto", "dry_run": False}
+
+
+def script_options(script: str) -> tuple[ScriptOption, ...]:
+    """The flags of that script, each with the type that it has there, panel by panel."""
+    found = list[ScriptOption]()
+    for name, field in RunSpec.model_fields.items():
+        extra = field.json_schema_extra
+        assert isinstance(extra, dict)
+        if script in extra["scripts"]:  # type: ignore[operator]
+            kind = _written(field.annotation) + (" | None" if extra["open"] else "")
+            found.append(ScriptOption(name, kind, str(field.description), str(extra["panel"])))
+    found += [option for option in _SCRIPTS_OWN if script in option.scripts]
+    panels = [MODEL, DATA, TRAINING, LORA, OUTPUT, MACHINE]
+    return tuple(sorted(found, key=lambda option: panels.index(option.panel)))
+
+
+def _written(kind: Any) -> str:
+    """A field's type as a script has it: what is decided is neither None nor `auto`."""
+    if get_origin(kind) is Annotated:
+        return _written(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        [kind] = [one for one in get_args(kind) if one is not type(None)]
+        return _written(kind)
+    if get_origin(kind) is Literal:
+        return f"Literal[{', '.join(json.dumps(one) for one in get_args(kind) if one != 'auto')}]"
+    if get_origin(kind) is tuple:
+        return f"tuple[{_written(get_args(kind)[0])}, ...]"
+    return str(kind.__name__)
 
 
 def render(plan: AnyPlan, stack: Stack) -> str:
     """The script of a plan: text that runs by itself with `uv run`."""
-    told = _told(plan)
-    exports = plan.task == "export"
-    flags = EXPORT_FLAGS if exports else FLAGS[told["modality"]]
-    chosen = {"model": told["repo"]} | {name: told[name] for name in flags}
-    template = _environment().get_template(EXPORT_TEMPLATE if exports else TEMPLATES[told["modality"]])
-    decides = tuple(name for name in _DECIDES_MEMORY if name in chosen)
-    return template.render(plan=told, stack=stack, chosen=chosen, decides_memory=decides)
+    return _script(_script_of(plan), facts(plan), stack)
 
 
 def options_of(plan: AnyPlan) -> tuple[str, ...]:
     """The names of the options that the plan's script takes, in Python's spelling."""
-    return ("model", *(EXPORT_FLAGS if plan.task == "export" else FLAGS[plan.decisions.modality.value]))
+    return tuple(option.name for option in script_options(_script_of(plan)))
 
 
-def _told(plan: AnyPlan) -> dict[str, Any]:
-    """All that a script is told of a plan, by name."""
-    told = {"task": plan.task, "trust_remote_code": False} | plan.values | dict(plan.facts)
-    return told | {"vram": plan.vram, "lora_targets": ",".join(plan.facts.lora_targets)}
+def _script_of(plan: AnyPlan) -> str:
+    return EXPORT if plan.task == "export" else plan.decisions.modality.value
+
+
+def render_copies(plan: AnyPlan, stack: Stack) -> str:
+    """The script that makes the copies of what a training of this plan learned, which names the adapter by a flag."""
+    return _script(EXPORT, facts(plan) | {"adapter": None, "adapter_revision": None}, stack)
+
+
+def facts(plan: AnyPlan) -> dict[str, Any]:
+    """All that a script is told of a plan: its options by name, and what else stands at its top."""
+    told = plan.values | plan.facts.model_dump()
+    names = {option.name for script in RECIPES for option in script_options(script)}
+    return {name: told.get(name) for name in names} | _DEFAULTS | {
+        "model": plan.facts.repo,
+        "trust_remote_code": told.get("trust_remote_code", False),
+        "lora_targets": ",".join(plan.facts.lora_targets),
+        "flavor": plan.decisions.flavor.value,
+        "secrets": plan.decisions.secrets.value,
+        "planned": {
+            "peak_gib": plan.vram.peak_gib,
+            "compile_s": plan.duration.parts.get("compile", 0),
+            "generation": plan.facts.generation,
+            "generation_source": plan.facts.generation_source,
+            "licence": plan.facts.licence,
+            "licence_name": plan.facts.licence_name,
+            "licence_link": plan.facts.licence_link,
+        },
+    }  # fmt: skip
+
+
+def _script(name: str, known: dict[str, Any], stack: Stack) -> str:
+    values = {"facts": known, "options": script_options(name), "stack": stack}
+    return bundle(_environment().get_template(RECIPES[name]).render(values), _read_part)
+
+
+def _read_part(name: str) -> str:
+    return (_templates() / "parts" / f"{name}.py").read_text(encoding="utf-8")
 
 
 def py(value: object) -> str:
@@ -75,6 +152,8 @@ def py(value: object) -> str:
         return quote + "".join(_escape(char, quote) for char in value) + quote
     if isinstance(value, tuple) and len(value) == 1:
         return f"({py(value[0])},)"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{py(key)}: {py(item)}" for key, item in value.items()) + "}"
     if isinstance(value, tuple | list):
         opening, closing = "()" if isinstance(value, tuple) else "[]"
         return opening + ", ".join(py(item) for item in value) + closing

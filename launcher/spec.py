@@ -43,9 +43,21 @@ _UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 MODEL, DATA, TRAINING, LORA, OUTPUT, MACHINE = "Model", "Data", "Training", "LoRA", "Output", "Machine"
 
 
-def _option(help: str, panel: str, *, default: Any = None, short: str | None = None, **limits: Any) -> Any:  # fmt: skip
-    """A field with what the command line shows: help text, panel and one-letter form."""
-    return Field(default, description=help, json_schema_extra={"panel": panel, "short": short}, **limits)
+# Which scripts have an option too.
+TEXT, VISION, EXPORT = "text", "vision", "export"
+TRAINING_SCRIPTS, SCRIPTS = (TEXT, VISION), (TEXT, VISION, EXPORT)
+
+
+def _option(
+    help: str, panel: str, *, default: Any = None, short: str | None = None, scripts: tuple[str, ...] = (),
+    open: bool = False, **limits: Any,
+) -> Any:  # fmt: skip
+    """A field with what the command line shows: help text, panel and one-letter form.
+
+    `scripts` are those that have it as a flag too; there it may be None where it is `open`.
+    """
+    extra: dict[str, Any] = {"panel": panel, "short": short, "scripts": list(scripts), "open": open}
+    return Field(default, description=help, json_schema_extra=extra, **limits)
 
 
 def seconds(text: str) -> int:
@@ -137,71 +149,124 @@ class RunSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, allow_inf_nan=False)
 
-    model: Place = _option("Alias (`launch models`), Hub repo id or local folder.", MODEL, default=..., short="-m")
-    revision: Revision | None = _option("Branch, tag or commit of the model.", MODEL)
+    model: Place = _option(
+        "Alias (`launch models`), Hub repo id or local folder.", MODEL, default=..., short="-m", scripts=SCRIPTS
+    )
+    revision: Revision | None = _option("Branch, tag or commit of the model.", MODEL, scripts=SCRIPTS, open=True)
     modality: Literal["text", "vision"] | None = _option("Where a model can do both.", MODEL)
-    load_in: Literal["auto", "4bit", "16bit"] = _option("Precision of the frozen weights.", MODEL, default="auto")
+    load_in: Literal["auto", "4bit", "16bit"] = _option(
+        "Precision of the frozen weights.", MODEL, default="auto", scripts=SCRIPTS
+    )
     engine: Literal["unsloth", "trl"] = _option("trl is for comparing estimates only.", MODEL, default="unsloth")
     trust_remote_code: bool = _option(
-        "Run the Python of the model's repo; only with --revision as a whole commit hash.", MODEL, default=False
+        "Run the Python of the model's repo; only with --revision as a whole commit hash.",
+        MODEL,
+        default=False,
+        scripts=SCRIPTS,
     )
-    chat_template: str | None = _option("Unsloth template name, for models that bring none.", MODEL)
+    chat_template: str | None = _option(
+        "Unsloth template name, for models that bring none.", MODEL, scripts=TRAINING_SCRIPTS, open=True
+    )
 
-    dataset: Place | None = _option("Hub dataset, or a json, jsonl, csv or parquet file.", DATA)
-    dataset_config: Part | None = _option("Configuration (subset) of the dataset.", DATA)
-    dataset_split: Part = _option("Split to train on.", DATA, default="train")
-    dataset_revision: Revision | None = _option("Branch, tag or commit of the dataset.", DATA)
+    dataset: Place | None = _option(
+        "Hub dataset, or a json, jsonl, csv or parquet file.", DATA, scripts=TRAINING_SCRIPTS
+    )
+    dataset_config: Part | None = _option(
+        "Configuration (subset) of the dataset.", DATA, scripts=TRAINING_SCRIPTS, open=True
+    )
+    dataset_split: Part = _option("Split to train on.", DATA, default="train", scripts=TRAINING_SCRIPTS)
+    dataset_revision: Revision | None = _option(
+        "Branch, tag or commit of the dataset.", DATA, scripts=TRAINING_SCRIPTS, open=True
+    )
     dataset_rows: int | None = _option("Rows in the dataset, where it can't be looked up.", DATA, gt=0)
-    eval_split: Part | None = _option("Split to evaluate on.", DATA)
-    eval_rows: int | None = _option("Rows held out for evaluation (0: none).", DATA, ge=0, le=100_000)
-    streaming: bool | None = _option("Read the dataset as a stream; needs --max-steps.", DATA)
-    train_on: Literal["assistant", "all"] = _option("Tokens that count in the loss.", DATA, default="assistant")
+    eval_split: Part | None = _option("Split to evaluate on.", DATA, scripts=TRAINING_SCRIPTS, open=True)
+    eval_rows: int | None = _option(
+        "Rows held out for evaluation (0: none).", DATA, ge=0, le=100_000, scripts=TRAINING_SCRIPTS
+    )
+    streaming: bool | None = _option("Read the dataset as a stream; needs --max-steps.", DATA, scripts=TRAINING_SCRIPTS)
+    train_on: Literal["assistant", "all"] = _option(
+        "Tokens that count in the loss.", DATA, default="assistant", scripts=TRAINING_SCRIPTS
+    )
 
     image_size: int | None = _option(
-        "Longest side of an image in pixels; larger ones are shrunk.", DATA, ge=28, le=8192
+        "Longest side of an image in pixels; larger ones are shrunk.", DATA, ge=28, le=8192, scripts=(VISION,)
     )
 
-    max_steps: int | None = _option("Optimizer steps.", TRAINING, gt=0, le=10_000_000)
-    num_train_epochs: float | None = _option("Passes over the dataset.", TRAINING, gt=0, le=1000)
-    max_length: int | None = _option("Tokens per row; longer rows are cut.", TRAINING, ge=16, le=1_048_576)
-    batch_size: int | None = _option("Rows per GPU and forward pass.", TRAINING, gt=0, le=4096)
-    gradient_accumulation: int | None = _option("Forward passes per optimizer step.", TRAINING, gt=0, le=65536)
+    max_steps: int | None = _option(
+        "Optimizer steps.", TRAINING, gt=0, le=10_000_000, scripts=TRAINING_SCRIPTS, open=True
+    )
+    num_train_epochs: float | None = _option(
+        "Passes over the dataset.", TRAINING, gt=0, le=1000, scripts=TRAINING_SCRIPTS, open=True
+    )
+    max_length: int | None = _option(
+        "Tokens per row; longer rows are cut.", TRAINING, ge=16, le=1_048_576, scripts=TRAINING_SCRIPTS
+    )
+    batch_size: int | None = _option(
+        "Rows per GPU and forward pass.", TRAINING, gt=0, le=4096, scripts=TRAINING_SCRIPTS
+    )
+    gradient_accumulation: int | None = _option(
+        "Forward passes per optimizer step.", TRAINING, gt=0, le=65536, scripts=TRAINING_SCRIPTS
+    )
     effective_batch_size: int | None = _option("Rows per optimizer step over all GPUs.", TRAINING, gt=0, le=65536)
-    packing: bool | None = _option("Fill each row up to --max-length with several examples.", TRAINING)
-    learning_rate: float = _option("Peak learning rate.", TRAINING, default=2e-4, gt=0, le=1)
+    packing: bool | None = _option("Fill each row up to --max-length with several examples.", TRAINING, scripts=(TEXT,))
+    learning_rate: float = _option("Peak learning rate.", TRAINING, default=2e-4, gt=0, le=1, scripts=TRAINING_SCRIPTS)
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = _option(
-        "Learning-rate schedule.", TRAINING, default="linear")  # fmt: skip
-    warmup_ratio: float = _option("Share of the steps spent warming up.", TRAINING, default=0.03, ge=0, lt=1)
-    weight_decay: float = _option("Weight decay.", TRAINING, default=0.01, ge=0, le=10)
+        "Learning-rate schedule.", TRAINING, default="linear", scripts=TRAINING_SCRIPTS)  # fmt: skip
+    warmup_ratio: float = _option(
+        "Share of the steps spent warming up.", TRAINING, default=0.03, ge=0, lt=1, scripts=TRAINING_SCRIPTS
+    )
+    weight_decay: float = _option("Weight decay.", TRAINING, default=0.01, ge=0, le=10, scripts=TRAINING_SCRIPTS)
     optim: Literal["adamw_8bit", "adamw_torch", "paged_adamw_8bit"] = _option(
-        "Optimizer.", TRAINING, default="adamw_8bit")  # fmt: skip
-    seed: int = _option("Seed of the data order and the adapter.", TRAINING, default=3407, ge=0, lt=2**32)
-    logging_steps: int = _option("Steps between two loss lines.", TRAINING, default=1, gt=0)
-    eval_steps: int | None = _option("Steps between evaluations (else only at the end).", TRAINING, gt=0)
+        "Optimizer.", TRAINING, default="adamw_8bit", scripts=TRAINING_SCRIPTS)  # fmt: skip
+    seed: int = _option(
+        "Seed of the data order and the adapter.", TRAINING, default=3407, ge=0, lt=2**32, scripts=TRAINING_SCRIPTS
+    )
+    logging_steps: int = _option("Steps between two loss lines.", TRAINING, default=1, gt=0, scripts=TRAINING_SCRIPTS)
+    eval_steps: int | None = _option(
+        "Steps between evaluations (else only at the end).", TRAINING, gt=0, scripts=TRAINING_SCRIPTS, open=True
+    )
     checkpoint_minutes: float = _option(
-        "Minutes between two checkpoints (0: none).", TRAINING, default=10.0, ge=0, le=1440
+        "Minutes between two checkpoints (0: none).", TRAINING, default=10.0, ge=0, le=1440, scripts=TRAINING_SCRIPTS
     )
 
-    lora_r: int = _option("Rank.", LORA, default=16, gt=0, le=1024)
-    lora_alpha: int | None = _option("Scale; the rank where not given.", LORA, gt=0, le=4096)
-    lora_dropout: float = _option("Dropout.", LORA, default=0.0, ge=0, lt=1)
+    lora_r: int = _option("Rank.", LORA, default=16, gt=0, le=1024, scripts=TRAINING_SCRIPTS)
+    lora_alpha: int | None = _option("Scale; the rank where not given.", LORA, gt=0, le=4096, scripts=TRAINING_SCRIPTS)
+    lora_dropout: float = _option("Dropout.", LORA, default=0.0, ge=0, lt=1, scripts=TRAINING_SCRIPTS)
 
-    finetune_vision_layers: bool = _option("Vision models: adapt the layers that see.", LORA, default=True)
-    finetune_language_layers: bool = _option("Vision models: adapt the language model.", LORA, default=True)
-    finetune_attention_modules: bool = _option("Vision models: adapt the attention.", LORA, default=True)
-    finetune_mlp_modules: bool = _option("Vision models: adapt the MLPs.", LORA, default=True)
+    finetune_vision_layers: bool = _option(
+        "Vision models: adapt the layers that see.", LORA, default=True, scripts=(VISION,)
+    )
+    finetune_language_layers: bool = _option(
+        "Vision models: adapt the language model.", LORA, default=True, scripts=(VISION,)
+    )
+    finetune_attention_modules: bool = _option(
+        "Vision models: adapt the attention.", LORA, default=True, scripts=(VISION,)
+    )
+    finetune_mlp_modules: bool = _option("Vision models: adapt the MLPs.", LORA, default=True, scripts=(VISION,))
 
-    output_repo: RepoName | None = _option("Where the result is pushed, NAME or NAMESPACE/NAME.", OUTPUT)
+    output_repo: RepoName | None = _option(
+        "Where the result is pushed, NAME or NAMESPACE/NAME.", OUTPUT, scripts=SCRIPTS, open=True
+    )
     push: bool = _option("Push the result to the Hub.", OUTPUT, default=True)
-    private: bool = _option("Create the output repo as private.", OUTPUT, default=False)
-    merge: Literal["16bit", "4bit"] | None = _option("Merge the adapter into the model, as a copy of its own.", OUTPUT)
-    merged_repo: RepoName | None = _option("Where the merged model is pushed (else merged/ in the repo).", OUTPUT)
+    private: bool = _option("Create the output repo as private.", OUTPUT, default=False, scripts=SCRIPTS)
+    merge: Literal["16bit", "4bit"] | None = _option(
+        "Merge the adapter into the model, as a copy of its own.", OUTPUT, scripts=SCRIPTS, open=True
+    )
+    merged_repo: RepoName | None = _option(
+        "Where the merged model is pushed (else merged/ in the repo).", OUTPUT, scripts=SCRIPTS, open=True
+    )
     gguf: tuple[Gguf, ...] = _option("Export as a GGUF file of that type, such as q4_k_m; may be repeated.", OUTPUT,
-                                     default=())  # fmt: skip
-    run_name: Name | None = _option("Name of the run.", OUTPUT, max_length=96)
-    sample_rows: int = _option("Evaluation rows answered before and after training.", OUTPUT, default=0, ge=0, le=20)
-    trackio_project: Part | None = _option("Trackio project.", OUTPUT, max_length=96)
-    trackio_space: str | None = _option("Space that shows the metrics, USER/NAME.", OUTPUT)
+                                     default=(), scripts=SCRIPTS)  # fmt: skip
+    run_name: Name | None = _option("Name of the run.", OUTPUT, max_length=96, scripts=SCRIPTS)
+    sample_rows: int = _option(
+        "Evaluation rows answered before and after training.", OUTPUT, default=0, ge=0, le=20, scripts=TRAINING_SCRIPTS
+    )
+    trackio_project: Part | None = _option(
+        "Trackio project.", OUTPUT, max_length=96, scripts=TRAINING_SCRIPTS, open=True
+    )
+    trackio_space: str | None = _option(
+        "Space that shows the metrics, USER/NAME.", OUTPUT, scripts=TRAINING_SCRIPTS, open=True
+    )
 
     flavor: str = _option("Jobs flavor (`launch flavors`), or auto.", MACHINE, default="auto")
     prefer: Literal["cheap", "fast"] = _option(

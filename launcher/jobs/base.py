@@ -8,12 +8,13 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from launcher.errors import RefusedError, RequestError, ServiceError
+from launcher.hub.client import read_token
 from launcher.plan.record import AnyPlan
 from launcher.text import SHORTEST
 
@@ -47,6 +48,8 @@ class JobRequest:
     plan: AnyPlan
     script: str
     script_name: str
+    beside: dict[str, str] = field(default_factory=dict)
+    """Other scripts that lie beside it, by name: what it starts itself."""
     script_args: tuple[str, ...] = ()
     image: str | None = None
     flavor: str
@@ -75,7 +78,7 @@ class JobRequest:
     @property
     def remote_names(self) -> dict[str, str]:
         """What is sent, each under the name that it has in the Job's /data."""
-        return _remote_names((self.script_name, PLAN_FILE, *self.files))
+        return _remote_names((self.script_name, *self.beside, PLAN_FILE, *self.files))
 
     def describe(self) -> dict[str, Any]:
         """The Job as the service would run it, for people and for `--dry-run --json`; reads no network, no token."""
@@ -268,7 +271,7 @@ def secret_values(names: tuple[str, ...]) -> dict[str, str]:
 
     Raises `RequestError` with the names that have none.
     """
-    values = {name: _hub_token() if name == "HF_TOKEN" else os.environ.get(name) for name in names}
+    values = {name: read_token() if name == "HF_TOKEN" else os.environ.get(name) for name in names}
     missing = [name for name, value in values.items() if not value]
     if "HF_TOKEN" in missing:
         raise RequestError(
@@ -285,16 +288,11 @@ def secret_values(names: tuple[str, ...]) -> dict[str, str]:
 
 def require_hidden(request: JobRequest, values: dict[str, str]) -> None:
     """Raise `RefusedError` where the value of a secret stands in what the service shows, or in the script."""
-    shown = json.dumps([request.describe(), request.plan.model_dump(mode="json")], ensure_ascii=False) + request.script
+    told = json.dumps([request.describe(), request.plan.model_dump(mode="json")], ensure_ascii=False)
+    shown = "".join([told, request.script, *request.beside.values()])
     for name, value in values.items():
         if len(value) >= SHORTEST and value in shown:
             raise RefusedError(
                 f"the value of the secret {name} stands in the request itself, where others would see it.",
                 "Take it out of the options; --secrets sends it, encrypted.",
             )
-
-
-def _hub_token() -> str | None:
-    from launcher.hub.client import read_token
-
-    return read_token()

@@ -113,7 +113,8 @@ def create(request: JobRequest, backend: str) -> Run:
     folder.mkdir(mode=0o700)
     run = Run(folder)
     run.write(PLAN, request.plan.model_dump_json(indent=2) + "\n")
-    run.write(request.script_name, request.script)
+    for name, text in {request.script_name: request.script, **request.beside}.items():
+        run.write(name, text)
     run.write(
         REQUEST,
         {

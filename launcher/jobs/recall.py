@@ -34,7 +34,7 @@ _OF_ONE_JOB = ("request", "artifacts", "resumes")
 _SCRIPT = re.compile(r"\w[\w-]*\.py", re.ASCII)
 _DONE = "checkpoints/done"
 # Written last: without it the rest of a checkpoint is a torn one.
-_CHECKPOINT = re.compile(r"(?:.*/)?checkpoints/step-(\d{1,12})/manifest\.json")
+_CHECKPOINT = re.compile(r"(?:.*/)?checkpoints/checkpoint-(\d{1,12})/manifest\.json")
 _ANEW = "Start it anew with its options; `launch ps --all` lists the Jobs of this launcher."
 
 

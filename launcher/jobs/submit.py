@@ -112,7 +112,7 @@ class Submission:
     def _prepare(self) -> None:
         """Put the script, the plan and the files beside it where the Job finds them, in a bucket that is private."""
         bucket, folder = split_artifacts(self.artifacts)
-        kept = {name: self._folder / name for name in (self._request.script_name, PLAN_FILE)}
+        kept = {name: self._folder / name for name in (self._request.script_name, *self._request.beside, PLAN_FILE)}
         files = [
             (kept.get(name, Path(name)), f"{folder}/{remote}") for name, remote in self._request.remote_names.items()
         ]

@@ -17,8 +17,7 @@ from launcher.plan import adapter
 from launcher.plan.adapter import CONFIG, Adapter
 from launcher.plan.record import AnyPlan, Plan
 from launcher.runs import why
-from launcher.runs.find import File, Folder, HubJob, LocalRun, Repo
-from launcher.runs.find import find as find_name
+from launcher.runs.find import File, Folder, HubJob, LocalRun, Repo, find
 
 _LOOKS = 10
 """Commits of a repo that are looked at for a run's own adapter."""
@@ -27,13 +26,13 @@ _LOOKS = 10
 _LARGEST = 16 * 2**20
 
 
-def find(source: str, revision: str | None, local: bool, hub: Hub) -> tuple[Adapter, Plan | None]:
+def locate(source: str, revision: str | None, local: bool, hub: Hub) -> tuple[Adapter, Plan | None]:
     """The adapter of that name, and the plan that it was trained by where `source` is a run.
 
     `source` is a folder, a run or a Job, or a repo of the Hub; `local` where the folder of a run of this machine is as
     good as its repo. Raises `RequestError` where there is no adapter.
     """
-    match find_name(source):
+    match find(source):
         case Folder(path):
             return adapter.read_folder(path), None
         case Repo(repo, at):

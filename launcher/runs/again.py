@@ -17,6 +17,7 @@ from launcher.estimate import duration, memory
 from launcher.hub import access
 from launcher.hub.client import Hub
 from launcher.jobs import folder
+from launcher.jobs import request as requests
 from launcher.jobs.base import ARTIFACTS_ENV, ARTIFACTS_MOUNT, DEFAULT_IMAGE, TIMEOUT_FLAG, Backend, Job, JobRequest
 from launcher.jobs.folder import REQUEST, Run
 from launcher.plan import export
@@ -74,7 +75,9 @@ def find(name: str, tables: Catalog, trusted: str | None = None, places: Places 
         plan = request.plan.changed(_repos(args))
     except ValidationError as error:
         raise from_validation(error) from error
-    return Again(replace(request, plan=plan, script_args=args), own=True, notes=notes)
+    # A request that was put together again does not name what lay beside its script.
+    beside = requests.copies_of(plan, tables.stack) | request.beside
+    return Again(replace(request, plan=plan, script_args=args, beside=beside), own=True, notes=notes)
 
 
 def recall(backend: Backend, job_id: str) -> JobRequest:
@@ -182,6 +185,7 @@ def _from_run(run: Run) -> JobRequest:
             plan=plan,
             script=script.read_bytes().decode(),
             script_name=script.name,
+            beside={path.name: path.read_text("utf-8") for path in script.parent.glob("*.py") if path != script},
             script_args=tuple(kept["script_args"]),
             image=None if image == DEFAULT_IMAGE else image,
             flavor=str(kept["flavor"]),

@@ -166,7 +166,8 @@ def _path(name: str) -> File | Folder | None:
 
 def _unknown(name: str) -> RequestError:
     error = unknown("run", name[:200], (run.id for run in folder.every()), "launch ps --all")
-    return RequestError(error.message, f"{error.hint} {_MAY_BE}")
+    near = error.hint.partition("?")[0] + "? " if "?" in error.hint else ""
+    return RequestError(error.message, near + _MAY_BE)
 
 
 def _from_hub(repo: str, revision: str | None) -> Kept:

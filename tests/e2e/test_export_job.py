@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -211,9 +212,9 @@ def test_of_a_job_that_is_not_kept_here_too(hub: Hub, launch: Any, launch_home: 
         (("tester/houses",), 2, "neither --merge nor --gguf is given"),
         (("tester/none", "--merge", "16bit"), 2, "the model 'tester/none' does not exist"),
         ((BASE, "--merge", "16bit"), 2, "it is a whole model, not a LoRA adapter"),
-        (("20200101", "--merge", "16bit"), 2, "there is no Job '20200101'"),
+        (("20200101", "--merge", "16bit"), 2, "unknown run '20200101'"),
         (("./absent", "--merge", "16bit"), 2, "holds no adapter_config.json"),
-        (("a/b/c", "--merge", "16bit"), 2, "is no run, no repo of the Hub"),
+        (("a/b/c", "--merge", "16bit"), 2, "unknown run 'a/b/c'. A NAME is a run's id"),
         (("tester/houses", "--merge", "16bit", "--revision", "v9"), 2, "has no such revision"),
         (("tester/houses", "--merge", "4bit", "--flavor", "cpu-basic"), 3, "4-bit weights need a GPU"),
         (("tester/houses", "--merge", "16bit", "--output-repo", "someone/x"), 3, "--output-repo: tester can't write"),
@@ -273,8 +274,9 @@ def test_the_seam_to_the_script(hub: Hub, launch: Any) -> None:
     """The flags that the script is rendered with are the plan's."""
     whole = json.loads(launch("export", "tester/houses", "--gguf", "q8_0", "--dry-run", "--json"))
     compile(whole["script"], "export.py", "exec")
-    assert '"adapter": "tester/houses"' in whole["script"]
-    assert f'"adapter_revision": "{whole["plan"]["adapter_revision"]}"' in whole["script"]
+    options = dict(re.findall(r"^    (\w+): Annotated\[.*\] = (.*)$", whole["script"], re.MULTILINE))
+    assert options["adapter"] == '"tester/houses"'
+    assert options["adapter_revision"] == f'"{whole["plan"]["adapter_revision"]}"'
 
 
 @pytest.mark.slow

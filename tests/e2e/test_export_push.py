@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +23,31 @@ from tests.unit.sample import JOB_SCRIPTS
 REPO = "tester/houses"
 # Calls in the training stack's own environment, which has another release of the Hub's client; the last one's answer.
 CALL = """\
-import json, runpy, sys
+import json, sys
+from importlib import import_module
 from pathlib import Path
-from argparse import Namespace
-script = runpy.run_path(sys.argv[1], run_name="called")
+from parts.copies import Copy
+from parts.copy_cards import Origin
+from parts.say import UserError
 
 def given(word):
     if isinstance(word, dict):
-        return Namespace(**word) if "run_name" in word else {name: given(value) for name, value in word.items()}
+        return (Copy if "kind" in word else Origin)(**word)
+    if isinstance(word, list):
+        return [given(item) for item in word]
     return Path(word) if isinstance(word, str) and word.startswith("/") else word
 
 try:
-    for name, words in json.loads(sys.argv[2]):
-        found = script[name](*map(given, words))
+    for name, words in json.loads(sys.argv[1]):
+        module, name = name.split(".")
+        found = getattr(import_module(f"parts.{module}"), name)(*map(given, words))
     print(json.dumps(found))
-except script["UserError"] as problem:
+except UserError as problem:
     print(json.dumps([problem.status, problem.paragraph]))
 """
 CARD = "---\ndatasets:\n- trl-lib/Capybara\nlicense: apache-2.0\n---\n# houses\n\nWritten by hand.\n"
-ARGS = {"run_name": "r", "adapter": REPO, "adapter_revision": None, "model": "org/base", "revision": "c" * 40,
-        "trust_remote_code": False, "max_length": 64, "load_in": "16bit", "dataset": "trl-lib/Capybara"}  # fmt: skip
+ORIGIN = {"adapter": REPO, "model": "org/base", "commit": "c" * 40, "ask": "chat", "trust_remote_code": False,
+          "run_name": "r"}  # fmt: skip
 Call = Callable[..., Any]
 
 
@@ -71,10 +75,11 @@ def python() -> str:
 
 @pytest.fixture
 def call(hub: Hub, python: str) -> Call:
-    def run(*calls: tuple[str, list[Any]], script: str = "export.py") -> Any:
-        """What the last of the script's functions returns, or the status and the words of its refusal."""
-        command = [python, "-c", CALL, str(JOB_SCRIPTS / script), json.dumps(calls)]
+    def run(*calls: tuple[str, list[Any]]) -> Any:
+        """What the last of the parts' functions returns, or the status and the words of its refusal."""
+        command = [python, "-c", CALL, json.dumps(calls)]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "VIRTUAL_"))}
+        inherited["PYTHONPATH"] = str(JOB_SCRIPTS.parent / "templates")
         done = subprocess.run(
             command, env=inherited | hub.env(), capture_output=True, text=True, timeout=120, check=False
         )
@@ -97,7 +102,7 @@ def test_a_push_deletes_what_is_stale_in_its_own_commit(hub: Hub, call: Call, tm
             hub.fail_next(failure, f"POST /api/models/{REPO}/commit", times=1)
             repo.commit({**repo.head.files, "old.bin": repo.head.files["README.md"]}, "once more")
         stale = ["old.bin", "same.bin", "never-there.bin"]
-        call(("push", [str(tmp_path), REPO, ["new.bin", "same.bin"], stale]))
+        call(("push.push", [str(tmp_path), REPO, ["new.bin", "same.bin"], stale]))
         assert {"README.md", "new.bin", "same.bin", "mine.bin"} <= set(repo.files)
         assert "old.bin" not in repo.files
         assert repo.files["same.bin"] == b"new"
@@ -107,12 +112,13 @@ def test_a_push_deletes_what_is_stale_in_its_own_commit(hub: Hub, call: Call, tm
 @pytest.mark.parametrize("name", ["houses", "tester/houses", "tester/other"])
 def test_a_merged_model_goes_to_no_repo_with_an_adapter(hub: Hub, call: Call, name: str) -> None:
     hub.add_repo("tester/other", files={"adapter_config.json": "{}"})
-    args = {"run_name": "r", "merged_repo": name, "private": False}
-    status, said = call(("open_merged_repo", [args, REPO]))
+    status, said = call(("copies.open_merged_repo", [name, REPO, False, True]))
     assert status == 3
     assert f"--merged-repo tester/{name.split('/')[-1]}: the adapter is there" in said
-    assert call(("open_merged_repo", [args | {"merged_repo": "whole"}, REPO])) == "tester/whole"
-    assert call(("open_merged_repo", [args | {"merged_repo": None}, REPO])) is None
+    # A dry run makes nothing.
+    for create in (False, True):
+        assert call(("copies.open_merged_repo", ["whole", REPO, False, create])) == "tester/whole"
+        assert ("tester/whole" in hub.repos) == create
 
 
 def files_of(hub: Hub, name: str) -> set[str]:
@@ -120,14 +126,10 @@ def files_of(hub: Hub, name: str) -> set[str]:
 
 
 def merged_copy(folder: Path, *names: str) -> Path:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for name in ("config.json", *names):
         (folder / name).write_bytes(b"{}")
     return folder
-
-
-def merged(kind: str) -> dict[str, Any]:
-    return {"kind": "merged", "name": kind, "repo": None, "error": "not made", "checked": "the same answer"}
 
 
 IN_SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json")
@@ -139,10 +141,12 @@ def test_a_merged_copy_leaves_nothing_of_an_earlier_one(
 ) -> None:
     """transformers would load the one file of the 4-bit copy, and not the shards of the later one."""
     hub.add_repo("tester/whole", files={"NOTES.md": "mine"})
-    (tmp_path / "place").mkdir()
     for kind, names in (("4bit", ("model.safetensors", "chat_template.jinja")), ("16bit", IN_SHARDS)):
-        copy = merged_copy(tmp_path / kind, *names)
-        call(("keep_merged", [merged(kind), ARGS, {kind: str(copy)}, str(tmp_path / "place"), REPO, merged_repo]))
+        copy = merged_copy(tmp_path / kind / "merged", *names)
+        if merged_repo:
+            call(("copies.push_merged_alone", [str(copy), merged_repo, "# whole\n"]))
+        else:
+            call(("copies.push_merged_beside", [str(copy), REPO]))
     adapter = {"adapter_config.json", "adapter_model.safetensors"}
     if merged_repo:
         assert files_of(hub, merged_repo) == {"NOTES.md", "config.json", "chat_template.jinja", *IN_SHARDS}
@@ -159,8 +163,7 @@ def test_a_gguf_file_takes_the_place_of_earlier_ones_of_its_type(hub: Hub, call:
     hub.add_repo("tester/seeing", files=dict.fromkeys((*earlier, "Q4_K_M.md", "other/r.Q4_K_M.gguf"), b"GGUF"))
     for name in ("seeing.Q4_K_M.gguf", "seeing.F16-mmproj.gguf", "houses.F16-mmproj.gguf", "Modelfile"):
         (tmp_path / name).write_bytes(b"new")
-    entry = {"kind": "gguf", "name": "q4_k_m", "path": "seeing.Q4_K_M.gguf"}
-    call(("push_gguf", [entry, str(tmp_path), "tester/seeing"]), script="export_vlm.py")
+    call(("copies.push_gguf", [str(tmp_path / "seeing.Q4_K_M.gguf"), "q4_k_m", "tester/seeing"]))
     new = {"seeing.Q4_K_M.gguf", "seeing.F16-mmproj.gguf", "Modelfile"}
     assert files_of(hub, "tester/seeing") == {*new, "houses.Q8_0.gguf", "Q4_K_M.md", "other/r.Q4_K_M.gguf"}
     assert len(hub.repos["tester/seeing"].commits) == 2
@@ -176,40 +179,47 @@ def pushed_card(hub: Hub, name: str) -> tuple[str, dict[str, Any]]:
     return text, found
 
 
-@pytest.mark.parametrize("script", ["sft_text.py", "sft_vlm.py", "export.py", "export_vlm.py"])
-def test_a_merged_model_in_a_repo_of_its_own_has_a_card(hub: Hub, call: Call, tmp_path: Path, script: str) -> None:
-    (tmp_path / "place").mkdir()
-    copy = merged_copy(tmp_path / "copy", "model.safetensors", "chat_template.jinja")
-    words = [merged("16bit"), ARGS, {"16bit": str(copy)}, str(tmp_path / "place"), REPO, "tester/whole"]
+MERGED = {"kind": "merged", "name": "16bit", "path": None, "repo": "tester/whole", "gib": 2.0, "checked": "so",
+          "error": None}  # fmt: skip
+
+
+@pytest.mark.parametrize("ask", ["chat", "picture"])
+def test_a_merged_model_in_a_repo_of_its_own_has_a_card(hub: Hub, call: Call, tmp_path: Path, ask: str) -> None:
+    copy, adapter = merged_copy(tmp_path / "copy", "model.safetensors", "chat_template.jinja"), tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "README.md").write_text(CARD, encoding="utf-8")
     hub.add_repo("tester/whole", files={})
-    call(("keep_merged", words), script=script)
+    card = call(("copy_cards.copies_card", [ORIGIN | {"ask": ask}, str(adapter), "tester/whole", [MERGED]]))
+    call(("copies.push_merged_alone", [str(copy), "tester/whole", card]))
     text, data = pushed_card(hub, "tester/whole")
-    # Of a model that is not the chosen one a training knows no licence.
-    licence = {"license": "apache-2.0"} if script.startswith("export") else {}
-    assert data == licence | {
+    assert data == {
         "library_name": "transformers", "base_model": "org/base", "base_model_relation": "finetune",
-        "datasets": ["trl-lib/Capybara"], "tags": ["unsloth", "launch"],
-        "pipeline_tag": "image-text-to-text" if "vlm" in script else "text-generation",
+        "datasets": ["trl-lib/Capybara"], "tags": ["unsloth", "launch"], "license": "apache-2.0",
+        "pipeline_tag": "image-text-to-text" if ask == "picture" else "text-generation",
     }  # fmt: skip
     assert "# whole\n" in text
     assert "[`tester/houses`](https://huggingface.co/tester/houses) merged into it" in text
     assert "[`org/base`](https://huggingface.co/org/base) at `cccccccccccc`" in text
-    assert "| `16bit` | 0.00 GiB, the same answer |" in text
+    assert "| `16bit` | 2.00 GiB, so |" in text
     assert text.count("### ") == 1
     assert 'place = "tester/whole"\n' in text
-    assert ("The base model's licence holds for it too: `apache-2.0`." in text) == bool(licence)
+    assert "The base model's licence holds for it too: `apache-2.0`." in text
+
+
+def test_a_licence_of_its_makers_own_has_its_name_and_its_place(call: Call, hub: Hub, tmp_path: Path) -> None:
+    plan = {"licence": "other", "licence_name": "lfm1.0", "licence_link": "https://example.org/LICENSE"}
+    (tmp_path / "run.json").write_text(json.dumps({"plan": plan}), encoding="utf-8")
+    text = call(("copy_cards.copies_card", [ORIGIN, str(tmp_path), "tester/whole", [MERGED]]))
+    assert problems(text) == ([], [])
+    assert "license: other\nlicense_name: lfm1.0\nlicense_link: https://example.org/LICENSE\n" in text
+    assert "The base model's licence holds for it too: `lfm1.0`." in text
 
 
 def test_a_card_that_the_hub_refuses_costs_no_copy(hub: Hub, call: Call, tmp_path: Path) -> None:
-    repo = hub.repos[REPO]
-    # Of a licence that looks like one.
-    odd = CARD.replace("apache-2.0", "nobody-1.0")
-    repo.commit({**repo.head.files, "README.md": replace(repo.head.files["README.md"], data=odd.encode())}, "odd")
     hub.add_repo("tester/whole", files={})
-    (tmp_path / "place").mkdir()
     copy = merged_copy(tmp_path / "copy", "model.safetensors")
-    words = [merged("16bit"), ARGS, {"16bit": str(copy)}, str(tmp_path / "place"), REPO, "tester/whole"]
-    call(("keep_merged", words))
+    # Of a licence that looks like one.
+    call(("copies.push_merged_alone", [str(copy), "tester/whole", CARD.replace("apache-2.0", "nobody-1.0")]))
     assert set(hub.repos["tester/whole"].files) - {".gitattributes"} == {"config.json", "model.safetensors"}
 
 
@@ -229,9 +239,13 @@ def test_copies_of_an_adapter_without_a_card_get_one(hub: Hub, call: Call, tmp_p
     hub.add_repo(copies, files={})
     (tmp_path / "adapter").mkdir()
     (tmp_path / "out").mkdir()
-    args, result = ARGS | {"adapter": plain}, {"output_repo": copies, "device": "cpu"}
-    words = [args, str(tmp_path / "adapter"), str(tmp_path / "adapter"), str(tmp_path / "out")]
-    call(("tell_of_exports", [*words, [gguf("q8_0", copies)], result]))
+    origin = ORIGIN | {"adapter": plain}
+
+    def tell(kind: str) -> None:
+        words = [origin, str(tmp_path / "adapter"), str(tmp_path / "out"), copies, [gguf(kind, copies)]]
+        call(("copy_cards.tell_of_copies", words), ("push.push", [str(tmp_path / "out"), copies, ["README.md"]]))
+
+    tell("q8_0")
     text, data = pushed_card(hub, copies)
     assert (data["base_model"], data["base_model_relation"]) == ("org/base", "quantized")
     assert "library_name" not in data
@@ -241,7 +255,7 @@ def test_copies_of_an_adapter_without_a_card_get_one(hub: Hub, call: Call, tmp_p
     # A later export adds to it.
     held = hub.repos[copies]
     held.commit({**held.head.files, "houses.Q8_0.gguf": StoredFile(b"GGUF")}, "the first")
-    call(("tell_of_exports", [*words, [gguf("q4_k_m", copies)], result]))
+    tell("q4_k_m")
     text, _ = pushed_card(hub, copies)
     assert [line for line in text.splitlines() if line.startswith("| `")] == [
         "| `houses.Q8_0.gguf` | 0.50 GiB, the same answer in llama.cpp |",
@@ -271,10 +285,10 @@ def test_the_card_beside_an_adapter_keeps_its_words_and_names_every_file(hub: Hu
     }
     out = tmp_path / "out"
     out.mkdir()
-    result = {"output_repo": REPO, "device": "cpu"}
     for kind in ("4bit", "16bit"):
         entries = [place | {"name": kind}, gguf("q4_k_m", REPO), gguf("q8_0", None) | {"error": "no"}]
-        call(("tell_of_exports", [ARGS, str(tmp_path), str(tmp_path), str(out), entries, result]))
+        words = [ORIGIN, str(tmp_path), str(out), REPO, entries]
+        call(("copy_cards.tell_of_copies", words), ("push.push", [str(out), REPO, ["README.md"]]))
         (tmp_path / "README.md").write_bytes(repo.files["README.md"])
     text, _ = pushed_card(hub, REPO)
     assert "Written by hand." in text
@@ -292,23 +306,23 @@ def test_the_card_beside_an_adapter_keeps_its_words_and_names_every_file(hub: Hu
 
 # Of a vision adapter whose folder holds a tokenizer alone, then a processor too, and of a model that sees nothing.
 READERS = """\
-import json, runpy, sys
-from argparse import Namespace
+import json, sys
 from pathlib import Path
 from types import SimpleNamespace
+from parts.copies import reader_of
+from parts.say import UserError
 from transformers import AutoTokenizer, CLIPImageProcessor, LlavaProcessor
-script = runpy.run_path(sys.argv[1], run_name="called")
-folder, args = Path(sys.argv[2]), Namespace(adapter="me/m", trust_remote_code=False)
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[3])
+folder = Path(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[2])
 tokenizer.save_pretrained(folder)
 own = SimpleNamespace(image_processor="the model's own")
-kept = script["reader_of"](args, folder, own) is own
+kept = reader_of(folder, own, True, False) is own
 try:
-    script["reader_of"](args, folder, SimpleNamespace(image_processor=None))
-except script["UserError"] as problem:
+    reader_of(folder, SimpleNamespace(image_processor=None), True, False)
+except UserError as problem:
     refused = problem.paragraph
 LlavaProcessor(CLIPImageProcessor(), tokenizer, patch_size=14).save_pretrained(folder)
-read = type(script["reader_of"](args, folder, own)).__name__
+read = [type(reader_of(folder, own, sees, False)).__name__ for sees in (True, False)]
 print(json.dumps([kept, refused, read]))
 """
 
@@ -316,10 +330,12 @@ print(json.dumps([kept, refused, read]))
 def test_a_vision_adapter_with_a_tokenizer_alone_keeps_the_models_processor(
     python: str, smollm2: Path, tmp_path: Path
 ) -> None:
-    command = [python, "-c", READERS, str(JOB_SCRIPTS / "export_vlm.py"), str(tmp_path), str(smollm2)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    command = [python, "-c", READERS, str(tmp_path), str(smollm2)]
+    env = os.environ | {"PYTHONPATH": str(JOB_SCRIPTS.parent / "templates")}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     kept, refused, read = json.loads(done.stdout.splitlines()[-1])
     assert kept
-    assert refused.startswith("the processor of me/m takes no pictures.")
-    assert read == "LlavaProcessor"
+    assert f"the processor of {tmp_path} takes no pictures." in refused
+    assert read[0] == "LlavaProcessor"
+    assert "Tokenizer" in read[1]

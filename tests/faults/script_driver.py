@@ -23,6 +23,8 @@ def load(path: str) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Where its dataclass looks for the types of its fields.
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 

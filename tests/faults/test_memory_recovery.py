@@ -30,7 +30,6 @@ def test_memory_that_runs_out_halves_the_batch_from_the_last_checkpoint(
     )
     assert len(FIRST.findall(found.log)) == 1
     assert found.log.count("out of memory: batch 2 -> 1, accumulation 2 -> 4") == 1
-    assert found.log.count("out of memory in evaluation: batch 2 -> 1\n") == 1
     # What was learned before is neither lost nor done again.
     assert found.log.count("resumed from step 1\n") == 2
     assert found.steps == [1, 2, 3]

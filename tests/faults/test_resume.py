@@ -47,9 +47,9 @@ def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint(
     folder = tmp_path / "killed" / "checkpoints"
     newest = max(first.checkpoints)
     # The newest is torn, and another was being written.
-    optimizer = folder / f"step-{newest}" / "optimizer.pt"
+    optimizer = folder / f"checkpoint-{newest}" / "optimizer.pt"
     optimizer.write_bytes(optimizer.read_bytes()[:-1000])
-    (folder / ".new" / "checkpoint-9").mkdir(parents=True)
+    (folder / "checkpoint-9").mkdir()
     second = trainings.run(tmp_path / "killed", dataset=rows, eval_rows=4)
 
     assert f"the checkpoint of step {newest} is not whole" in second.log
@@ -63,7 +63,7 @@ def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint(
     for name in ("tokens_seen", "tokens_trained", "eval_loss_before", "eval_loss", "train_loss"):
         assert found[name] == whole.result[name], name
     assert "eval step 0/" not in second.log
-    assert sorted(path.name for path in folder.iterdir()) == ["attempt", "done", "step-4", "step-5"]
+    assert sorted(path.name for path in folder.iterdir()) == ["attempt", "checkpoint-4", "checkpoint-5", "done"]
 
 
 @pytest.mark.slow
@@ -140,6 +140,6 @@ def test_a_run_killed_after_its_last_step_only_saves(trainings: Trainings, rows:
     again = trainings.run(tmp_path, dataset=rows, max_steps=3)
     assert again.steps == []
     assert (again.result["status"], again.result["steps"]) == ("done", 3)
-    state = json.loads((tmp_path / "checkpoints" / "step-3" / "trainer_state.json").read_text(encoding="utf-8"))
+    state = json.loads((tmp_path / "checkpoints" / "checkpoint-3" / "trainer_state.json").read_text(encoding="utf-8"))
     assert state["global_step"] == 3
-    assert distance(weights(tmp_path), weights(tmp_path / "checkpoints" / "step-3")) == 0
+    assert distance(weights(tmp_path), weights(tmp_path / "checkpoints" / "checkpoint-3")) == 0

@@ -21,15 +21,15 @@ from typing import Any
 
 def import_stack() -> None:
     """What the script imports when it trains, under the settings that it makes for a CPU."""
-    import unsloth  # type: ignore[import-not-found]  # noqa: F401, I001
-    import datasets  # type: ignore[import-not-found]  # noqa: F401
-    import trackio  # type: ignore[import-not-found]  # noqa: F401
-    import trl  # type: ignore[import-not-found]  # noqa: F401
+    import unsloth  # noqa: F401, I001
+    import datasets  # noqa: F401
+    import trackio  # noqa: F401
+    import trl  # noqa: F401
 
 
 def limit(most_rows: int | None, from_step: int, row_s: float) -> None:
-    import torch  # type: ignore[import-not-found]
-    from transformers import Trainer  # type: ignore[import-not-found]
+    import torch
+    from transformers import Trainer
 
     prepare = Trainer._prepare_inputs
 
@@ -43,7 +43,14 @@ def limit(most_rows: int | None, from_step: int, row_s: float) -> None:
     Trainer._prepare_inputs = limited
 
 
-def train(request: dict[str, Any]) -> None:
+def train(request: dict[str, Any], told: int) -> None:
+    def again(path: str, words: list[str]) -> None:
+        """In the place of `os.execv`: the process that is started anew is another fork."""
+        anew = {"args": words[2:], "env": request["env"] | {"LAUNCH_STARTED": os.environ["LAUNCH_STARTED"]}}
+        os.write(told, json.dumps(anew).encode())
+        os._exit(0)
+
+    os.execv = again  # type: ignore[assignment]
     with open(request["log"], "ab", buffering=0) as log:  # noqa: PTH123
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -59,13 +66,28 @@ def main() -> int:
     import_stack()
     print("ready", flush=True)
     for line in sys.stdin:
-        pid = os.fork()
-        if not pid:
-            train(json.loads(line))
-            return 0
-        print("pid", pid, flush=True)
-        print("exit", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        request = json.loads(line)
+        code, anew = run(request, told=True)
+        while anew:
+            request |= anew
+            code, anew = run(request)
+        print("exit", code, flush=True)
     return 0
+
+
+def run(request: dict[str, Any], told: bool = False) -> tuple[int, dict[str, Any]]:
+    """One process: its exit code, and what it asks to be started anew with, if it does."""
+    heard, says = os.pipe()
+    pid = os.fork()
+    if not pid:
+        train(request, says)
+        sys.exit(0)
+    os.close(says)
+    if told:
+        print("pid", pid, flush=True)
+    with os.fdopen(heard) as answer:
+        anew = answer.read()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), json.loads(anew) if anew else {}
 
 
 if __name__ == "__main__":

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from parts.options import read_options
 
 from launcher.estimate.values import Cost, Duration, Host, Vram
 from launcher.jobs.base import JobRequest
@@ -28,8 +32,20 @@ def load_script(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Where its dataclass looks for the types of its fields.
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@cache
+def _options(script: str) -> Any:
+    return load_script(script).Options
+
+
+def options(*argv: str, script: str = "sft_text.py") -> Any:
+    """The options of a committed script, as these arguments change them."""
+    return read_options(_options(script), argv)
 
 
 def plan(**changes: Any) -> Plan:

@@ -13,7 +13,7 @@ import pytest
 from uv import find_uv_bin
 
 from launcher import catalog
-from tests.unit.test_script_card import run_go
+from tests.unit.parts.test_ollama import run_go
 
 ROOT = Path(__file__).parents[3]
 TEXT = (
@@ -29,25 +29,23 @@ from pathlib import Path
 os.environ.update(UNSLOTH_FORCE_CPU="1", UNSLOTH_DISABLE_STATISTICS="1", CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1")
 from unsloth.chat_templates import train_on_responses_only
 
-from argparse import Namespace
-
 import torch
-from job_script import load
 from families import Row, stored_rows
 from family_models import FAMILIES, VISION, build, facts_of, write_text_rows, write_vision_rows
+from parts import ollama
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 CHATS = [(None, "a"), ("s", "a"), (None, "a", "b", "c"), ("s", "a", "b", "c", "d", "e")]
 
 
-def ollama(script, reader, folder):
-    script.write_modelfile(folder, Namespace(model="another"), reader, "m.F16.gguf")
+def told(reader, sees, folder):
+    ollama.write_modelfile(folder, ["m.F16.gguf"], {}, ollama.chat_form(reader, sees))
     template = folder / "template"
     return {
         "modelfile": (folder / "Modelfile").read_text(),
         "stops": json.loads((folder / "params").read_text())["stop"],
         "template": template.read_text() if template.is_file() else None,
-        "prompts": [[*chat, script.prompt(reader, *chat)] for chat in CHATS],
+        "prompts": [[*chat, ollama.prompt_of(reader, sees, *chat)] for chat in CHATS],
     }
 
 
@@ -79,7 +77,7 @@ for name, family in FAMILIES.items():
         "expected": [[a or b for a, b in zip(row.said, row.between)] == got or row.said == got
                      for row, got in zip(looked, trained)],
         "same_text": tokenizer.decode(looked[0].ids) == looked[0].text, "text": looked[0].text,
-        "ollama": ollama(load("sft_vlm" if vision else "sft_text"), reader, folder),
+        "ollama": told(reader, vision, folder),
     }), flush=True)
 """
 
@@ -95,7 +93,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     look.write_text(LOOK, encoding="utf-8")
     run = subprocess.run(
         [found.stdout.strip(), look, tmp_path_factory.mktemp("families")],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "bench")},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "bench"), str(ROOT / "templates")])},
         capture_output=True,
         text=True,
     )

@@ -10,33 +10,32 @@ import pytest
 from typer.testing import CliRunner
 
 from launcher.cli.app import app
-from launcher.dashboard import board as dashboard
+from launcher.dashboard import board
 from launcher.dashboard.process import environment, require_port
 from launcher.errors import RefusedError, RequestError
-from launcher.jobs import folder as runs
-from launcher.jobs import local
+from launcher.jobs import folder, local
 from launcher.jobs.base import Job, now
 from tests.unit.sample import plan, request
 
 LOCAL = "local-20261124-103012-ab12"
 
 
-def keep(run_id: str = LOCAL, stage: str = "COMPLETED", backend: str = "local", **changes: object) -> runs.Run:
-    run = runs.create(request("pass", of=plan(**changes)), backend).rename(run_id)
+def keep(run_id: str = LOCAL, stage: str = "COMPLETED", backend: str = "local", **changes: object) -> folder.Run:
+    run = folder.create(request("pass", of=plan(**changes)), backend).rename(run_id)
     job = Job(
         id=run_id, url=run.folder.as_uri(), backend=backend, stage=stage, message=None, flavor="local", labels={},
         created_at=now(), finished_at=now(),
     )  # fmt: skip
-    run.write(runs.STATUS, job.as_dict())
+    run.write(folder.STATUS, job.as_dict())
     return run
 
 
 def test_a_run_of_this_machine_is_shown_from_where_it_logged() -> None:
     keep(env={"TRACKIO_DIR": "/elsewhere"}, trackio_project="houses")
-    board = dashboard.find(LOCAL)
-    assert (board.space_url, board.fed, board.live) == (None, False, False)
-    assert board.plan is not None
-    assert (board.plan.decisions.trackio_project.value, board.plan.env["TRACKIO_DIR"]) == ("houses", "/elsewhere")
+    found = board.find(LOCAL)
+    assert (found.space_url, found.fed, found.live) == (None, False, False)
+    assert found.plan is not None
+    assert (found.plan.decisions.trackio_project.value, found.plan.env["TRACKIO_DIR"]) == ("houses", "/elsewhere")
 
 
 def test_a_space_is_only_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,15 +48,17 @@ def test_a_space_is_only_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_can_not_be_shown_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     keep(trackio_project="")
     with pytest.raises(RequestError, match="without a Trackio project"):
-        dashboard.find(LOCAL)
+        board.find(LOCAL)
     with pytest.raises(RequestError, match="unknown run") as raised:
-        dashboard.find(LOCAL.replace("ab12", "ab13"))
+        board.find(LOCAL.replace("ab12", "ab13"))
     assert LOCAL in raised.value.hint
     with pytest.raises(RequestError, match="unknown run 'nope'"):
-        dashboard.find("nope")
-    monkeypatch.setattr(dashboard, "find_uv", _no_uv)
+        board.find("nope")
+    with pytest.raises(RequestError, match="a repo of the Hub, not a run"):
+        board.find("me/model")
+    monkeypatch.setattr(board, "find_uv", _no_uv)
     with pytest.raises(RefusedError, match="uv"):
-        dashboard.serve(dashboard.Board(), None, print)
+        board.serve(board.Board(), None, print)
 
 
 def _no_uv() -> str:
@@ -81,7 +82,7 @@ def test_a_transcript_gives_each_step_once() -> None:
         "step 2/3 | loss 2.2000 | lr 5.00e-05 | 20 tok/s | eta 2s", "step 3/3 | loss nonsense", "step 3/? | loss 1.0",
         "eval step 3/3 | loss 1.5000", "said: step 9/9 | loss 9.0", "RESULT {}",
     ]  # fmt: skip
-    assert list(dashboard.points(lines)) == [
+    assert list(board.points(lines)) == [
         ({"eval/loss": 3.0}, 0),
         ({"loss": 2.5, "learning_rate": 1e-4, "tokens_per_s": 10.0}, 1),
         ({"loss": 2.0, "learning_rate": 5e-5, "tokens_per_s": 20.0}, 2),

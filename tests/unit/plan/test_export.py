@@ -213,16 +213,6 @@ def test_what_a_gguf_file_is_made_from_counts_too() -> None:
     assert disk("q4_k_m", "q2_k") == pytest.approx(2 + (5.1 + 3.7) / 16)
 
 
-@pytest.mark.parametrize("name", ["_export.py.j2", "_llama_cpp.py.j2"])
-def test_the_plan_and_the_scripts_have_the_same_facts(name: str) -> None:
-    text = (Path(__file__).parents[3] / "templates" / name).read_text(encoding="utf-8")
-    known = {"GGUF_BITS": copies.GGUF_BITS, "CONVERTED": copies.CONVERTED}
-    found = {key: re.search(rf"^{key} = (\{{.*?\}}|\(.*?\))", text, re.MULTILINE | re.DOTALL) for key in known}
-    seen = {key: ast.literal_eval(match[1]) for key, match in found.items() if match}
-    assert seen
-    assert seen == {key: known[key] for key in seen}
-
-
 # ---- An export of its own --------------------------------------------------------------------------------------------
 
 
@@ -413,14 +403,16 @@ def test_an_export_is_started_again_and_not_resumed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "name"), [("unsloth/Qwen3-0.6B", "export.py"), ("unsloth/Qwen3-VL-2B-Instruct", "export_vlm.py")]
+    ("base", "modality"), [("unsloth/Qwen3-0.6B", "text"), ("unsloth/Qwen3-VL-2B-Instruct", "vision")]
 )
-def test_each_modality_has_its_script(base: str, name: str) -> None:
+def test_one_script_makes_the_copies_of_either_modality(base: str, modality: str) -> None:
     asked = request.from_plan(exported(base, merge="16bit", gguf=["q8_0"]), TABLES)
-    assert asked.script_name == name
-    compile(asked.script, name, "exec")
-    for line in ('"adapter": "me/houses"', f'"adapter_revision": "{COMMIT}"', '"merge": "16bit"', '"gguf": ("q8_0",)'):
-        assert line in asked.script
+    assert asked.script_name == "export.py"
+    compile(asked.script, "export.py", "exec")
+    options = dict(re.findall(r"^    (\w+): Annotated\[.*\] = (.*)$", asked.script, re.MULTILINE))
+    chosen = {"adapter": "me/houses", "adapter_revision": COMMIT, "merge": "16bit", "gguf": ("q8_0",)}
+    chosen |= {"model": base, "modality": modality}
+    assert {name: ast.literal_eval(options[name]) for name in chosen} == chosen
     assert asked.labels["adapter"] == "me--houses"
 
 

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from types import ModuleType
 from typing import Any
 
 import pytest
+from parts.chat import find_shape
+from parts.chat_vision import attached, conversation, images_of
+from parts.say import UserError
 
-from tests.unit.sample import JOB_SCRIPTS, load_script
+from tests.unit.sample import JOB_SCRIPTS
 
 SCRIPT = JOB_SCRIPTS / "sft_vlm.py"
 TEXT = {"type": "text", "text": "What is this?"}
 ANSWER = {"role": "assistant", "content": [{"type": "text", "text": "A seven."}]}
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    return load_script(SCRIPT.name)
-
-
-def placed(script: ModuleType, row: dict[str, Any]) -> Any:
+def placed(row: dict[str, Any]) -> Any:
     row = row | {"row_number": 41}
-    return script.conversation(row, script.find_shape(row), script.attached(row))
+    return conversation(row, find_shape(list(row)), attached(row))
 
 
 @pytest.mark.parametrize(
@@ -48,11 +45,11 @@ def placed(script: ModuleType, row: dict[str, Any]) -> Any:
         },
     ],
 )
-def test_every_shape_becomes_the_same_messages(script: ModuleType, row: dict[str, Any]) -> None:
-    assert placed(script, row) == [{"role": "user", "content": [{"type": "image", "image": "P"}, TEXT]}, ANSWER]
+def test_every_shape_becomes_the_same_messages(row: dict[str, Any]) -> None:
+    assert placed(row) == [{"role": "user", "content": [{"type": "image", "image": "P"}, TEXT]}, ANSWER]
 
 
-def test_pictures_stay_in_order_over_turns(script: ModuleType) -> None:
+def test_pictures_stay_in_order_over_turns() -> None:
     row = {
         "images": ["A", "B", "C"],
         "messages": [
@@ -62,12 +59,12 @@ def test_pictures_stay_in_order_over_turns(script: ModuleType) -> None:
             {"role": "assistant", "content": "Three."},
         ],
     }
-    assert [part["image"] for part in script.images_of(placed(script, row))] == ["A", "B", "C"]
+    assert [part["image"] for part in images_of(placed(row))] == ["A", "B", "C"]
 
 
-def test_a_row_without_pictures_is_only_text(script: ModuleType) -> None:
+def test_a_row_without_pictures_is_only_text() -> None:
     row = {"images": [], "messages": [{"role": "user", "content": "Hi"}, ANSWER]}
-    assert script.images_of(placed(script, row)) == []
+    assert images_of(placed(row)) == []
 
 
 @pytest.mark.parametrize(
@@ -90,9 +87,9 @@ def test_a_row_without_pictures_is_only_text(script: ModuleType) -> None:
         ),
     ],
 )
-def test_a_bad_row_is_named(script: ModuleType, row: dict[str, Any], says: str) -> None:
-    with pytest.raises(script.UserError) as error:
-        placed(script, row)
+def test_a_bad_row_is_named(row: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError) as error:
+        placed(row)
     assert error.value.paragraph.startswith("row 41: ")
     assert says in error.value.paragraph
 

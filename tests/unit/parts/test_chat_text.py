@@ -7,19 +7,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from parts.chat import find_shape
+from parts.chat_text import TEXT_SHAPES, conversation
+from parts.say import UserError, finite
 
-from tests.unit.sample import JOB_SCRIPTS, load_script
+from tests.unit.sample import JOB_SCRIPTS, options
 
 SCRIPT = JOB_SCRIPTS / "sft_text.py"
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    return load_script(SCRIPT.name)
 
 
 def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -61,22 +58,22 @@ def test_bad_arguments_are_one_paragraph(args: list[str], says: str) -> None:
     assert says in done.stderr
 
 
-def test_help_shows_every_chosen_value_as_a_flag(script: ModuleType) -> None:
+def test_help_shows_every_chosen_value_as_a_flag() -> None:
     shown = run("--help").stdout
-    for name in script.CHOSEN:
+    for name in vars(options()):
         assert f"--{name.replace('_', '-')}" in shown
 
 
-def test_flags_may_be_spelled_as_in_python(script: ModuleType) -> None:
-    args = script.parse_args(["--max_steps=7", "--lora_r", "4", "--dataset", "some_name/with_underscores"])
+def test_flags_may_be_spelled_as_in_python() -> None:
+    args = options("--max_steps=7", "--lora_r", "4", "--dataset", "some_name/with_underscores")
     assert (args.max_steps, args.lora_r, args.dataset) == (7, 4, "some_name/with_underscores")
 
 
-def test_a_given_stop_criterion_replaces_the_chosen_one(script: ModuleType) -> None:
-    args = script.parse_args(["--num-train-epochs", "2"])
+def test_a_given_stop_criterion_replaces_the_chosen_one() -> None:
+    args = options("--num-train-epochs", "2")
     assert (args.max_steps, args.num_train_epochs) == (None, 2)
-    args = script.parse_args([])
-    assert (args.max_steps, args.num_train_epochs) == (script.CHOSEN["max_steps"], script.CHOSEN["num_train_epochs"])
+    args, chosen = options(), type(options())
+    assert (args.max_steps, args.num_train_epochs) == (chosen.max_steps, chosen.num_train_epochs)
 
 
 EXPECTED = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -99,13 +96,13 @@ EXPECTED = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": 
         {"question": "Hi", "answer": "Hello"},
     ],
 )
-def test_every_shape_becomes_the_same_messages(script: ModuleType, row: dict[str, Any]) -> None:
-    assert script.conversation(row | {"row_number": 0}, script.find_shape(row)) == EXPECTED
+def test_every_shape_becomes_the_same_messages(row: dict[str, Any]) -> None:
+    assert conversation(row | {"row_number": 0}, find_shape(list(row), TEXT_SHAPES)) == EXPECTED
 
 
-def test_alpaca_input_follows_the_instruction(script: ModuleType) -> None:
+def test_alpaca_input_follows_the_instruction() -> None:
     row = {"instruction": "Add", "input": "1 2", "output": "3"}
-    assert script.conversation(row | {"row_number": 0}, script.find_shape(row))[0]["content"] == "Add\n\n1 2"
+    assert conversation(row | {"row_number": 0}, find_shape(list(row), TEXT_SHAPES))[0]["content"] == "Add\n\n1 2"
 
 
 @pytest.mark.parametrize(
@@ -122,18 +119,18 @@ def test_alpaca_input_follows_the_instruction(script: ModuleType) -> None:
         (EXPECTED[:1], "no message of the assistant"),
     ],
 )
-def test_a_bad_row_is_named(script: ModuleType, messages: Any, says: str) -> None:
-    with pytest.raises(script.UserError) as error:
-        script.conversation({"messages": messages, "row_number": 41}, ("messages",))
+def test_a_bad_row_is_named(messages: Any, says: str) -> None:
+    with pytest.raises(UserError) as error:
+        conversation({"messages": messages, "row_number": 41}, ("messages",))
     assert error.value.paragraph.startswith("row 41: ")
     assert says in error.value.paragraph
 
 
-def test_no_usable_column_names_those_there_are(script: ModuleType) -> None:
-    with pytest.raises(script.UserError, match="label, review"):
-        script.find_shape(["review", "label"])
+def test_no_usable_column_names_those_there_are() -> None:
+    with pytest.raises(UserError, match="label, review"):
+        find_shape(["review", "label"])
 
 
-def test_result_is_json_without_nan(script: ModuleType) -> None:
-    line = json.dumps(script.finite({"a": float("nan"), "b": [1.0, float("inf")], "c": {"d": -0.5}}), allow_nan=False)
+def test_result_is_json_without_nan() -> None:
+    line = json.dumps(finite({"a": float("nan"), "b": [1.0, float("inf")], "c": {"d": -0.5}}), allow_nan=False)
     assert json.loads(line) == {"a": None, "b": [1.0, None], "c": {"d": -0.5}}

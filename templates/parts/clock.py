@@ -1,0 +1,123 @@
+"""The time that a run has: until its deadline, and after a signal until it is killed."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+# Kept where the process begins again (`os.execv`).
+STARTED = float(os.environ.get("LAUNCH_STARTED") or time.monotonic())
+# Seconds between SIGTERM and the end, within which the work is saved.
+GRACE_S = 25.0
+# Of the time that is left, what the script's own end takes: its RESULT, Python's exit.
+LAST_S = 5.0
+
+
+def deadline(timeout_s: float, folder: Path) -> float:
+    """When a Job is killed, on the clock of `time.monotonic`: all its attempts together have `timeout_s` seconds.
+
+    The first attempt notes in the folder when its container began, which is when the first process there did.
+    """
+    now, today, job = time.monotonic(), time.time(), os.environ.get("JOB_ID")
+    if not timeout_s:
+        return math.inf
+    lived = now - STARTED
+    if job and not os.environ.get("LAUNCH_DATA_DIR"):
+        ticks = int(Path("/proc/1/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+        container = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        # Older than its timeout it would not live: then the first process is another machine's.
+        lived = container if lived < container < timeout_s else lived
+    began = today - lived
+    if job:
+        # A Job that resumes this one has a timeout of its own.
+        noted = folder / f"began-{hashlib.sha256(job.encode()).hexdigest()[:12]}"
+        if not noted.exists():
+            noted.write_text(str(began), encoding="utf-8")
+        began = min(began, float(noted.read_text(encoding="utf-8") or began))
+    return now + timeout_s - (today - began)
+
+
+class Clock:
+    """Says how much time is left, and ends the process where a library does not come back in time.
+
+    Inside `or_else` a library may wait for as long as it likes, and need not return to Python: when the time is up, a
+    thread of this clock says the last words and ends the process.
+    """
+
+    def __init__(self) -> None:
+        self.deadline, self.signalled = math.inf, 0.0
+        self.last_words: Callable[[], int] | None = None
+        self.at_once, self.lock = False, threading.RLock()
+
+    def start(self, ends: float) -> None:
+        """Begin: from now on a signal asks to stop, and is not the end."""
+        self.deadline = ends
+        heard, told = os.pipe()
+        os.set_blocking(told, False)
+        # It is written to although the main thread is deep in a library, where no handler of Python's is called.
+        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.on_signal)
+        # What ends a child is not meant for this process.
+        os.register_at_fork(after_in_child=self.forget)
+        threading.Thread(target=self.watch, args=(heard,), daemon=True).start()
+
+    def forget(self) -> None:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        # A terminal and uv may both pass the first one on.
+        if number == signal.SIGINT and self.signalled and time.monotonic() > self.signalled + 1:
+            raise KeyboardInterrupt
+        self.signalled = self.signalled or time.monotonic()
+
+    def left_s(self) -> float:
+        """Seconds until the end, as far as it is known."""
+        return min(self.deadline, self.signalled + GRACE_S if self.signalled else math.inf) - time.monotonic()
+
+    @contextmanager
+    def or_else(self, last_words: Callable[[], int], at_once: bool = False) -> Iterator[None]:
+        """Inside, once the time is up, `last_words` is called elsewhere, and the status it returns is the process's.
+
+        With `at_once` a signal is enough: there is nothing to save.
+        """
+        outer = self.last_words, self.at_once
+        self.last_words, self.at_once = last_words, at_once
+        try:
+            yield
+        finally:
+            # Or it is at its last words.
+            with self.lock:
+                self.last_words, self.at_once = outer
+
+    def watch(self, heard: int) -> None:
+        while True:
+            if select.select([heard], [], [], 0.5)[0] and {signal.SIGTERM, signal.SIGINT} & {*os.read(heard, 512)}:
+                self.signalled = self.signalled or time.monotonic()
+            if self.left_s() < LAST_S or (self.at_once and self.signalled):
+                with self.lock:
+                    if self.last_words:
+                        self.end(self.last_words)
+
+    def end(self, last_words: Callable[[], int]) -> None:
+        status = 1
+        try:
+            status = last_words()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+
+
+CLOCK = Clock()

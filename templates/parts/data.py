@@ -1,0 +1,77 @@
+"""The dataset's rows: from the Hub or from here, whole or as a stream, each with its number."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from parts.options import FILE_LOADERS
+from parts.say import UserError, reason
+
+
+def read_split(args: Any, split: str) -> Any:
+    """One split of the dataset, from the Hub or from here, whole or as a stream."""
+    from datasets import DatasetDict, exceptions, load_dataset, load_from_disk
+    from httpx import HTTPError
+    from pyarrow.dataset import ParquetFragmentScanOptions
+
+    path = Path(args.dataset).expanduser()
+    try:
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            saved = load_from_disk(path)
+            saved = saved[split] if isinstance(saved, DatasetDict) else saved
+            return saved.to_iterable_dataset() if args.streaming else saved
+        if path.is_file():
+            loader = FILE_LOADERS[path.suffix]
+            # Arrow would read ahead over the whole file, which is as large as its pictures.
+            ahead = {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)}
+            options = ahead if loader == "parquet" else {}
+            return load_dataset(loader, data_files=str(path), split=split, streaming=args.streaming, **options)
+        return load_dataset(
+            str(path) if path.is_dir() else args.dataset,
+            args.dataset_config,
+            split=split,
+            revision=args.dataset_revision,
+            streaming=args.streaming,
+        )
+    except (HTTPError, exceptions.DatasetsError, OSError, ValueError, KeyError, RuntimeError) as error:
+        hint = "Check the name, the configuration, the split, the token and the network."
+        raise UserError(f"the split {split} of {args.dataset} can't be read ({reason(error)}).", hint, 3) from error
+
+
+def number_rows(rows: Any, args: Any, pictures: bool) -> Any:
+    """The rows with their place in the split, `row_number`, which errors name."""
+    # Pictures stay encoded until they are used: a buffer of rows stays small, and an error can name the row.
+    if args.streaming:
+        rows = rows.decode(False) if pictures else rows
+        return rows.map(lambda row, number: {"row_number": number}, with_indices=True)
+    if pictures:
+        from datasets import Features
+
+        features = json.dumps(rows.features.to_dict()).replace('"_type": "Image"', '"_type": "Image", "decode": false')
+        rows.info.features = Features.from_dict(json.loads(features))
+    return rows.add_column("row_number", list(range(len(rows))))
+
+
+def read_rows(args: Any, pictures: bool = False) -> tuple[Any, Any]:
+    """The rows to train on and those to evaluate on, or none: the head of a stream, else drawn with the seed."""
+    rows, eval_rows = number_rows(read_split(args, args.dataset_split), args, pictures), None
+    count = 0 if args.eval_split else args.eval_rows
+    if not args.streaming:
+        # Never more than half is held out, and no more rows are prepared than the steps will read.
+        count = min(count, len(rows) // 2)
+        order = random.Random(args.seed).sample(range(len(rows)), len(rows))
+        if args.max_steps and not getattr(args, "packing", False):
+            order = order[: count + args.max_steps * args.batch_size * args.gradient_accumulation]
+        rows = rows.select(order)
+    if args.eval_split:
+        eval_rows = number_rows(read_split(args, args.eval_split), args, pictures)
+        if args.eval_rows:
+            eval_rows = eval_rows.take(args.eval_rows if args.streaming else min(args.eval_rows, len(eval_rows)))
+    elif count:
+        rows, eval_rows = rows.skip(count), rows.take(count)
+    if args.streaming:
+        rows = rows.shuffle(seed=args.seed, buffer_size=100 if pictures else 1000)
+    return rows, eval_rows

@@ -1,0 +1,376 @@
+"""What keeps the work from being lost: checkpoints by the clock, stops in time, smaller batches, an end to NaN."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from parts.checkpoints import Checkpoints, settings
+from parts.clock import CLOCK, LAST_S, STARTED
+from parts.models import free, take_peak
+from parts.say import UserError, note, phase, reason
+from parts.watchdog import Watchdog
+
+# Bytes a second that a disk and an upload surely take, where nothing was measured yet.
+DISK_SPEED, UPLOAD_SPEED = 50e6, 10e6
+# Logged steps in a row whose loss or gradient is no number.
+MOST_NAN = 3
+COUNTS = ("tokens_seen", "tokens_trained", "largest_batch")
+
+
+class Stop(Exception):
+    """A step or an evaluation is left, since the time is up."""
+
+
+class Careful:
+    """Mixed into a trainer: counts tokens, and evaluates as far as time and memory suffice."""
+
+    tokens_seen: Any = 0
+    tokens_trained: Any = 0
+    largest_batch = 0
+
+    def training_step(self, model: Any, inputs: Any, *rest: Any) -> Any:
+        # Sums stay on the GPU, so that counting never makes it wait.
+        mask = inputs.get("attention_mask")
+        self.tokens_seen = self.tokens_seen + (inputs["input_ids"].numel() if mask is None else mask.sum())
+        self.tokens_trained = self.tokens_trained + (inputs["labels"][:, 1:] != -100).sum()
+        self.largest_batch = max(self.largest_batch, inputs["input_ids"].numel())
+        return super().training_step(model, inputs, *rest)  # type: ignore[misc]
+
+    def evaluate(self, *rest: Any, **more: Any) -> dict[str, Any]:
+        """The metrics, from fewer rows at a time where memory runs out; empty where time or memory do not suffice."""
+        args: Any = self.args  # type: ignore[attr-defined]
+        while True:
+            try:
+                return dict(super().evaluate(*rest, **more))  # type: ignore[misc]
+            except Stop:
+                note("no time to evaluate")
+                return {}
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+            free()
+            batch = args.per_device_eval_batch_size
+            if batch == 1:
+                note("out of memory in evaluation with one row at a time: left out")
+                return {}
+            note(f"out of memory in evaluation: batch {batch} -> {batch // 2}")
+            args.per_device_eval_batch_size = batch // 2
+
+
+class Guard:
+    """Mixed into a `TrainerCallback`: decides when to keep what was learned, when to stop, and says how it goes.
+
+    A step draws its random numbers from a seed of its own, so that whoever makes it anew makes the same.
+    """
+
+    stopped: str | None = None
+    startup_s: float | None = None
+    first_step_s: float | None = None
+    resumed_from: int | None = None
+    tracker: Any = None
+    diverged: int | None = None
+
+    def __init__(self, run: Any, trainer: Any) -> None:
+        self.asked, self.planned, self.trainer = run.args, run.planned, trainer
+        self.checkpoints: Checkpoints = run.checkpoints
+        found = self.checkpoints.found
+        self.known: dict[str, Any] = dict(found.get("known", {}))
+        """Of before the training: the loss, answers."""
+        self.resumed_from, self.before_s = found.get("step"), found.get("train_s", 0.0)
+        self.start = self.kept = self.resumed_from or 0
+        for name in COUNTS:
+            setattr(trainer, name, found.get(name, 0))
+        trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+        size = sum(weight.numel() * weight.element_size() for weight in trained)
+        self.checkpoint_s, self.push_s = 3 * size / DISK_SPEED, size / UPLOAD_SPEED if run.output_repo else 0.0
+        self.longest_step_s, self.nan_logs = 0.0, 0
+        self.began = self.saved_at = self.step_began = time.monotonic()
+        self.due, self.trained_s = False, 0.0
+        self.loss_after: float | None = None
+        self.answers_after: list[str | None] = []
+        self.peaks: dict[str, float] = {}
+        self.mark = (self.start, 0, self.began)
+        self.counts: dict[str, Any] = {}
+        self.watchdog = Watchdog(self.planned["compile_s"])
+
+    # ---- Time ----
+
+    def reserve_s(self) -> float:
+        """Seconds that are needed after the step that is being made: a checkpoint, the model's saving and its push."""
+        # Python takes seconds to end.
+        floor = min(60, max(self.asked.timeout_s / 10, LAST_S))
+        return float(1.5 * (2 * self.checkpoint_s + self.push_s) + floor + self.longest_step_s)
+
+    def must_stop(self) -> bool:
+        if not self.stopped and CLOCK.signalled:
+            self.stopped = "signal"
+            note("asked to stop: saving")
+        elif not self.stopped and CLOCK.left_s() < self.reserve_s():
+            self.stopped = "deadline"
+            note(f"deadline in {CLOCK.left_s():.0f}s: stopping")
+        return bool(self.stopped)
+
+    def must_leave_step(self) -> bool:
+        """Whether a signal came and this step would not end, and be saved, before the process is killed."""
+        rest = self.longest_step_s - (time.monotonic() - self.step_began)
+        needed = LAST_S + 3 * self.checkpoint_s + max(rest, 0)
+        return bool(CLOCK.signalled) and (not self.longest_step_s or CLOCK.left_s() < needed)
+
+    def can_push(self) -> bool:
+        return not CLOCK.signalled or CLOCK.left_s() > LAST_S + 1.5 * self.push_s
+
+    # ---- What the trainer calls ----
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.began = self.saved_at = time.monotonic()
+        self.watchdog.beat()
+        self.watchdog.watching.set()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        from transformers import set_seed
+
+        # Only now has the trainer written down what the step before was like.
+        if self.due:
+            self.save()
+        now = time.monotonic()
+        if self.startup_s is None:
+            self.startup_s, self.began = now - STARTED, now
+            self.mark = (state.global_step, int(self.trainer.tokens_seen), now)
+        self.step_began = now
+        self.counts = {name: getattr(self.trainer, name) for name in COUNTS}
+        set_seed(self.asked.seed + state.global_step)
+        if self.must_leave_step():
+            raise Stop
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if self.must_leave_step():
+            raise Stop
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        now = time.monotonic()
+        took = now - self.step_began
+        self.watchdog.beat(took)
+        self.first_step_s = self.first_step_s or now - self.began
+        # The first step compiles, which happens once: it counts until there is another.
+        self.longest_step_s = max(self.longest_step_s if state.global_step > self.start + 2 else 0.0, took)
+        if self.must_stop():
+            control.should_training_stop, control.should_evaluate = True, False
+        every = self.asked.checkpoint_minutes * 60
+        self.due = bool(every) and now >= self.saved_at + every
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.watchdog.beat()
+        if self.must_stop():
+            raise Stop
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.watchdog.watching.clear()
+        if self.asked.checkpoint_minutes and not self.diverged:
+            self.save()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+        step, now, seen = state.global_step, time.monotonic(), int(self.trainer.tokens_seen)
+        if self.tracker:
+            self.tracker.log({re.sub("^eval_", "eval/", name): value for name, value in logs.items()}, step)
+        if "eval_loss" in logs:
+            total = state.max_steps or (args.max_steps if args.max_steps > 0 else "?")
+            note(f"eval step {step}/{total} | loss {logs['eval_loss']:.4f}")
+        elif "loss" in logs:
+            last_step, last_seen, last_time = self.mark
+            speed, eta = (seen - last_seen) / (now - last_time), (state.max_steps - step) * (now - last_time)
+            line = f"step {step}/{state.max_steps} | loss {logs['loss']:.4f} | lr {logs['learning_rate']:.2e}"
+            note(f"{line} | {speed:.0f} tok/s | eta {eta / max(step - last_step, 1):.0f}s")
+            are_numbers = math.isfinite(logs["loss"]) and math.isfinite(logs.get("grad_norm") or 0.0)
+            self.nan_logs = 0 if are_numbers else self.nan_logs + 1
+            if self.nan_logs == MOST_NAN:
+                self.diverged, control.should_training_stop = step, True
+        self.mark = (step, seen, now)
+
+    # ---- Checkpoints ----
+
+    def save(self) -> None:
+        """Keep this step as a checkpoint; where that fails, on a full disk, say, the training goes on."""
+        import torch
+
+        trainer, step, self.due = self.trainer, self.trainer.state.global_step, False
+        began, place = time.monotonic(), self.checkpoints.at(trainer.state.global_step)
+        if step == self.kept or not step or not is_finite(trainer.model):
+            return
+        try:
+            shutil.rmtree(place, ignore_errors=True)
+            # What `train(resume_from_checkpoint=…)` goes on from, by the names that it looks for.
+            trainer.save_model(str(place))
+            for name in ("optimizer", "lr_scheduler"):
+                torch.save(getattr(trainer, name).state_dict(), place / f"{name.removeprefix('lr_')}.pt")
+            if trainer.accelerator.scaler:
+                torch.save(trainer.accelerator.scaler.state_dict(), place / "scaler.pt")
+            trainer.state.save_to_json(str(place / "trainer_state.json"))
+            size = self.checkpoints.seal(step, self.record())
+        except Exception as error:
+            shutil.rmtree(place, ignore_errors=True)
+            note(f"step {step} could not be kept in {self.checkpoints.folder} ({reason(error)})")
+        else:
+            self.kept, self.checkpoint_s = step, time.monotonic() - began
+            note(f"checkpoint step {step} | {self.checkpoint_s:.1f}s | {size / 1e6:.0f} MB")
+        self.watchdog.beat()
+        self.saved_at = time.monotonic()
+
+    def record(self) -> dict[str, Any]:
+        """What goes on beside the trainer's own state."""
+        counted = {name: int(getattr(self.trainer, name)) for name in COUNTS}
+        batch, state = self.asked.batch_size, self.trainer.state
+        return counted | {
+            "step": state.global_step, "steps": state.max_steps, "batch_size": batch,
+            "gradient_accumulation": self.asked.gradient_accumulation, "settings": settings(self.asked),
+            "train_s": self.before_s + time.monotonic() - self.began, "known": self.known,
+        }  # fmt: skip
+
+    def leave_step(self) -> None:
+        """Keep what was learned until this step, which the next attempt makes anew, with the same random numbers."""
+        for name, value in self.counts.items():
+            setattr(self.trainer, name, value)
+        self.watchdog.watching.clear()
+        self.must_stop()
+        self.trainer.model.zero_grad()
+        note(f"step {self.trainer.state.global_step + 1} would take too long: left")
+        if self.asked.checkpoint_minutes:
+            self.save()
+
+    # ---- From one checkpoint to the end ----
+
+    def train(self) -> None:
+        """Train from the newest checkpoint, or the start, to the end or a stop; begin again where memory runs out."""
+        from transformers import TrainerState, set_seed
+
+        trainer, found = self.trainer, self.checkpoints.found
+        path, step = self.checkpoints.at(self.start), self.start
+        if step:
+            note(f"resumed from step {step}")
+        if self.asked.streaming:
+            # Skipped as rows: transformers would make batches of all that it skips, and only within one pass.
+            seen = step * self.asked.batch_size * self.asked.gradient_accumulation
+            trainer.train_dataset, trainer.args.ignore_data_skip = endless(trainer.train_dataset, seen), True
+        # The same order of rows, whatever was drawn while checking.
+        set_seed(self.asked.seed)
+        try:
+            if self.must_stop() or (found and step >= found["steps"]):
+                if found:
+                    from peft import load_peft_weights, set_peft_model_state_dict
+
+                    set_peft_model_state_dict(trainer.model, load_peft_weights(str(path)))
+                    trainer.state = TrainerState.load_from_json(str(path / "trainer_state.json"))
+            else:
+                trainer.train(resume_from_checkpoint=str(path) if step else None)
+        except Stop:
+            self.leave_step()
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            begin_again(self.asked, self.planned["peak_gib"])
+        self.trained_s = time.monotonic() - self.began
+        take_peak(self.peaks, "train")
+        if self.diverged:
+            kept = f"The last checkpoint is of step {self.kept}." if self.kept else "No checkpoint was made."
+            message = f"the loss is no number any more, at step {self.diverged} for the {MOST_NAN}rd time in a row"
+            raise UserError(f"{message}: stopped. {kept}", "Lower --learning-rate, or raise --warmup-ratio.")
+        if not is_finite(trainer.model):
+            raise UserError("the trained weights are no numbers: nothing is saved.", "Lower --learning-rate.")
+
+    # ---- Before and after ----
+
+    def look_before(self, answers: Callable[[], list[str | None]], evaluates: bool) -> None:
+        """Evaluate and answer before anything is learned, unless an earlier attempt did."""
+        take_peak(self.peaks, "load")
+        if evaluates and "loss" not in self.known:
+            phase("evaluate")
+            self.known["loss"] = self.trainer.evaluate().get("eval_loss")
+            take_peak(self.peaks, "evaluate")
+        if "answers" not in self.known:
+            self.known["answers"] = answers()
+            take_peak(self.peaks, "answer")
+
+    def look_after(self, answers: Callable[[], list[str | None]], evaluates: bool) -> None:
+        """The same of what was learned, which an evaluation that fails does not cost."""
+        if evaluates and not self.stopped:
+            phase("evaluate")
+            try:
+                self.loss_after = self.trainer.evaluate().get("eval_loss")
+            except Exception as error:
+                note(f"the evaluation failed, the run goes on without it ({reason(error)})")
+            take_peak(self.peaks, "evaluate")
+        self.answers_after = answers()
+        take_peak(self.peaks, "answer")
+
+    def answers(self, asked: list[Any], answer: Callable[[Any], str]) -> list[str | None]:
+        """What `answer` makes of each; none where time or memory do not suffice, since no sample is worth a run."""
+        given: list[str | None] = []
+        for messages in asked:
+            given.append(None)
+            try:
+                given[-1] = None if self.must_stop() else answer(messages)
+            except Exception as error:
+                note(f"a sample is left without an answer ({reason(error)})")
+                if out_of_memory(error):
+                    free()
+        return given
+
+
+def is_finite(model: Any) -> bool:
+    """Whether every weight that is trained is a number."""
+    return all(bool(weight.isfinite().all()) for weight in model.parameters() if weight.requires_grad)
+
+
+def endless(rows: Any, seen: int) -> Any:
+    """A stream again and again, shuffled anew for every pass, without the first `seen` rows."""
+    from torch.utils.data import IterableDataset
+
+    class Endless(IterableDataset):  # type: ignore[misc]
+        def __iter__(self) -> Iterator[Any]:
+            return itertools.islice(self.passes(), seen, None)
+
+        def passes(self) -> Iterator[Any]:
+            for number in itertools.count():
+                rows.set_epoch(number)
+                yield from rows
+
+    return Endless()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU's memory ran out, whichever library says so."""
+    import torch
+
+    said = re.search(r"CUDA[^\n]*out of memory|ALLOC_FAILED", str(error))
+    return isinstance(error, torch.OutOfMemoryError) or said is not None
+
+
+def begin_again(args: Any, planned_gib: float) -> NoReturn:
+    """Start this script once more, from its newest checkpoint, with a step's rows in smaller batches.
+
+    A new process has the whole memory. Raises `UserError` where the batches are single rows already.
+    """
+    import torch
+
+    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_initialized() else 0.0
+    said = f"the GPU held {peak:.1f} GiB at most, {planned_gib:.1f} GiB were planned"
+    batch, accumulation = args.batch_size, args.gradient_accumulation
+    if batch == 1:
+        flags = "--max-length, --image-size" if hasattr(args, "image_size") else "--max-length"
+        hint = f"Lower {flags} or --lora-r, or take a flavor with more memory."
+        raise UserError(f"out of memory in training with one row at a time ({said}).", hint)
+    smaller = next(size for size in range(batch // 2, 0, -1) if batch % size == 0)
+    more = accumulation * batch // smaller
+    note(f"out of memory: batch {batch} -> {smaller}, accumulation {accumulation} -> {more} ({said})")
+    sys.stderr.flush()
+    os.environ["LAUNCH_STARTED"] = str(STARTED)
+    words = ["--batch-size", str(smaller), "--gradient-accumulation", str(more)]
+    os.execv(sys.executable, [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], *words])

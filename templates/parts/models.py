@@ -1,0 +1,99 @@
+"""The machine and the model: known to be there and to be allowed before anything is loaded."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from parts.say import UserError, reason
+
+
+def set_environment(args: Any) -> None:
+    """What libraries read of it when they are imported."""
+    # Bars have no place in a log; Unsloth's generated code has none in the working directory.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Where CI is set, torch takes the memory planning that Unsloth turns on for an error.
+    os.environ.pop("CI", None)
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", tempfile.mkdtemp(prefix="unsloth-"))
+    # One process trains on one GPU.
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    if args.device == "cpu":
+        os.environ.update(CUDA_VISIBLE_DEVICES="", UNSLOTH_FORCE_CPU="1")
+    # Only --trackio-space sends metrics away: Trackio would follow the environment too.
+    for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
+        os.environ.pop(name, None)
+
+
+def find_gpu(args: Any) -> bool:
+    """Whether a GPU trains; `UserError` of status 3 where there is none and the CPU was not asked for."""
+    import torch
+
+    found = args.device == "auto" and torch.cuda.is_available()
+    if not found and hasattr(args, "image_size"):
+        hint = "Use a machine with one; a text model can also be trained with --device cpu."
+        raise UserError("no usable CUDA GPU was found, and Unsloth trains vision models on a GPU only.", hint, status=3)
+    if not found and args.device == "auto":
+        raise UserError("no usable CUDA GPU was found here.", "Use a machine with one, or add --device cpu.", status=3)
+    return bool(found)
+
+
+def check_model(model: str, revision: str | None, trusted: bool = False) -> None:
+    """Ask for the smallest file of a Hub model first, whose absence has a short explanation."""
+    if Path(model).is_dir():
+        return
+    from httpx import HTTPError
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        hf_hub_download(model, "config.json", revision=revision)
+    except errors.GatedRepoError as error:
+        hint = f"Accept its terms at https://huggingface.co/{model} with the account of your HF_TOKEN."
+        raise UserError(f"{model} is gated and this account has no access.", hint, status=3) from error
+    except (HTTPError, OSError, errors.HFValidationError) as error:
+        hint = "Check the name, the revision, the token and the network."
+        raise UserError(f"the model {model} can't be read ({reason(error)}).", hint, status=3) from error
+    if trusted:
+        check_code(model, revision)
+
+
+def check_code(model: str, revision: str | None) -> None:
+    """Refuse code of another repo: the revision pins the model's own, and of the other one the newest would be run."""
+    from huggingface_hub import hf_hub_download, list_repo_files
+
+    for name in list_repo_files(model, revision=revision):
+        if "/" not in name and name.endswith("config.json"):
+            content = json.loads(Path(hf_hub_download(model, name, revision=revision)).read_text(encoding="utf-8"))
+            if "--" in json.dumps(content.get("auto_map")):
+                hint = "Copy the code into a repo of your own, beside the model."
+                raise UserError(f"{name} of {model} names code of another repo, which nothing pins.", hint, status=3)
+
+
+def take_peak(peaks: dict[str, float], name: str) -> None:
+    """Note under that name the most GPU memory in use since the last call, in GiB."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        peaks[name] = max(peaks.get(name, 0), torch.cuda.max_memory_allocated() / 2**30)
+        torch.cuda.reset_peak_memory_stats()
+
+
+def free() -> None:
+    """Give back what nothing holds any more on the GPU."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def device_name() -> str:
+    """The GPU that is trained on, or cpu."""
+    import torch
+
+    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "cpu"

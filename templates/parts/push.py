@@ -1,0 +1,192 @@
+"""The push: known to be possible before the training, verified file by file, and kept with a command where it fails."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Collection
+from email.utils import parsedate_to_datetime
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, TypeVar
+
+from parts.clock import CLOCK, LAST_S
+from parts.say import UserError, note, reason
+
+Answer = TypeVar("Answer")
+# The model is kept anyway, and a GPU costs money while it waits: eight attempts last a few minutes.
+ATTEMPTS, LONGEST_WAIT_S, LONGEST_WAITS_S = 8, 60.0, 900.0
+# What of an output folder is not the adapter's: checkpoints, what is hidden, copies, what Ollama reads beside these.
+NOT_ADAPTERS = ("checkpoints/*", ".*", "*/.*", "merged/*", "*.gguf", "Modelfile", "params", "template")
+
+
+def open_repo(name: str, private: bool, create: bool = True) -> str:
+    """The output repo's full name, found there or created, and this token may write to it: known before any training.
+
+    Raises `UserError` of status 3 where it can't be written to, or is public although it should be private.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    api = HfApi()
+    try:
+        me = persist("asking who this token belongs to", api.whoami)
+        name = name if "/" in name else f"{me['name']}/{name}"
+        check_token(me, name)
+        try:
+            found = persist(f"looking up {name}", lambda: api.model_info(name))
+        except RepositoryNotFoundError:
+            if create:
+                persist(f"creating {name}", lambda: api.create_repo(name, private=private, exist_ok=True))
+        else:
+            if found.id != name:
+                note(f"{name} is now called {found.id}")
+            name = found.id
+            if private and not found.private:
+                hint = "Make it private on its page, or choose another --output-repo."
+                raise UserError(f"--private: {name} is there already, and public.", hint, status=3)
+            persist(f"asking for {name}", lambda: api.auth_check(name, write=True))
+    except UserError:
+        raise
+    except Exception as error:
+        hint = "Check the name, the token and the network, or leave --output-repo away."
+        raise UserError(f"{name} can't be written to ({reason(error)}).", hint, status=3) from error
+    # Found now, since the Hub may not answer when it is needed.
+    if "LAUNCH_ARTIFACTS" not in os.environ:
+        os.environ["LAUNCH_ARTIFACTS"] = find_artifacts(me)
+    return name
+
+
+def check_token(me: dict[str, Any], repo: str) -> None:
+    """Refuse where what the Hub says of the token (`/api/whoami-v2`) rules out writing to the repo."""
+    owner, token = repo.split("/")[0], me.get("auth", {}).get("accessToken", {})
+    roles = {org["name"]: org.get("roleInOrg") for org in me.get("orgs", [])}
+    scopes = token.get("fineGrained", {}).get("scoped", [])
+    granted = {
+        permission
+        for scope in scopes
+        if scope.get("entity", {}).get("name") in (owner, repo)
+        for permission in scope.get("permissions", [])
+    }
+    if token.get("role") == "read":
+        problem = "the Hugging Face token may only read"
+    elif owner != me["name"] and owner not in roles:
+        problem = f"{me['name']} is not a member of {owner}"
+    elif roles.get(owner) == "read":
+        problem = f"{me['name']} may only read in {owner}"
+    elif token.get("role") == "fineGrained" and "repo.write" not in granted:
+        problem = f"the fine-grained token may not write to repos of {owner}"
+    else:
+        return
+    hint = "Make a token that may, at https://huggingface.co/settings/tokens, or choose another --output-repo."
+    raise UserError(f"{repo} can't be written to: {problem}.", hint, status=3)
+
+
+def push(folder: Path, repo: str, paths: Collection[str] = (), stale: Collection[str] = ()) -> str:
+    """Upload the folder in one commit, and again until the Hub holds every file as it is here; the repo's address.
+
+    `paths` are the files to upload, instead of all that belong to the adapter; `stale` are those to delete with it.
+    Raises `UserError` with the command that brings the model to the repo later: it stays in the folder.
+    """
+    from huggingface_hub import HfApi
+
+    api, folder = HfApi(), Path(folder)
+    files = sorted(paths) or pushed_files(folder)
+
+    def attempt() -> None:
+        # What the Hub holds already is left out of the commit, so that a lost answer makes no second one.
+        api.upload_folder(
+            repo_id=repo, folder_path=folder, allow_patterns=files, delete_patterns=sorted(stale) or None,
+            commit_message="Trained with launch",
+        )  # fmt: skip
+        found = api.verify_repo_checksums(repo, local_dir=folder)
+        wrong = {*found.extra_paths, *(mismatch["path"] for mismatch in found.mismatches)}.intersection(files)
+        if wrong:
+            raise RuntimeError(f"the Hub does not hold {', '.join(sorted(wrong))} as sent")
+
+    try:
+        persist(f"the push to {repo}", attempt)
+    except Exception as error:
+        raise UserError(f"the push to {repo} failed ({reason(error)}).", rescue(folder, repo)) from error
+    note(f"pushed to {repo}, and every file is there as it is here: {', '.join(files)}")
+    return f"{api.endpoint}/{repo}"
+
+
+def pushed_files(folder: Path) -> list[str]:
+    """What of the folder belongs to the adapter, as paths with `/`."""
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return [path for path in paths if not any(fnmatch(path, pattern) for pattern in NOT_ADAPTERS)]
+
+
+def persist(what: str, act: Callable[[], Answer]) -> Answer:
+    """What `act` returns, tried again after failures of the service or the network, never after a refusal (4xx)."""
+    attempt, waited = 0, 0.0
+    while True:
+        attempt += 1
+        try:
+            return act()
+        except Exception as error:
+            # The client wraps some refusals. An error of the network has no response; nor has one of the content store.
+            response = getattr(error, "response", getattr(error.__cause__, "response", None))
+            status = getattr(response, "status_code", 500)
+            offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
+            if attempt == ATTEMPTS or offline or (status < 500 and status not in (408, 429)):
+                raise
+            wait = pause(getattr(response, "headers", {}), attempt)
+            waited += wait
+            if waited > LONGEST_WAITS_S or wait > CLOCK.left_s() - LAST_S:
+                raise
+            note(f"{what} failed ({reason(error)}), trying again in {wait:.0f} s")
+            time.sleep(wait)
+
+
+def pause(headers: Any, attempt: int) -> float:
+    """Seconds to wait after that attempt: what the service asks for, else twice as long every time, and uneven."""
+    said = headers.get("retry-after", "")
+    asked = re.match(r"\d+", said) or re.search(r"(?<=\bt=)\d+", headers.get("ratelimit", ""))
+    # Not from the seeded generator, on which the order of the rows depends.
+    share = random.SystemRandom().uniform(0.5, 1)
+    if asked:
+        return int(asked[0]) + share
+    try:
+        return max(parsedate_to_datetime(said).timestamp() - time.time(), 0) + share
+    except ValueError:
+        return min(2.0**attempt, LONGEST_WAIT_S) * share
+
+
+def rescue(folder: Path, repo: str) -> str:
+    """What to do where the folder could not be pushed: one command for another machine, or for this one."""
+    data = Path(os.environ.get("LAUNCH_DATA_DIR", "/data")).resolve()
+    place, name = folder.resolve(), repo.split("/")[-1]
+    upload = f"hf upload --private --exclude 'checkpoints/*' --exclude '.*' {repo}"
+    if "JOB_ID" in os.environ and data.is_dir() and not place.is_relative_to(data):
+        # Elsewhere it would go with the container.
+        place = Path(shutil.copytree(place, data / "output", dirs_exist_ok=True))
+    if "JOB_ID" not in os.environ or not place.is_relative_to(data):
+        return f"The model is kept; this pushes it: {upload} {shlex.quote(str(place))} ."
+    inside, bucket = place.relative_to(data).as_posix(), os.environ.get("LAUNCH_ARTIFACTS")
+    if not bucket:
+        job = os.environ["JOB_ID"]
+        return f"The model is kept in {inside}/ of the Job's bucket; this names it: hf jobs inspect {job}"
+    fetch = f"hf buckets sync {shlex.quote(f'{bucket}/{inside}')} {name}"
+    return f"The model is kept in the Job's bucket; this fetches and pushes it: {fetch} && {upload} {name} ."
+
+
+def find_artifacts(me: dict[str, Any]) -> str:
+    """The address of the bucket's folder that a Job has at /data; empty where it can't be known."""
+    from huggingface_hub import HfApi
+
+    for owner in (me["name"], *(org["name"] for org in me.get("orgs", []))):
+        try:
+            job = HfApi().inspect_job(job_id=os.environ["JOB_ID"], namespace=owner)
+            [volume] = [volume for volume in job.volumes or [] if volume.mount_path == "/data"]
+        # Elsewhere than in a Job, in another's namespace, with a token that may not look.
+        except Exception:
+            continue
+        if volume.type == "bucket":
+            return "/".join(("hf://buckets", volume.source, *filter(None, [volume.path])))
+    return ""

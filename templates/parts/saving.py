@@ -1,0 +1,52 @@
+"""The model on the disk: room for it is known before the training, and it is saved whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from parts.places import require_disk
+from parts.say import UserError, reason
+
+
+def check_disk(folder: Path, model: Any, optim: str) -> None:
+    """Refuse where the disk can't take what a run writes: the adapter, two checkpoints and the next one.
+
+    A checkpoint is the adapter and the optimizer's two moments, of 1 byte a parameter in 8 bits, else of 4.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    adapter = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    checkpoint = adapter + sum(parameter.numel() for parameter in trained) * (2 if "8bit" in optim else 8)
+    # The tokenizer, the records of the trainer.
+    needed = adapter + 3 * checkpoint + 2**26
+    told = [f"an adapter of {adapter / 1e9:.2f} GB, three checkpoints of {checkpoint / 1e9:.2f} GB"]
+    require_disk(folder, needed, told, "Free some, or give --output-dir on another disk.")
+
+
+def save(folder: Path, *parts: Any) -> None:
+    """Save the model and its tokenizer in the folder, whole or not at all: until they are written, all there stays.
+
+    Raises `UserError` where the disk is full or fails.
+    """
+    # Inside, where nothing has to be copied once it is whole.
+    fresh = folder / ".saving"
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        for part in parts:
+            part.save_pretrained(fresh)
+        for path in fresh.iterdir():
+            if (folder / path.name).is_dir():
+                shutil.rmtree(folder / path.name)
+            shutil.move(path, folder / path.name)
+        fresh.rmdir()
+    # Some writers have errors of their own for a full disk.
+    except Exception as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        try:
+            free = f", {shutil.disk_usage(folder).free / 1e9:.3f} GB free"
+        except OSError:
+            free = ""
+        hint = f"What was in {folder} is as it was. Make room and run this again: it goes on from the last checkpoint."
+        raise UserError(f"the model could not be saved in {folder} ({reason(error)}{free}).", hint) from error

@@ -1,0 +1,119 @@
+"""The clock: how much time is left, over all attempts of a Job, and an end to what does not return."""
+
+from __future__ import annotations
+
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from parts.clock import STARTED, Clock, deadline
+
+from tests.unit.sample import options
+
+TEMPLATES = Path(__file__).parents[3] / "templates"
+
+
+def test_the_timeout_counts_from_the_beginning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("JOB_ID", raising=False)
+    assert deadline(0, tmp_path) == math.inf
+    assert deadline(60, tmp_path) == pytest.approx(STARTED + 60)
+    # The first process of this machine is older than a minute's Job can be, and younger than a year's.
+    monkeypatch.setenv("JOB_ID", "1")
+    assert deadline(1, tmp_path) == pytest.approx(STARTED + 1, abs=0.1)
+    monkeypatch.setenv("JOB_ID", "2")
+    year = 365 * 86400
+    assert time.monotonic() < deadline(year, tmp_path) <= STARTED + year + 0.1
+
+
+def test_a_second_attempt_has_what_the_first_left_of_the_timeout(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("JOB_ID", "job")
+    first = deadline(3600, tmp_path)
+    began = next(tmp_path.glob("began-*"))
+    began.write_text(str(float(began.read_text()) - 600))
+    assert deadline(3600, tmp_path) == pytest.approx(first - 600, abs=5)
+    # A Job that resumes this one has a timeout of its own.
+    monkeypatch.setenv("JOB_ID", "another")
+    assert deadline(3600, tmp_path) == pytest.approx(first, abs=5)
+
+
+def test_only_a_job_has_the_timeout_that_was_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JOB_ID", raising=False)
+    assert options().timeout_s == 0
+    assert options("--timeout-s", "70").timeout_s == 70
+    monkeypatch.setenv("JOB_ID", "1")
+    assert options().timeout_s == type(options()).timeout_s > 0
+
+
+def test_a_second_interrupt_ends_it() -> None:
+    clock = Clock()
+    clock.on_signal(signal.SIGINT, None)
+    clock.on_signal(signal.SIGINT, None)  # uv passes on what the terminal has sent already
+    clock.signalled -= 2
+    with pytest.raises(KeyboardInterrupt):
+        clock.on_signal(signal.SIGINT, None)
+
+
+# A library that does not return, in a process of its own: the clock's thread ends it.
+STUCK = """
+import sys, time
+from parts.clock import Clock
+clock = Clock()
+clock.start(time.monotonic() + float(sys.argv[1]))
+def last_words():
+    print("last words", flush=True)
+    return 7
+with clock.or_else(last_words, at_once=sys.argv[2] == "at once"):
+    print("stuck", flush=True)
+    time.sleep(float(sys.argv[3]))
+print("on time", flush=True)
+"""
+
+
+def stuck(left_s: float, how: str, seconds: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", STUCK, str(left_s), how, str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=TEMPLATES)
+
+
+def test_what_does_not_return_in_time_is_ended_with_last_words() -> None:
+    with stuck(5.5, "", 60) as late, stuck(60, "", 0) as early:
+        assert late.stdout and early.stdout
+        assert (late.stdout.read(), late.wait(30)) == ("stuck\nlast words\n", 7)
+        assert (early.stdout.read(), early.wait(30)) == ("stuck\non time\n", 0)
+
+
+def test_before_the_training_a_signal_is_enough() -> None:
+    with stuck(math.inf, "at once", 60) as asked:
+        assert asked.stdout
+        assert asked.stdout.readline() == "stuck\n"
+        asked.send_signal(signal.SIGTERM)
+        assert (asked.stdout.read(), asked.wait(30)) == ("last words\n", 7)
+
+
+# Deep in a library that Python can't interrupt, as a compiler on a GPU is.
+DEAF = """
+import signal, sys, time
+from parts.clock import CLOCK
+import parts.clock
+parts.clock.GRACE_S = 6
+CLOCK.start(float("inf"))
+with CLOCK.or_else(lambda: 9):
+    # No handler of Python's runs in the main thread from here on.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    print("deaf", flush=True)
+    import ctypes
+    ctypes.CDLL(None).sleep(60)
+"""
+
+
+def test_a_signal_ends_it_within_its_grace_whatever_a_library_does() -> None:
+    with subprocess.Popen([sys.executable, "-c", DEAF], stdout=subprocess.PIPE, text=True, cwd=TEMPLATES) as deaf:
+        assert deaf.stdout
+        assert deaf.stdout.readline() == "deaf\n"
+        deaf.send_signal(signal.SIGTERM)
+        assert deaf.wait(50) == 9
