@@ -17,7 +17,7 @@ from typing import Any
 
 def rows_of(folder: Path, count: int) -> list[dict[str, Any]]:
     """The first rows of a local dataset's training split, pictures still encoded."""
-    from datasets import Image, load_dataset, load_from_disk  # type: ignore[import-not-found]
+    from datasets import Image, load_dataset, load_from_disk
 
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
         found = load_from_disk(str(folder))
@@ -36,7 +36,7 @@ def encode(reader: Any, row: dict[str, Any], vision: bool) -> Any:
         return reader(
             reader.apply_chat_template(messages, tokenize=False), add_special_tokens=False, return_tensors="pt"
         )
-    from PIL import Image  # type: ignore[import-not-found]
+    from PIL import Image
 
     pictures = [Image.open(io.BytesIO(picture["bytes"])).convert("RGB") for picture in row["images"]]
     said, waiting = [], len(pictures)
@@ -69,9 +69,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     args = parser.parse_args()
 
-    import torch  # type: ignore[import-not-found]
-    import transformers  # type: ignore[import-not-found]
-    from peft import PeftModel  # type: ignore[import-not-found]
+    import torch
+    import transformers
+    from peft import PeftModel
 
     kind = "AutoModelForImageTextToText" if args.vision else "AutoModelForCausalLM"
     auto = getattr(transformers, kind)

@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import transformers  # type: ignore[import-not-found]
-from transformers.models.auto import modeling_auto  # type: ignore[import-not-found]
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # type: ignore[import-not-found]
+import transformers
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 READ = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
@@ -60,7 +60,7 @@ def first(values: Iterable[Any]) -> int | float | None:
 
 def counted(name: str, config: Any) -> bool:
     """Whether our reading of the config, whole and with nothing but its type, gives the class's parameters."""
-    import torch  # type: ignore[import-not-found]
+    import torch
 
     from launcher.catalog import config_text as decoder
 

@@ -194,7 +194,7 @@ class Bench:
 
     def verify(self, name: str, kind: str, folder: Path, data: Path, result: dict[str, Any]) -> dict[str, Any]:
         """What the rows' labels should be, and the losses of the base and of the adapter without Unsloth."""
-        from transformers import AutoProcessor, AutoTokenizer  # type: ignore[import-not-found]
+        from transformers import AutoProcessor, AutoTokenizer
 
         end = family_models.facts_of(name)["end_of_turn"]
         reader = AutoProcessor.from_pretrained(folder) if kind == "vision" else AutoTokenizer.from_pretrained(folder)
@@ -383,8 +383,8 @@ def stored_rows(data: Path, kind: str, split: str) -> list[dict[str, Any]]:
     """The rows of a split as the builder wrote them, with images as PIL and parts without empty keys."""
     if kind == "text":
         return [json.loads(line) for line in (data / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
-    import pyarrow.parquet  # type: ignore[import-not-found]
-    from PIL import Image  # type: ignore[import-not-found]
+    import pyarrow.parquet
+    from PIL import Image
 
     rows = pyarrow.parquet.read_table(data / f"{split}.parquet").to_pylist()
     return [
@@ -407,8 +407,8 @@ def losses_without_unsloth(
 ) -> tuple[float, float]:
     """The evaluation loss of the base and of base and adapter, with plain transformers and PEFT: per batch the mean
     over its labels, then the mean over the batches, which is what the Trainer calls eval_loss."""
-    import torch  # type: ignore[import-not-found]
-    from peft import PeftModel  # type: ignore[import-not-found]
+    import torch
+    from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
 
     on_gpu = torch.cuda.is_available()

@@ -106,7 +106,7 @@ class Dims:
 
 
 def _llama(dims: Dims, **more: Any) -> Any:
-    from transformers import LlamaConfig  # type: ignore[import-not-found]
+    from transformers import LlamaConfig
 
     return LlamaConfig(**dims.decoder(rms_norm_eps=1e-5, **more))
 
@@ -586,7 +586,7 @@ def build(
     With `tiny` the widths and the vocabulary are as small as the architecture allows, and the weights float32. With
     `model`, an alias of the catalog, all its layers are built at its own widths.
     """
-    import torch  # type: ignore[import-not-found]
+    import torch
     from transformers import (
         AutoModelForCausalLM,
         AutoModelForImageTextToText,
@@ -855,7 +855,7 @@ _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 def picture(n: int, side: int = 320) -> bytes:
     """The n-th handwritten digit (of 20, its figure is n // 2) as a PNG of that side, dark on a tinted ground."""
-    from PIL import Image  # type: ignore[import-not-found]
+    from PIL import Image
 
     ink = [15 - int(figure, 16) for figure in _DIGITS[n % len(_DIGITS)]]
     tint = (255, 250 - 5 * (n % 7), 235 - 9 * (n % 5))
@@ -896,7 +896,7 @@ def _said(role: str, text: str, images: int = 0) -> dict[str, Any]:
 
 def write_vision_rows(folder: Path, *, system: bool = True, side: int = 320) -> Path:
     """Write the rows as train.parquet (64) and test.parquet (16) with an `images` column of pictures."""
-    from datasets import Dataset, Features, Image, List, Value  # type: ignore[import-not-found]
+    from datasets import Dataset, Features, Image, List, Value
 
     part = {"type": Value("string"), "text": Value("string")}
     features = Features({"images": List(Image()), "messages": List({"role": Value("string"), "content": List(part)})})

@@ -193,8 +193,8 @@ def _folder(config: Config) -> Path:
 
 def _run(config: Config, folder: Path) -> dict[str, Any]:
     # Before everything that it patches.
-    import unsloth  # type: ignore[import-not-found]  # noqa: F401  # isort: skip
-    import torch  # type: ignore[import-not-found]
+    import unsloth  # noqa: F401  # isort: skip
+    import torch
 
     modality = "vision" if config.image else "text"
     script = job_script.load("sft_vlm" if config.image else "sft_text")
@@ -257,7 +257,7 @@ def _rows(config: Config, folder: Path, end: str) -> Path:
         lines = [json.dumps({"text": f"stone{end}{text}"}) for text in texts]
         (folder / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
         return folder
-    from datasets import Dataset, Features, Image, List, Value  # type: ignore[import-not-found]
+    from datasets import Dataset, Features, Image, List, Value
 
     part = {"type": Value("string"), "text": Value("string")}
     features = Features({"images": List(Image()), "messages": List({"role": Value("string"), "content": List(part)})})
@@ -280,7 +280,7 @@ def _rows(config: Config, folder: Path, end: str) -> Path:
 def _snapshot(config: Config) -> Iterator[dict[str, Any]]:
     """Where asked for, record the allocations of the last pass, and say what was alive when most was in use."""
     import torch
-    import transformers  # type: ignore[import-not-found]
+    import transformers
 
     found: dict[str, Any] = {}
     if not config.snapshot:

@@ -36,8 +36,8 @@ MODELS = {
 
 def measure(out: Path, name: str, family: str, load_in: str) -> None:
     """One model, loaded once, over all shapes."""
-    import torch  # type: ignore[import-not-found]
-    import unsloth  # type: ignore[import-not-found]
+    import torch
+    import unsloth
     from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
 
     began = time.monotonic()

@@ -65,8 +65,8 @@ def write_text(path: Path, rows: int) -> Path:
 
 def write_pictures(path: Path, rows: int) -> Path:
     """Questions about pictures of 100 pixels; the same 140 pictures come again, but are stored again too."""
-    import pyarrow as pa  # type: ignore[import-not-found]
-    import pyarrow.parquet as pq  # type: ignore[import-not-found]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     drawn = [family_models.picture(n, 100) for n in range(140)]
     image = {"feature": {"_type": "Image"}, "_type": "List"}
@@ -193,7 +193,7 @@ def train_from_list(flags: list[str]) -> None:
     script = job_script.load("sft_text")
 
     def read(args: argparse.Namespace, split: str) -> Any:
-        from datasets import Dataset, load_dataset  # type: ignore[import-not-found]
+        from datasets import Dataset, load_dataset
 
         rows = load_dataset("json", data_files=args.dataset, split=split, streaming=True)
         return Dataset.from_list(list(rows.take(args.max_steps * args.batch_size)))
@@ -204,10 +204,10 @@ def train_from_list(flags: list[str]) -> None:
 
 def collate_pictures(read: str, flags: list[str]) -> None:
     """The vision script's rows and batches, as its trainer gets them; or from the usual list of decoded rows."""
-    from unsloth.chat_templates import train_on_responses_only  # type: ignore[import-not-found] # isort: skip
+    from unsloth.chat_templates import train_on_responses_only  # isort: skip
     from datasets import load_dataset
-    from torch.utils.data import DataLoader  # type: ignore[import-not-found]
-    from transformers import AutoModelForImageTextToText, AutoProcessor  # type: ignore[import-not-found]
+    from torch.utils.data import DataLoader
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
     script = job_script.load("sft_vlm")
     args = script.parse_args(flags)

@@ -191,10 +191,10 @@ def answers_only(ids: list[int], begin: list[int], stop: int) -> list[int]:
 
 def train_usual(model_folder: Path, rows: Path, shape: Shape, args: argparse.Namespace) -> None:
     """What Unsloth's notebooks do: load, adapt, lay the chats out as text, SFTTrainer, train on responses only."""
-    from unsloth import FastLanguageModel  # type: ignore[import-not-found]  # isort: skip
-    from unsloth.chat_templates import train_on_responses_only  # type: ignore[import-not-found]  # isort: skip
-    from datasets import load_dataset  # type: ignore[import-not-found]
-    from trl import SFTConfig, SFTTrainer  # type: ignore[import-not-found]
+    from unsloth import FastLanguageModel  # isort: skip
+    from unsloth.chat_templates import train_on_responses_only  # isort: skip
+    from datasets import load_dataset
+    from trl import SFTConfig, SFTTrainer
 
     on_gpu = args.device != "cpu"
     model, tokenizer = FastLanguageModel.from_pretrained(
@@ -230,10 +230,10 @@ def train_usual(model_folder: Path, rows: Path, shape: Shape, args: argparse.Nam
 
 def train_plain(model_folder: Path, rows: Path, shape: Shape, args: argparse.Namespace) -> None:
     """TRL's SFTTrainer on a bitsandbytes model with a PEFT config, checkpointed, padded; the labels made here."""
-    import torch  # type: ignore[import-not-found]
+    import torch
     from datasets import load_dataset
-    from peft import LoraConfig  # type: ignore[import-not-found]
-    from transformers import (  # type: ignore[import-not-found]
+    from peft import LoraConfig
+    from transformers import (
         AutoModelForCausalLM,
         AutoTokenizer,
         BitsAndBytesConfig,

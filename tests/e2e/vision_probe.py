@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 os.environ.update(UNSLOTH_FORCE_CPU="1", UNSLOTH_DISABLE_STATISTICS="1", CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1")
-from unsloth.chat_templates import get_chat_template, train_on_responses_only  # type: ignore[import-not-found] # isort: skip
+from unsloth.chat_templates import get_chat_template, train_on_responses_only  # isort: skip
 
 import family_models
-import torch  # type: ignore[import-not-found]
-from datasets import Dataset, Features, Image, List, Value  # type: ignore[import-not-found]
+import torch
+from datasets import Dataset, Features, Image, List, Value
 from families import Row, collate
-from PIL import Image as Picture  # type: ignore[import-not-found]
-from transformers import AutoModelForImageTextToText, AutoProcessor  # type: ignore[import-not-found]
+from PIL import Image as Picture
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 SCRIPT = Path(__file__).parents[2] / "job_scripts" / "sft_vlm.py"
 ROWS, BATCH = 8, 4

@@ -24,7 +24,7 @@ class Adapter:
 
     def save_pretrained(self, folder: Path) -> None:
         import numpy  # type: ignore[import-not-found]
-        from safetensors.numpy import save_file  # type: ignore[import-not-found]
+        from safetensors.numpy import save_file
 
         (folder / "adapter_config.json").write_text(f'{{"seed": {self.seed}}}', encoding="utf-8")
         weights = numpy.full((512, 512), self.seed, dtype=numpy.float32)
