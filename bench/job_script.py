@@ -16,6 +16,8 @@ def load(name: str) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Where its dataclass looks for the types of its fields.
+    sys.modules[name] = module
     # Where its dataclasses look for their module.
     sys.modules[name] = module
     spec.loader.exec_module(module)

@@ -214,9 +214,10 @@ def _run(config: Config, folder: Path) -> dict[str, Any]:
     flags += [] if config.vision_layers else ["--no-finetune-vision-layers"]
     said = io.StringIO()
     with _snapshot(config) as peak, contextlib.redirect_stdout(_Both(said)):
-        arguments = script.parse_args(flags)
-        script.check_args(arguments)
-        script.main(arguments)
+        arguments = script.read_options(script.Options, flags)
+        script.check_options(arguments)
+        script.check_data(arguments)
+        script.main(arguments).finish()
     shutil.rmtree(data, ignore_errors=True)
     result = json.loads(said.getvalue().rpartition(_MARK)[2])
     kept = ("peak_gib", "peaks_gib", "step_s", "first_step_s", "startup_s", "largest_batch_tokens", "tokens_seen",

@@ -198,8 +198,8 @@ def train_from_list(flags: list[str]) -> None:
         rows = load_dataset("json", data_files=args.dataset, split=split, streaming=True)
         return Dataset.from_list(list(rows.take(args.max_steps * args.batch_size)))
 
-    script.read = read
-    script.main(script.parse_args(flags))
+    script.read_split = read
+    script.main(script.read_options(script.Options, flags)).finish()
 
 
 def collate_pictures(read: str, flags: list[str]) -> None:
@@ -210,7 +210,7 @@ def collate_pictures(read: str, flags: list[str]) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     script = job_script.load("sft_vlm")
-    args = script.parse_args(flags)
+    args = script.read_options(script.Options, flags)
     model = AutoModelForImageTextToText.from_pretrained(args.model)
     processor = AutoProcessor.from_pretrained(args.model)
     steps = args.max_steps if read == "streamed" else min(args.max_steps, BATCHES_AFTER_ALL)
@@ -219,12 +219,12 @@ def collate_pictures(read: str, flags: list[str]) -> None:
         taken = list(stream.take(args.max_steps * args.batch_size))
         rows: Any = [row | {"row_number": number} for number, row in enumerate(taken)]
     else:
-        rows, _ = script.read_rows(args)
-    shape, fold = script.find_shape(list(next(iter(rows)))), not script.takes_system(processor)
+        rows, _ = script.read_rows(args, pictures=True)
+    reader = script.Reader(processor, list(next(iter(rows))), args)
     if read == "whole":
-        script.check_rows(rows, shape, fold, processor)
+        script.check_rows(rows, reader)
     mask = train_on_responses_only(None, tokenizer=processor, return_function=True)
-    collator = script.make_collator(model, processor, args, shape, fold, mask)
+    collator = script.make_collator(model, reader, args, mask)
     for step, batch in enumerate(DataLoader(rows, args.batch_size, collate_fn=collator), 1):
         print(f"step {step}/{steps} | {batch['input_ids'].numel()} tokens", flush=True)
         if step == steps:

@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import family_models
-import job_script
+from progress import Progress
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "job_scripts" / "sft_text.py"
@@ -209,10 +209,8 @@ def train_usual(model_folder: Path, rows: Path, shape: Shape, args: argparse.Nam
         return {"text": [tokenizer.apply_chat_template(chat, tokenize=False) for chat in batch["messages"]]}
 
     data = load_dataset(str(rows)).map(lay_out, batched=True, remove_columns=["messages"])
-    # Its `Progress` prints the same lines for every variant.
-    script = job_script.load("sft_text")
 
-    class Trainer(script.Progress, SFTTrainer):  # type: ignore[misc, name-defined]
+    class Trainer(Progress, SFTTrainer):  # type: ignore[misc]
         pass
 
     config = SFTConfig(
@@ -260,10 +258,8 @@ def train_plain(model_folder: Path, rows: Path, shape: Shape, args: argparse.Nam
         return {"input_ids": ids[cut], "labels": answers_only(ids, begin, stop)[cut]}
 
     data = load_dataset(str(rows)).map(encode, remove_columns=["messages"])
-    # Its `Progress` prints the same lines for every variant.
-    script = job_script.load("sft_text")
 
-    class Trainer(script.Progress, SFTTrainer):  # type: ignore[misc, name-defined]
+    class Trainer(Progress, SFTTrainer):  # type: ignore[misc]
         pass
 
     config = SFTConfig(

@@ -586,7 +586,7 @@ class Clock:
     def __init__(self) -> None:
         self.deadline, self.signalled = math.inf, 0.0
         self.last_words: Callable[[], int] | None = None
-        self.at_once, self.lock = False, threading.RLock()
+        self.at_once, self.last_s, self.lock = False, LAST_S, threading.RLock()
 
     def start(self, ends: float) -> None:
         """Begin: from now on a signal asks to stop, and is not the end."""
@@ -617,25 +617,25 @@ class Clock:
         return min(self.deadline, self.signalled + GRACE_S if self.signalled else math.inf) - time.monotonic()
 
     @contextmanager
-    def or_else(self, last_words: Callable[[], int], at_once: bool = False) -> Iterator[None]:
+    def or_else(self, last_words: Callable[[], int], at_once: bool = False, last_s: float = LAST_S) -> Iterator[None]:
         """Inside, once the time is up, `last_words` is called elsewhere, and the status it returns is the process's.
 
-        With `at_once` a signal is enough: there is nothing to save.
+        With `at_once` a signal is enough: there is nothing to save. They are said `last_s` before the end.
         """
-        outer = self.last_words, self.at_once
-        self.last_words, self.at_once = last_words, at_once
+        outer = self.last_words, self.at_once, self.last_s
+        self.last_words, self.at_once, self.last_s = last_words, at_once, last_s
         try:
             yield
         finally:
             # Or it is at its last words.
             with self.lock:
-                self.last_words, self.at_once = outer
+                self.last_words, self.at_once, self.last_s = outer
 
     def watch(self, heard: int) -> None:
         while True:
             if select.select([heard], [], [], 0.5)[0] and {signal.SIGTERM, signal.SIGINT} & {*os.read(heard, 512)}:
                 self.signalled = self.signalled or time.monotonic()
-            if self.left_s() < LAST_S or (self.at_once and self.signalled):
+            if self.left_s() < self.last_s or (self.at_once and self.signalled):
                 with self.lock:
                     if self.last_words:
                         self.end(self.last_words)
@@ -731,17 +731,18 @@ def push(folder: Path, repo: str, paths: Collection[str] = (), stale: Collection
     `paths` are the files to upload, instead of all that belong to the adapter; `stale` are those to delete with it.
     Raises `UserError` with the command that brings the model to the repo later: it stays in the folder.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api, folder = HfApi(), Path(folder)
     files = sorted(paths) or pushed_files(folder)
 
     def attempt() -> None:
-        # What the Hub holds already is left out of the commit, so that a lost answer makes no second one.
-        api.upload_folder(
-            repo_id=repo, folder_path=folder, allow_patterns=files, delete_patterns=sorted(stale) or None,
-            commit_message="Trained with launch",
-        )  # fmt: skip
+        # What the Hub holds already is left out of the commit, so that a lost answer makes no second one, which
+        # `upload_folder` does. The Hub refuses to delete what is gone, as after a lost answer.
+        gone = sorted({*stale}.intersection(api.list_repo_files(repo)).difference(files)) if stale else []
+        added = [CommitOperationAdd(path, folder / path) for path in files]
+        changes: list[Any] = [*added, *(CommitOperationDelete(path) for path in gone)]
+        api.create_commit(repo, changes, commit_message="Trained with launch")
         found = api.verify_repo_checksums(repo, local_dir=folder)
         wrong = {*found.extra_paths, *(mismatch["path"] for mismatch in found.mismatches)}.intersection(files)
         if wrong:

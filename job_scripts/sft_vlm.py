@@ -173,7 +173,6 @@ def main(args: Options) -> Run | None:
     if not processor.chat_template:
         hint = "Add --chat-template NAME (gemma-3, llama-3.2, …)."
         raise UserError(f"{args.model} has no chat template.", hint)
-    tokenizer = processor.tokenizer
 
     # ---- Adapt -------------------------------------------------------------------------------------------------------
 
@@ -197,14 +196,13 @@ def main(args: Options) -> Run | None:
     phase("prepare data")
     train_data, eval_data = read_rows(args, pictures=True)
     columns = list(next(iter(train_data), {}))
-    stop = end_of_turn(processor, tokenizer, said)
-    reader = Reader(columns, not takes_system(processor, said, [{"type": "image"}, *said("Hi")]), args)
+    reader = Reader(processor, columns, args)
     mask = find_mask(processor) if args.train_on == "assistant" else None
     size = "streamed" if args.streaming else f"{len(train_data)} to train on"
     note(f"rows of {' and '.join(reader.shape)}, {size}")
     for rows in (train_data, eval_data):
         if rows is not None and not args.streaming:
-            check_rows(rows, reader, processor)
+            check_rows(rows, reader)
 
     class Trainer(Careful, SFTTrainer):
         pass
@@ -217,7 +215,7 @@ def main(args: Options) -> Run | None:
     trainer = Trainer(
         model,
         make_config(run, on_gpu, eval_data is not None, **own),
-        data_collator=make_collator(model, processor, args, reader, mask),
+        data_collator=make_collator(model, reader, args, mask),
         train_dataset=train_data,
         eval_dataset=eval_data,
         processing_class=processor,
@@ -225,7 +223,7 @@ def main(args: Options) -> Run | None:
     trainer.remove_callback(PrinterCallback)
     phase("check labels")
     FastVisionModel.for_training(model)
-    check_labels(trainer, tokenizer, stop, masked_wanted=mask is not None)
+    check_labels(trainer, processor.tokenizer, reader.stop, masked_wanted=mask is not None)
 
     # ---- Train -------------------------------------------------------------------------------------------------------
 
@@ -233,7 +231,7 @@ def main(args: Options) -> Run | None:
 
     def answers() -> list[str | None]:
         FastVisionModel.for_inference(model)
-        given = guard.answers(asked, lambda messages: answer(model, processor, messages[:-1], stop))
+        given = guard.answers(asked, lambda messages: answer(model, processor, messages[:-1], reader.stop))
         FastVisionModel.for_training(model)
         return given
 
@@ -243,7 +241,8 @@ def main(args: Options) -> Run | None:
     run.ready()
     guard.look_before(answers, evaluates=eval_data is not None)
     phase("train")
-    with CLOCK.or_else(lambda: run.leave("in a step that did not end")):
+    # A step that never comes back is not waited for.
+    with CLOCK.or_else(lambda: run.leave("in a step that did not end"), last_s=1.5):
         guard.train()
 
     # ---- Save --------------------------------------------------------------------------------------------------------
@@ -253,7 +252,7 @@ def main(args: Options) -> Run | None:
         phase("save")
         # What loads the adapter by its record gets the very model that it was trained on.
         model.peft_config["default"].revision = args.revision
-        settings = generation_of(model.generation_config, recommended(args, PLANNED), stop)
+        settings = generation_of(model.generation_config, recommended(args, PLANNED), reader.stop)
         model.get_base_model().generation_config = settings
         save(run.output_dir, model, processor, settings)
         note(f"saved in {run.output_dir}")
@@ -510,8 +509,11 @@ def data_folder(args: Any) -> Path | None:
 class Reader:
     """Makes messages of a row, by the columns that the rows have and what the chat template takes."""
 
-    def __init__(self, columns: list[str], fold: bool, args: Any) -> None:
-        self.shape, self.fold, self.folder, self.longest = find_shape(columns), fold, data_folder(args), args.image_size
+    def __init__(self, processor: Any, columns: list[str], args: Any) -> None:
+        self.processor, self.shape = processor, find_shape(columns)
+        self.stop = end_of_turn(processor, processor.tokenizer, said)
+        self.fold = not takes_system(processor, said, [{"type": "image"}, *said("Hi")])
+        self.folder, self.longest = data_folder(args), args.image_size
 
     def messages(self, row: dict[str, Any]) -> list[Message]:
         """The row as messages whose image parts hold their pictures."""
@@ -521,7 +523,7 @@ class Reader:
         return messages
 
 
-def make_collator(model: Any, processor: Any, args: Any, reader: Reader, mask: Any) -> Any:
+def make_collator(model: Any, reader: Reader, args: Any, mask: Any) -> Any:
     """Rows to batches through Unsloth's collator; pictures that would be cut off in the middle are made smaller."""
     from jinja2 import TemplateError
     from unsloth_zoo.vision_utils import UnslothVisionDataCollator
@@ -546,12 +548,12 @@ def make_collator(model: Any, processor: Any, args: Any, reader: Reader, mask: A
                     note(f"rows {numbers}: at {longest} pixels they make no batch ({problem})")
             raise UserError(f"rows {numbers}: {problem}", "Raise --max-length or lower --image-size.")
 
-    collator = Collator(model, processor, max_seq_length=args.max_length, resize="max")
+    collator = Collator(model, reader.processor, max_seq_length=args.max_length, resize="max")
     collator.train_on_responses_only = mask
     return collator
 
 
-def check_rows(rows: Any, reader: Reader, processor: Any) -> None:
+def check_rows(rows: Any, reader: Reader) -> None:
     """Look at every row's messages before anything is trained; its pictures are counted, not opened."""
     import pyarrow.compute as pc
     from jinja2 import TemplateError
@@ -566,7 +568,7 @@ def check_rows(rows: Any, reader: Reader, processor: Any) -> None:
             number = row["row_number"]
             messages = conversation(row, reader.shape, [number] * int(count or 0), reader.fold)
             try:
-                processor.apply_chat_template(messages, tokenize=False)
+                reader.processor.apply_chat_template(messages, tokenize=False)
             except TemplateError as error:
                 raise UserError(f"row {number}: the model's chat template refuses it ({error}).") from error
 
@@ -634,7 +636,7 @@ class Clock:
     def __init__(self) -> None:
         self.deadline, self.signalled = math.inf, 0.0
         self.last_words: Callable[[], int] | None = None
-        self.at_once, self.lock = False, threading.RLock()
+        self.at_once, self.last_s, self.lock = False, LAST_S, threading.RLock()
 
     def start(self, ends: float) -> None:
         """Begin: from now on a signal asks to stop, and is not the end."""
@@ -665,25 +667,25 @@ class Clock:
         return min(self.deadline, self.signalled + GRACE_S if self.signalled else math.inf) - time.monotonic()
 
     @contextmanager
-    def or_else(self, last_words: Callable[[], int], at_once: bool = False) -> Iterator[None]:
+    def or_else(self, last_words: Callable[[], int], at_once: bool = False, last_s: float = LAST_S) -> Iterator[None]:
         """Inside, once the time is up, `last_words` is called elsewhere, and the status it returns is the process's.
 
-        With `at_once` a signal is enough: there is nothing to save.
+        With `at_once` a signal is enough: there is nothing to save. They are said `last_s` before the end.
         """
-        outer = self.last_words, self.at_once
-        self.last_words, self.at_once = last_words, at_once
+        outer = self.last_words, self.at_once, self.last_s
+        self.last_words, self.at_once, self.last_s = last_words, at_once, last_s
         try:
             yield
         finally:
             # Or it is at its last words.
             with self.lock:
-                self.last_words, self.at_once = outer
+                self.last_words, self.at_once, self.last_s = outer
 
     def watch(self, heard: int) -> None:
         while True:
             if select.select([heard], [], [], 0.5)[0] and {signal.SIGTERM, signal.SIGINT} & {*os.read(heard, 512)}:
                 self.signalled = self.signalled or time.monotonic()
-            if self.left_s() < LAST_S or (self.at_once and self.signalled):
+            if self.left_s() < self.last_s or (self.at_once and self.signalled):
                 with self.lock:
                     if self.last_words:
                         self.end(self.last_words)
@@ -1750,17 +1752,18 @@ def push(folder: Path, repo: str, paths: Collection[str] = (), stale: Collection
     `paths` are the files to upload, instead of all that belong to the adapter; `stale` are those to delete with it.
     Raises `UserError` with the command that brings the model to the repo later: it stays in the folder.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api, folder = HfApi(), Path(folder)
     files = sorted(paths) or pushed_files(folder)
 
     def attempt() -> None:
-        # What the Hub holds already is left out of the commit, so that a lost answer makes no second one.
-        api.upload_folder(
-            repo_id=repo, folder_path=folder, allow_patterns=files, delete_patterns=sorted(stale) or None,
-            commit_message="Trained with launch",
-        )  # fmt: skip
+        # What the Hub holds already is left out of the commit, so that a lost answer makes no second one, which
+        # `upload_folder` does. The Hub refuses to delete what is gone, as after a lost answer.
+        gone = sorted({*stale}.intersection(api.list_repo_files(repo)).difference(files)) if stale else []
+        added = [CommitOperationAdd(path, folder / path) for path in files]
+        changes: list[Any] = [*added, *(CommitOperationDelete(path) for path in gone)]
+        api.create_commit(repo, changes, commit_message="Trained with launch")
         found = api.verify_repo_checksums(repo, local_dir=folder)
         wrong = {*found.extra_paths, *(mismatch["path"] for mismatch in found.mismatches)}.intersection(files)
         if wrong:

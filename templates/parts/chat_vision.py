@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from parts.chat import Message, find_shape, fold_system, turns
+from parts.chat import Message, end_of_turn, find_shape, fold_system, takes_system, turns
 from parts.say import UserError, note, reason
 
 
@@ -119,8 +119,11 @@ def data_folder(args: Any) -> Path | None:
 class Reader:
     """Makes messages of a row, by the columns that the rows have and what the chat template takes."""
 
-    def __init__(self, columns: list[str], fold: bool, args: Any) -> None:
-        self.shape, self.fold, self.folder, self.longest = find_shape(columns), fold, data_folder(args), args.image_size
+    def __init__(self, processor: Any, columns: list[str], args: Any) -> None:
+        self.processor, self.shape = processor, find_shape(columns)
+        self.stop = end_of_turn(processor, processor.tokenizer, said)
+        self.fold = not takes_system(processor, said, [{"type": "image"}, *said("Hi")])
+        self.folder, self.longest = data_folder(args), args.image_size
 
     def messages(self, row: dict[str, Any]) -> list[Message]:
         """The row as messages whose image parts hold their pictures."""
@@ -130,7 +133,7 @@ class Reader:
         return messages
 
 
-def make_collator(model: Any, processor: Any, args: Any, reader: Reader, mask: Any) -> Any:
+def make_collator(model: Any, reader: Reader, args: Any, mask: Any) -> Any:
     """Rows to batches through Unsloth's collator; pictures that would be cut off in the middle are made smaller."""
     from jinja2 import TemplateError
     from unsloth_zoo.vision_utils import UnslothVisionDataCollator
@@ -155,12 +158,12 @@ def make_collator(model: Any, processor: Any, args: Any, reader: Reader, mask: A
                     note(f"rows {numbers}: at {longest} pixels they make no batch ({problem})")
             raise UserError(f"rows {numbers}: {problem}", "Raise --max-length or lower --image-size.")
 
-    collator = Collator(model, processor, max_seq_length=args.max_length, resize="max")
+    collator = Collator(model, reader.processor, max_seq_length=args.max_length, resize="max")
     collator.train_on_responses_only = mask
     return collator
 
 
-def check_rows(rows: Any, reader: Reader, processor: Any) -> None:
+def check_rows(rows: Any, reader: Reader) -> None:
     """Look at every row's messages before anything is trained; its pictures are counted, not opened."""
     import pyarrow.compute as pc
     from jinja2 import TemplateError
@@ -175,7 +178,7 @@ def check_rows(rows: Any, reader: Reader, processor: Any) -> None:
             number = row["row_number"]
             messages = conversation(row, reader.shape, [number] * int(count or 0), reader.fold)
             try:
-                processor.apply_chat_template(messages, tokenize=False)
+                reader.processor.apply_chat_template(messages, tokenize=False)
             except TemplateError as error:
                 raise UserError(f"row {number}: the model's chat template refuses it ({error}).") from error
 

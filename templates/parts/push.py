@@ -92,17 +92,18 @@ def push(folder: Path, repo: str, paths: Collection[str] = (), stale: Collection
     `paths` are the files to upload, instead of all that belong to the adapter; `stale` are those to delete with it.
     Raises `UserError` with the command that brings the model to the repo later: it stays in the folder.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api, folder = HfApi(), Path(folder)
     files = sorted(paths) or pushed_files(folder)
 
     def attempt() -> None:
-        # What the Hub holds already is left out of the commit, so that a lost answer makes no second one.
-        api.upload_folder(
-            repo_id=repo, folder_path=folder, allow_patterns=files, delete_patterns=sorted(stale) or None,
-            commit_message="Trained with launch",
-        )  # fmt: skip
+        # What the Hub holds already is left out of the commit, so that a lost answer makes no second one, which
+        # `upload_folder` does. The Hub refuses to delete what is gone, as after a lost answer.
+        gone = sorted({*stale}.intersection(api.list_repo_files(repo)).difference(files)) if stale else []
+        added = [CommitOperationAdd(path, folder / path) for path in files]
+        changes: list[Any] = [*added, *(CommitOperationDelete(path) for path in gone)]
+        api.create_commit(repo, changes, commit_message="Trained with launch")
         found = api.verify_repo_checksums(repo, local_dir=folder)
         wrong = {*found.extra_paths, *(mismatch["path"] for mismatch in found.mismatches)}.intersection(files)
         if wrong:

@@ -9,7 +9,6 @@ What it should have seen is counted by bench/families.py, from the chat template
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import io
 import json
@@ -168,23 +167,29 @@ class Probe:
         self.folder = family_models.build(name, self.root / "model", tiny=True)
         self.model = AutoModelForImageTextToText.from_pretrained(self.folder)
         self.processor = AutoProcessor.from_pretrained(self.folder)
-        self.system = script.takes_system(self.processor)
+        self.system = self.takes_system()
         self.mask = train_on_responses_only(None, tokenizer=self.processor, return_function=True)
         self.end = family_models.facts_of(name)["end_of_turn"]
 
-    def args(self, dataset: Path, *flags: object) -> argparse.Namespace:
+    def args(self, dataset: Path, *flags: object) -> Any:
         line = ["--model", self.folder, "--dataset", dataset, "--max-steps", 50, "--eval-rows", 0, *flags]
-        args: argparse.Namespace = self.script.parse_args([str(word) for word in line])
-        self.script.check_args(args)
+        args = self.script.read_options(self.script.Options, [str(word) for word in line])
+        self.script.check_options(args)
+        self.script.check_data(args)
         return args
 
-    def data(self, args: argparse.Namespace) -> tuple[list[dict[str, Any]], Any]:
+    def takes_system(self) -> bool:
+        said = self.script.said
+        taken: bool = self.script.takes_system(self.processor, said, [{"type": "image"}, *said("Hi")])
+        return taken
+
+    def data(self, args: Any) -> tuple[list[dict[str, Any]], Any]:
         """The rows and the collator, by the script's own functions in the order of its `main`."""
-        train_data, _ = self.script.read_rows(args)
-        shape = self.script.find_shape(list(next(iter(train_data), {})))
+        train_data, _ = self.script.read_rows(args, pictures=True)
+        reader = self.script.Reader(self.processor, list(next(iter(train_data), {})), args)
         if not args.streaming:
-            self.script.check_rows(train_data, shape, not self.system, self.processor)
-        collator = self.script.make_collator(self.model, self.processor, args, shape, not self.system, self.mask)
+            self.script.check_rows(train_data, reader)
+        collator = self.script.make_collator(self.model, reader, args, self.mask)
         return list(train_data), collator
 
     def way(self, way: str) -> None:
@@ -282,16 +287,18 @@ class Probe:
     def stream_head(self) -> None:
         """Which rows of a stream are evaluated on, and which are trained on."""
         args = self.args(self.root / "parts", "--streaming", "--eval-rows", 2)
-        train, held_out = (sorted(row["row_number"] for row in rows) for rows in self.script.read_rows(args))
+        train, held_out = (
+            sorted(row["row_number"] for row in rows) for rows in self.script.read_rows(args, pictures=True)
+        )
         self.show({"way": "head", "train": train, "held_out": held_out})
 
     def without_template(self) -> None:
         """A base model's processor, which gets its family's template the way the script gives it."""
         template = self.processor.chat_template
         self.processor.chat_template = self.processor.tokenizer.chat_template = None
-        given = self.script.parse_args(["--chat-template", "gemma-3"]).chat_template
+        given = self.script.read_options(self.script.Options, ["--chat-template", "gemma-3"]).chat_template
         self.processor = get_chat_template(self.processor, given)
-        self.system = self.script.takes_system(self.processor)
+        self.system = self.takes_system()
         self.mask = train_on_responses_only(None, tokenizer=self.processor, return_function=True)
         self.show({"way": "template", "given": self.processor.chat_template != template, "system": self.system})
         rows = conversations()
@@ -307,10 +314,14 @@ def main(root: Path, families: list[str]) -> None:
     spec = importlib.util.spec_from_file_location("sft_vlm", SCRIPT)
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
+    # Where its dataclass looks for the types of its fields.
+    sys.modules[spec.name] = script
     spec.loader.exec_module(script)
     for name in families:
         probe = Probe(script, name, root)
-        stop = probe.processor.tokenizer.decode([script.end_of_turn(probe.processor, probe.processor.tokenizer)])
+        stop = probe.processor.tokenizer.decode(
+            [script.end_of_turn(probe.processor, probe.processor.tokenizer, script.said)]
+        )
         probe.show({"way": "facts", "system": probe.system, "stop": stop, "end": probe.end})
         for way in WAYS:
             probe.way(way)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import runpy
 import subprocess
 import sys
 import tomllib
-from datetime import date
 from pathlib import Path
 from typing import Any
 
+import committed
 import pytest
 from huggingface_hub.cli._uv_script_header import parse_uv_script_header
 from hypothesis import given, settings
@@ -18,10 +17,8 @@ from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
 from launcher import catalog
-from launcher.plan import make as planner
 from launcher.plan.record import Plan
 from launcher.render import _environment, py, render, toml
-from launcher.spec import RunSpec
 
 CHECKOUT = Path(__file__).parents[2]
 STACK = catalog.load().stack
@@ -34,17 +31,8 @@ NASTY = ['"', "'", '"""', "\\", '\\"', "\n", "\r", "\u2028", "\x00", "\x85", "{{
 strings = st.one_of(st.text(), st.lists(st.sampled_from(NASTY)).map("".join), st.text(min_size=200, max_size=300))
 
 
-# The requests of the committed scripts, as CONTRIBUTING.md gives them to `launch render`: nothing is pushed unless the
-# script's user says where to.
-COMMITTED = {
-    "sft_text.py": {"model": "qwen3-8b", "run_name": "qwen3-8b-sft"},
-    "sft_vlm.py": {"model": "qwen3-vl-8b", "run_name": "qwen3-vl-8b-sft"},
-}
-
-
 def canonical(name: str = "sft_text.py") -> Plan:
-    asked = RunSpec(flavor="a10g-large", load_in="4bit", push=False, **COMMITTED[name])  # type: ignore[arg-type]
-    return planner.make_plan(asked, catalog.load(), today=date(2026, 11, 24))
+    return committed.plan(name)
 
 
 def script(name: str = "sft_text.py", **changes: Any) -> str:
@@ -56,36 +44,39 @@ def header(text: str) -> dict[str, Any]:
     return tomllib.loads("".join(line[2:] or line[1:] for line in block.splitlines(keepends=True)))
 
 
+CONFIG, NAMED = str(CHECKOUT / "pyproject.toml"), str(CHECKOUT / "job_scripts" / "sft_text.py")
+
+
 def ruff(text: str, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "ruff", *command, "--config", str(CHECKOUT / "pyproject.toml"), "-"],
+        [sys.executable, "-m", "ruff", *command, "--config", CONFIG, "--stdin-filename", NAMED, "-"],
         input=text, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
-# The committed exports are of no adapter in particular, which no command line asks for.
-EXPORTS = runpy.run_path(str(CHECKOUT / "bench" / "committed_exports.py"))
-
-
-@pytest.mark.parametrize("name", EXPORTS["MODELS"])
-def test_the_committed_export_is_what_its_plan_renders(name: str) -> None:
-    text = EXPORTS["text_of"](name)
+@pytest.mark.parametrize("name", [*committed.MODELS, "export.py"])
+def test_the_committed_script_is_what_its_plan_renders(name: str) -> None:
+    text = committed.text_of(name)
     assert (CHECKOUT / "job_scripts" / name).read_text(encoding="utf-8") == text
     assert ruff(text, "check").returncode == 0
     assert ruff(text, "format", "--check").returncode == 0
-    assert header(text)["tool"]["hf-jobs"]["flavor"] == "a10g-large"
-    assert "uv run python bench/committed_exports.py" in (CHECKOUT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert "uv run python bench/committed.py" in (CHECKOUT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", COMMITTED)
-def test_the_committed_script_is_what_its_request_renders(name: str) -> None:
-    committed = CHECKOUT / "job_scripts" / name
-    assert committed.read_text(encoding="utf-8") == script(name)
-    asked = COMMITTED[name]
-    command = f"launch render --model {asked['model']} --flavor a10g-large --load-in 4bit --no-push"
-    assert f"{command} --run-name {asked['run_name']} -o job_scripts/{name}" in (
-        CHECKOUT / "CONTRIBUTING.md"
-    ).read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", committed.MODELS)
+def test_a_reader_comes_to_the_recipe_first(name: str) -> None:
+    lines = committed.text_of(name).splitlines()
+    assert lines.index("def main(args: Options) -> Run | None:") < 150
+    # What it uses stands below it.
+    assert all(not line.startswith(("def ", "class ")) or "Options" in line for line in lines[:150])
+
+
+def test_every_option_of_a_script_is_one_of_its_plan() -> None:
+    text = script("sft_vlm.py")
+    chosen = _chosen(text)
+    assert {"image_size", "learning_rate", "finetune_vision_layers"} <= chosen.keys()
+    assert not {"packing", "lora_targets", "adapter"} & chosen.keys()
+    assert {"packing", "lora_targets"} <= _chosen(script()).keys()
 
 
 def test_header_is_toml_with_pins_and_the_job() -> None:
@@ -110,8 +101,15 @@ def test_hub_client_reads_the_header() -> None:
 class _SameLiterals(ast.NodeTransformer):
     """The tree with every chosen value taken out, so that what is left is the code."""
 
-    def visit_Assign(self, node: ast.Assign) -> ast.AST:
-        if isinstance(node.targets[0], ast.Name) and node.targets[0].id == "CHOSEN":
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        for field in node.body if node.name == "Options" else ():
+            if isinstance(field, ast.AnnAssign) and field.value:
+                ast.literal_eval(field.value)
+                field.value = ast.Constant(None)
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        if isinstance(node.target, ast.Name) and node.target.id == "PLANNED" and node.value:
             ast.literal_eval(node.value)
             node.value = ast.Constant(None)
         return node
@@ -122,11 +120,10 @@ def _code(text: str) -> str:
 
 
 def _chosen(text: str) -> dict[str, Any]:
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "CHOSEN":
-            chosen: dict[str, Any] = ast.literal_eval(node.value)
-            return chosen
-    raise AssertionError("the script has no chosen values")
+    [options] = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == "Options"]
+    fields = [node for node in options.body if isinstance(node, ast.AnnAssign)]
+    return {node.target.id: ast.literal_eval(node.value) for node in fields
+            if isinstance(node.target, ast.Name) and node.value}  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None)
@@ -172,7 +169,7 @@ def test_py_is_a_literal_of_the_same_value(value: object) -> None:
     assert ast.literal_eval(text) == value
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), {}, b"", object(), [float("nan")]])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), b"", object(), [float("nan")]])
 def test_py_refuses_what_has_no_literal(value: object) -> None:
     with pytest.raises((TypeError, ValueError)):
         py(value)

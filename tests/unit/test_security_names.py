@@ -188,6 +188,14 @@ def test_a_models_folder_of_links_is_read_as_the_cache_lays_it_out(tmp_path: Pat
 # ---- The scripts -----------------------------------------------------------------------------------------------------
 
 
+def check(script: Any, *flags: str) -> Any:
+    """The options of that script, as it takes them."""
+    args = script.read_options(script.Options, flags)
+    script.check_options(args)
+    script.check_data(args)
+    return args
+
+
 @pytest.mark.parametrize("name", ["sft_text.py", "sft_vlm.py"])
 @pytest.mark.parametrize(
     "flags", [["--run-name", "../../x"], ["--run-name", "/tmp/x"], ["--run-name", ".."], ["--output-repo", "../x"]]
@@ -195,7 +203,7 @@ def test_a_models_folder_of_links_is_read_as_the_cache_lays_it_out(tmp_path: Pat
 def test_a_script_takes_no_path_for_a_name(name: str, flags: list[str]) -> None:
     script = load_script(name)
     with pytest.raises(script.UserError):
-        script.check_args(script.parse_args(["--dataset", "a/b", *flags]))
+        check(script, "--dataset", "a/b", *flags)
 
 
 @pytest.mark.parametrize("name", ["sft_text.py", "sft_vlm.py"])
@@ -212,13 +220,11 @@ def test_a_script_takes_no_path_for_a_name(name: str, flags: list[str]) -> None:
 )
 def test_a_script_runs_a_repos_code_only_at_a_commit(name: str, flags: list[str], allowed: bool) -> None:
     script = load_script(name)
-    args = script.parse_args(["--dataset", "a/b", *flags])
     if allowed:
-        script.check_args(args)
-    else:
-        with pytest.raises(script.UserError, match="trust-remote-code"):
-            script.check_args(args)
-    assert args.trust_remote_code == ("--trust-remote-code" in flags)
+        assert check(script, "--dataset", "a/b", *flags).trust_remote_code == ("--trust-remote-code" in flags)
+        return
+    with pytest.raises(script.UserError, match="trust-remote-code"):
+        check(script, "--dataset", "a/b", *flags)
 
 
 def test_a_repos_code_is_asked_for_by_name_and_commit() -> None:
@@ -230,16 +236,20 @@ def test_a_repos_code_is_asked_for_by_name_and_commit() -> None:
     assert spec.build({"model": "a/b", "trust_remote_code": True, "revision": COMMIT}).trust_remote_code
 
 
-@pytest.mark.parametrize("name", ["sft_text.py", "sft_vlm.py", "export.py", "export_vlm.py"])
+@pytest.mark.parametrize("name", ["sft_text.py", "sft_vlm.py", "export.py"])
 def test_one_switch_turns_a_repos_code_on(name: str) -> None:
     text = (JOB_SCRIPTS / name).read_text(encoding="utf-8")
     tree = list(ast.walk(ast.parse(text)))
-    passed = [node.value for node in tree if isinstance(node, ast.keyword) and node.arg == "trust_remote_code"]
-    assert {ast.unparse(value) for value in passed} == {"args.trust_remote_code"}
-    pairs = [pair for node in tree if isinstance(node, ast.Dict) for pair in zip(node.keys, node.values, strict=True)]
-    named = [value for key, value in pairs if isinstance(key, ast.Constant) and key.value == "trust_remote_code"]
-    # What was chosen, and what the process that loads a copy is told.
-    assert {ast.unparse(value) for value in named} == {"False", "bool(trusted)"}
+    keywords = [node for node in tree if isinstance(node, ast.keyword) and node.arg == "trust_remote_code"]
+    fields = [node for node in tree if isinstance(node, ast.AnnAssign) and node.value]
+    [switch] = [node.value for node in fields if ast.unparse(node.target) == "trust_remote_code"]
+    owners = {"args", "options", "origin"}
+    assert {ast.unparse(node.value) for node in keywords} <= {
+        "trusted",
+        *(f"{own}.trust_remote_code" for own in owners),
+    }
+    assert isinstance(switch, ast.Constant)
+    assert switch.value is False
     for word in ("eval(", "exec(", "pickle", "os.system", "shell=True", "__import__"):
         assert word not in text
 
@@ -262,7 +272,8 @@ def in_training_stack(code: str, folder: Path, **env: str) -> str:
         "import importlib.util, sys",
         "def load(name):",
         f"    spec = importlib.util.spec_from_file_location(name, {str(JOB_SCRIPTS)!r} + '/' + name + '.py')",
-        "    module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module); return module",
+        "    module = sys.modules[name] = importlib.util.module_from_spec(spec)",
+        "    spec.loader.exec_module(module); return module",
         "script, vision = load('sft_text'), load('sft_vlm')",
         code,
     ]
@@ -283,9 +294,9 @@ def test_a_datasets_script_is_never_run(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "rows.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     code = f"""
-args = script.parse_args(["--dataset", {str(folder)!r}])
+args = script.read_options(script.Options, ["--dataset", {str(folder)!r}])
 try:
-    script.read(args, "train")
+    script.read_split(args, "train")
 except script.UserError as error:
     print(error.paragraph)
 """

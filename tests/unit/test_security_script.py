@@ -9,10 +9,12 @@ import ast
 import json
 import re
 import struct
+import sys
 import tomllib
 from datetime import date
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -70,19 +72,20 @@ def test_the_fields_are_found() -> None:
     assert {"model", "revision", "dataset", "dataset_split", "run_name", "image", "chat_template"} <= set(SPEC_TEXTS)
 
 
-# What of a script is a plan's: each a literal at its top.
-VALUES = (
-    "CHOSEN", "GENERATION", "GENERATION_SOURCE", "LICENCE", "LICENCE_NAME", "LICENCE_LINK", "PREDICTED_PEAK_GIB",
-)  # fmt: skip
-
-
 def skeleton(text: str) -> str:
     """The syntax tree with every constant and every chosen value taken out; these must be literals."""
     tree = ast.parse(text)
-    for line in tree.body:
-        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name) and line.targets[0].id in VALUES:
-            ast.literal_eval(line.value)
-            line.value = ast.Constant(None)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and node.name == "Options":
+            values = [field for field in node.body if isinstance(field, ast.AnnAssign)]
+        elif isinstance(node, ast.AnnAssign) and ast.unparse(node.target) in ("PLANNED", "GENERATION"):
+            values = [node]
+        else:
+            continue
+        for value in values:
+            assert value.value
+            ast.literal_eval(value.value)
+            value.value = ast.Constant(None)
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant):
             node.value = None
@@ -91,14 +94,16 @@ def skeleton(text: str) -> str:
 
 def fixed(text: str) -> str:
     """The script without its chosen values and without what the header says of this run: byte for byte the same."""
-    assert text.count("\nCHOSEN = {\n") == 1
-    before, begun, rest = text.partition("CHOSEN = {\n")
-    after = rest.partition("\n}\n")[2]
-    after = re.sub(r"^GENERATION = \{\n(?:    .*\n)*\}$", "", after, count=1, flags=re.MULTILINE)
-    for name in VALUES[2:]:
-        after = re.sub(rf"^{name} = .+$", "", after, count=1, flags=re.MULTILINE)
+    before, begun, rest = text.partition("\n# fmt: off\n")
+    chosen, ends, after = rest.partition("\n# fmt: on\n")
+    assert begun and ends
+    # Each is on a line of its own, behind a name and a type.
+    chosen = "\n".join(
+        re.sub(r"^    (\w+: Annotated\[.*?\]|\"\w+\"(?=:)).*$", r"\1", line) for line in chosen.split("\n")
+    )
+    after = re.sub(r"\n# How the model above is best sampled.*\nGENERATION.*\n", "\n", after)
     head = [line for line in before.split("\n") if not line.startswith(("# flavor = ", "# timeout = ", "# secrets = "))]
-    return "\n".join(head) + begun + after
+    return "\n".join(head) + chosen + after
 
 
 def sample(modality: str, task: str) -> Plan:
@@ -130,7 +135,10 @@ def check_script(text: str, plan: Plan) -> None:
 def run_top_level(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Run what a script runs before `main`, in an empty folder."""
     monkeypatch.chdir(folder)
-    names: dict[str, Any] = {"__name__": "script"}
+    module = ModuleType("script")
+    # Where its dataclass looks for the types of its fields.
+    monkeypatch.setitem(sys.modules, "script", module)
+    names = vars(module)
     exec(compile(text, "script.py", "exec"), names)
     return names
 
@@ -155,9 +163,10 @@ def test_no_value_of_a_plan_becomes_code(
     check_script(text, plan)
     folder = tmp_path_factory.mktemp("cwd")
     with pytest.MonkeyPatch.context() as patch:
-        chosen = run_top_level(text, folder, patch)["CHOSEN"]
-    assert chosen["model"] == values["repo"]
-    assert chosen["adapter" if task == "export" else "dataset"] == values["adapter" if task == "export" else "dataset"]
+        chosen = run_top_level(text, folder, patch)["Options"]()
+    assert chosen.model == values["repo"]
+    name = "adapter" if task == "export" else "dataset"
+    assert getattr(chosen, name) == values[name]
     assert not list(folder.iterdir())
 
 

@@ -475,13 +475,12 @@ def test_a_merged_repo_that_can_not_be_meant(
     assert len(hub.jobs) == 1
 
 
-@pytest.mark.parametrize("name", ["sft_text.py", "sft_vlm.py", "export.py", "export_vlm.py"])
+@pytest.mark.parametrize("name", ["sft_text.py", "sft_vlm.py", "export.py"])
 def test_an_empty_merged_repo_is_none_to_every_script(name: str) -> None:
     """The seam: `--merged-repo=` takes back what the script was rendered with."""
-    script = sample.load_script(name)
-    vars(script)["CHOSEN"] |= {"merge": "16bit", "merged_repo": "me/first-merged"}
-    assert script.parse_args([]).merged_repo == "me/first-merged"
-    args = script.parse_args(["--merged-repo="])
+    asked = ("--merge", "16bit", "--merged-repo", "me/first-merged")
+    assert sample.options(*asked, script=name).merged_repo == "me/first-merged"
+    args = sample.options(*asked, "--merged-repo=", script=name)
     assert not args.merged_repo
     assert args.merge == "16bit"
 

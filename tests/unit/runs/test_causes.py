@@ -61,6 +61,8 @@ FAILED = "Job failed with exit code: 1"
     ("name", "lines", "known"),
     [
         case("timeout", "step 3/5 | loss 1.0", message="Job timeout"),
+        case("stalled", "error: stalled: no step has ended for 1200 s.", message=FAILED),
+        case("diverged", "error: the loss is no number any more, at step 9", message=FAILED),
         case("timeout", CUDA_OOM, message="timeout: stopped after 60 seconds"),
         case("timeout", ran_s=1799.0, timeout_s=1800.0),
         case("timeout", message="Job failed with exit code: 137", ran_s=1800.4, timeout_s=1800.0),
