@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from launcher import __version__
 from launcher.catalog import Catalog
 from launcher.errors import RefusedError
 from launcher.estimate import duration
@@ -76,8 +77,6 @@ def _own(plan: Plan, tables: Catalog, trusts: bool) -> Plan:
 
 
 def _untrusted(kept: Kept) -> RefusedError:
-    from launcher import __version__
-
     known = kept.record
     if known.launcher is None:
         why = "somebody has changed it, or another version of launch made it"
