@@ -13,7 +13,7 @@ from launcher.errors import RequestError
 from launcher.estimate import copies, duration
 from launcher.estimate.copies import Copies
 from launcher.estimate.values import Vram
-from launcher.plan import budget, choices, export_place, images, make
+from launcher.plan import budget, choices, export_place, make, pins
 from launcher.plan.adapter import Adapter
 from launcher.plan.export_place import Export, Place
 from launcher.plan.record import ASKED, Decision, ExportDecisions, ExportPlan, Plan
@@ -47,7 +47,7 @@ def make_plan(
     spec.require_apart(merged, output.value, adapter.place)
     pushed = bool(output.value or merged)
     made = Copies(asked.merge, tuple(dict.fromkeys(asked.gguf)), pushed=pushed, volume=not asked.local)
-    container = images.choose(asked, image, catalog.stack)
+    container = pins.container(asked, image, catalog.stack)
     export = Export(model, modality.value, made, adapter.rank, warm_image=container.warm, local=asked.local)
     placed = export_place.choose(export, catalog, _given(asked, here, catalog))
     place = placed.place

@@ -8,12 +8,12 @@ from launcher import __version__
 from launcher.catalog import Catalog, FetchConfig, FetchWeights, Flavor, Model
 from launcher.estimate import duration, memory
 from launcher.estimate.values import Vram
-from launcher.plan import budget, choices, explain, images, pins
+from launcher.plan import budget, choices, pins
 from launcher.plan import machines as offers
+from launcher.plan import place as places
 from launcher.plan.demand import LookUp, demand
 from launcher.plan.machines import Fit
 from launcher.plan.pins import Resolve
-from launcher.plan.place import place
 from launcher.plan.record import Decision, Decisions, Facts, Plan
 from launcher.spec import RunSpec
 
@@ -43,9 +43,9 @@ def make_plan(
     choices.require_convertible(model, asked.gguf, catalog)
     given = choices.place(asked, here, catalog, modality.value)
     load_in = choices.load_in(asked, model, given)
-    container = images.choose(asked, image, catalog.stack)
+    container = pins.container(asked, image, catalog.stack)
     wanted = demand(asked, model, modality.value, load_in, look_up, container.warm)
-    placed = place(asked, wanted.workload, catalog.flavors.values(), given)
+    placed = places.place(asked, wanted.workload, catalog.flavors.values(), given)
     fit = offers.without_time(placed.fit) if asked.local else placed.fit
     timeout_s = budget.timeout(asked, placed.fit)
     run_name = choices.run_name(asked, model, today)
@@ -61,11 +61,11 @@ def make_plan(
         dataset=dataset, dataset_revision=data.revision, streaming=wanted.streaming, eval_rows=wanted.eval_rows,
         image_size=wanted.image_size,
         max_steps=wanted.max_steps, max_length=wanted.max_length, effective_batch_size=wanted.effective_batch_size,
-        batch_size=explain.batch_size(asked, fit), gradient_accumulation=explain.gradient_accumulation(fit),
+        batch_size=places.batch_size(asked, fit), gradient_accumulation=places.gradient_accumulation(fit),
         packing=Decision(fit.step.packing, fit.step.reason), lora_alpha=choices.lora_alpha(asked),
-        output_repo=output, merge=explain.merge(asked, placed), merged_repo=merged, gguf=explain.gguf(asked, placed),
+        output_repo=output, merge=places.merge(asked, placed), merged_repo=merged, gguf=places.gguf(asked, placed),
         run_name=run_name, trackio_project=choices.trackio_project(asked, model),
-        flavor=explain.flavor(asked, placed), image=container.image, namespace=choices.namespace(asked),
+        flavor=places.flavor(asked, placed), image=container.image, namespace=choices.namespace(asked),
         secrets=choices.secrets(asked), timeout_s=timeout_s, attempts=choices.attempts(asked),
     )  # fmt: skip
     return Plan(
@@ -76,11 +76,11 @@ def make_plan(
         num_gpus=fit.flavor.num_gpus,
         vram=_vram(fit),
         host=fit.host,
-        host_reason=explain.host(placed),
+        host_reason=places.host(placed),
         duration=fit.duration,
-        duration_reason=explain.duration(asked, placed.fit, wanted.amount),
+        duration_reason=places.duration(asked, placed.fit, wanted.amount),
         cost=duration.cost(fit.flavor, fit.duration.total_s, timeout_s.value),
-        warnings=(*model.notes, *explain.warnings(asked, placed, timeout_s.value)),
+        warnings=(*model.notes, *places.warnings(asked, placed, timeout_s.value)),
         offers=tuple(other.offer() for other in placed.fits),
     )
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from typing import Any, Literal
 
 from launcher.jobs.base import Job, Left
 from launcher.jobs.events import Progress
-from launcher.runs import causes
-from launcher.runs.causes import Evidence
 
 _SHOWN = 10
+_EXIT = re.compile(r"exit(?:ed)?(?: with)?(?: (?:code|status))?:? *(-?\d{1,3})\b", re.IGNORECASE)
+_SIGNALS = {"SIGKILL": -9, "SIGTERM": -15, "SIGSEGV": -11}
+# How the script says that a failure was none yet.
+_TRIED_AGAIN = re.compile(r"trying again in [\d.]+ s$")
+_NEAR_TIMEOUT = 0.98
+_VALUE = re.compile(r"\{(\w+)\}")
 
 Status = Literal["completed", "stopped", "failed", "canceled", "running", "unknown"]
 
@@ -20,7 +28,7 @@ Status = Literal["completed", "stopped", "failed", "canceled", "running", "unkno
 class Outcome:
     """How a run ended, in the words and the exit status for whoever asked for it.
 
-    `cause` is a name of `causes.table()` for a run that did not end well; `next` are the commands to try, best first;
+    `cause` is a name of `causes()` for a run that did not end well; `next` are the commands to try, best first;
     `job` is the run as it was then, where it was followed.
     """
 
@@ -86,7 +94,7 @@ def _made_no_step(result: Mapping[str, Any]) -> bool:
 
 
 def _failed(job: Job, progress: Progress, timeout_s: float | None, values: Mapping[str, object], left: Left) -> Outcome:
-    cause = causes.find(_evidence(job, progress, timeout_s))
+    cause = cause_of(_evidence(job, progress, timeout_s))
     commands = tuple(cause.commands(values))
     canceled = cause.name == "canceled"
     message = f"Job {job.id} {'was ' + job.stage.lower() if canceled else 'failed: ' + cause.says}."
@@ -119,7 +127,7 @@ def _words(job: Job, progress: Progress, cause: str) -> str:
     """The script's own words, else the line of the log that the cause was told by, else the service's."""
     if progress.error and cause != "timeout":
         return progress.error
-    pattern = causes.table()[cause].log
+    pattern = causes()[cause].log
     lines = reversed(progress.tail) if pattern and cause != "timeout" else ()
     told = next((line.strip() for line in lines if pattern and pattern.search(line)), "")
     return told[:300] or (f"{job.message}." if job.message else "")
@@ -134,3 +142,106 @@ def _kept(progress: Progress, left: Left) -> str:
         return f"It had come to its end before that: {left.model}."
     step = max(left.checkpoint or 0, progress.checkpoint or 0)
     return f"The checkpoint of step {step} is kept." if step else ""
+
+
+# ---- Why it failed ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What is known of a run that did not end well; `lines` are the log's last ones, times are seconds."""
+
+    stage: str
+    message: str = ""
+    lines: tuple[str, ...] = ()
+    phase: str = ""
+    result: Mapping[str, Any] | None = None
+    ran_s: float | None = None
+    timeout_s: float | None = None
+
+    @property
+    def exit_code(self) -> int | None:
+        """The command's exit status, below 0 for a signal; none where the service's sentence does not hold it."""
+        for name, code in _SIGNALS.items():
+            if name in self.message:
+                return code
+        found = _EXIT.search(self.message)
+        return int(found[1]) if found else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """One row of `data/causes.toml`, where the keys are explained."""
+
+    name: str
+    says: str
+    next: tuple[str, ...]
+    stage: tuple[str, ...] = ()
+    message: re.Pattern[str] | None = None
+    result: str | None = None
+    exit: tuple[int, ...] = ()
+    log: re.Pattern[str] | None = None
+    also: re.Pattern[str] | None = None
+
+    def commands(self, values: Mapping[str, object]) -> list[str]:
+        """What to try next, best first: what of `next` has all its values."""
+        return [
+            _VALUE.sub(lambda match: str(values[match[1]]), text)
+            for text in self.next
+            if all(values.get(name) for name in _VALUE.findall(text))
+        ]
+
+
+@cache
+def causes() -> dict[str, Cause]:
+    """Every cause by its name, in the order in which they are tried."""
+    return {name: _read(name, row) for name, row in tomllib.loads(_text()).items()}
+
+
+def cause_of(evidence: Evidence) -> Cause:
+    """The cause of the failure: by the result, the service's words, the time, the exit status, then the log."""
+    known = causes()
+    for cause in known.values():
+        if cause.result and evidence.result and evidence.result.get(cause.result):
+            return cause
+        if cause.message and cause.message.search(evidence.message):
+            return cause
+    if evidence.stage in known["canceled"].stage:
+        return known["canceled"]
+    if _ran_out_of_time(evidence):
+        return known["timeout"]
+    for cause in known.values():
+        if evidence.exit_code in cause.exit:
+            return cause
+    return _by_log(known.values(), evidence) or known["unknown"]
+
+
+def _ran_out_of_time(evidence: Evidence) -> bool:
+    """A Job that is killed at its timeout may say nothing at all; one that ends by itself has another exit status."""
+    if not evidence.ran_s or not evidence.timeout_s or evidence.exit_code not in (None, 137, 143, -9, -15):
+        return False
+    return evidence.ran_s >= evidence.timeout_s * _NEAR_TIMEOUT
+
+
+def _by_log(causes: Iterable[Cause], evidence: Evidence) -> Cause | None:
+    around = (*evidence.lines, evidence.phase)
+    fitting = [
+        cause for cause in causes if cause.log and (not cause.also or any(cause.also.search(line) for line in around))
+    ]
+    for line in reversed([line for line in evidence.lines if not _TRIED_AGAIN.search(line)]):
+        for cause in fitting:
+            if cause.log and cause.log.search(line):
+                return cause
+    return None
+
+
+def _read(name: str, row: dict[str, Any]) -> Cause:
+    row = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    patterns: dict[str, Any] = {
+        key: re.compile(row[key], re.IGNORECASE) for key in ("message", "log", "also") if key in row
+    }
+    return Cause(**{"name": name, **row, **patterns})
+
+
+def _text() -> str:
+    return (files("launcher") / "data" / "causes.toml").read_text(encoding="utf-8")

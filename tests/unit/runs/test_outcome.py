@@ -12,9 +12,8 @@ import pytest
 from launcher import catalog
 from launcher.jobs.base import Job, Left
 from launcher.jobs.events import Progress
-from launcher.runs import causes, why
-from launcher.runs.causes import Evidence, find
-from launcher.runs.outcome import outcome
+from launcher.runs import why
+from launcher.runs.outcome import Evidence, cause_of, causes, outcome
 from tests.unit.sample import plan
 
 DOCS = Path(__file__).parents[3] / "docs" / "why.md"
@@ -141,7 +140,7 @@ FAILED = "Job failed with exit code: 1"
     ],
 )  # fmt: skip
 def test_the_cause(name: str, lines: tuple[str, ...], known: dict[str, Any]) -> None:
-    found = find(Evidence(**{"stage": "ERROR", "lines": lines, **known}))
+    found = cause_of(Evidence(**{"stage": "ERROR", "lines": lines, **known}))
     assert found.name == name
 
 
@@ -156,8 +155,8 @@ def test_the_exit_status_is_read_from_the_services_sentence(message: str, code: 
 def test_the_table_is_whole() -> None:
     known = {"id", "again", "export", "longer", "larger", "more_ram", "more_disk", "page", "rescue", "model", "dataset",
              "smaller_batch", "shorter", "longer_rows"}  # fmt: skip
-    assert list(causes.table())[-1] == "unknown"
-    for cause in causes.table().values():
+    assert list(causes())[-1] == "unknown"
+    for cause in causes().values():
         assert set(re.findall(r"\{(\w+)\}", " ".join(cause.next))) <= known
         assert cause.says and not cause.says.endswith(".")
         # From another machine, where nothing but the id is known, something can still be said.
@@ -167,7 +166,7 @@ def test_the_table_is_whole() -> None:
 def test_a_hostile_log_takes_no_time() -> None:
     began = datetime.now(UTC)
     for unit in ("error: the push to ", "CUDA out of ", "Dataset ", "Failed to ", "in _evaluat", " "):
-        find(Evidence(stage="ERROR", lines=(unit * (4096 // len(unit)),) * 200))
+        cause_of(Evidence(stage="ERROR", lines=(unit * (4096 // len(unit)),) * 200))
     assert datetime.now(UTC) - began < timedelta(seconds=5)
 
 
@@ -240,4 +239,4 @@ def test_an_attempt_that_goes_on_forgets_how_the_one_before_ended() -> None:
 def test_the_page_lists_every_cause_in_its_words() -> None:
     text = DOCS.read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `([\w-]+)` \| (.+?) \|", text, re.MULTILINE))
-    assert rows == {name: cause.says for name, cause in causes.table().items()}
+    assert rows == {name: cause.says for name, cause in causes().items()}
