@@ -148,8 +148,8 @@ def test_a_submitted_script_holds_the_commits(hub: Hub, monkeypatch: pytest.Monk
     planned = repo.head.oid
     assert launch(monkeypatch, *ASKED, "--revision", "tuned", "--detach", "-q") == 0
     [script] = [data.decode() for path, data in bucket(hub).items() if path.endswith("sft_text.py")]
-    assert f'revision: str | None = "{planned}"' in script
-    assert f'dataset_revision: str | None = "{hub.repos["datasets/tester/rows"].head.oid}"' in script
+    assert f'"Branch, tag or commit of the model."] = "{planned}"\n' in script
+    assert f'"Branch, tag or commit of the dataset."] = "{hub.repos["datasets/tester/rows"].head.oid}"\n' in script
 
 
 def bucket(hub: Hub) -> dict[str, bytes]:
@@ -186,7 +186,7 @@ def test_resuming_keeps_the_commits(hub: Hub, monkeypatch: pytest.MonkeyPatch) -
     assert len(hub.jobs) == 2
     scripts = {data for path, data in bucket(hub).items() if path.endswith("sft_text.py")}
     assert len(scripts) == 1
-    assert f'revision: str | None = "{planned}"' in scripts.pop().decode()
+    assert f'"Branch, tag or commit of the model."] = "{planned}"\n' in scripts.pop().decode()
 
 
 LLAMA = {
