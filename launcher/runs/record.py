@@ -153,13 +153,14 @@ def is_rendered(script: bytes, plan: Plan, tables: Catalog) -> bool:
 
 def with_args(plan: Plan, args: Iterable[str]) -> Plan:
     """The plan as the script's arguments change it; `RequestError` for values that can't be meant."""
-    known = plan.values
+    values_of = plan.values | dict(plan.facts)
+    known = {name: values_of[name] for name in options_of(plan) if name in values_of}
     values: dict[str, Any] = {}
     for name, value in flags(args):
         field = name.removeprefix("no_") if value is None else name
-        if field not in options_of(plan):
+        if field not in known:
             continue
-        if value is None and isinstance(known.get(field), bool):
+        if value is None and isinstance(known[field], bool):
             values[field] = not name.startswith("no_")
         elif value is None:
             raise RequestError(f"--{name} of the script has no value.", "The record was changed, or is torn.")

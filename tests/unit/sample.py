@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from datetime import date
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -11,10 +12,13 @@ from typing import Any
 
 from parts.options import read_options
 
+from launcher import catalog
 from launcher.estimate.values import Cost, Duration, Host, Vram
 from launcher.jobs.base import JobRequest
-from launcher.plan.record import Decision, Decisions, Plan
-from launcher.spec import RunSpec
+from launcher.plan import export
+from launcher.plan.adapter import Adapter
+from launcher.plan.record import AnyPlan, Decision, Decisions, ExportPlan, Plan
+from launcher.spec import ExportSpec, RunSpec
 
 JOB_SCRIPTS = Path(__file__).parents[2] / "job_scripts"
 # uv looks for a project around a script without such a header.
@@ -79,7 +83,15 @@ def plan(**changes: Any) -> Plan:
     return made.model_copy(update={"decisions": made.decisions.model_copy(update=why)})
 
 
-def request(body: str, *, of: Plan | None = None, **changes: Any) -> JobRequest:
+def export_plan(**changes: Any) -> ExportPlan:
+    """The plan of an export with some values changed, by their names in JSON."""
+    asked = ExportSpec(source="me/model", merge="16bit", flavor="cpu-upgrade", timeout="1h")
+    tables = catalog.shipped()
+    adapter = Adapter("me/model", None, tables.models["smollm2-135m"].repo, None, 8, 8)
+    return export.make_plan(asked, adapter, tables, today=date(2026, 11, 24)).unchecked(changes)
+
+
+def request(body: str, *, of: AnyPlan | None = None, **changes: Any) -> JobRequest:
     """A request to run a script of that body, which needs no packages."""
     values: dict[str, Any] = {
         "plan": of or plan(),

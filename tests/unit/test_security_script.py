@@ -28,9 +28,10 @@ from launcher.errors import LauncherError, RequestError
 from launcher.estimate import dataset
 from launcher.jobs import request
 from launcher.plan import make as planner
-from launcher.plan.record import Plan
+from launcher.plan.record import AnyPlan, Decisions, ExportDecisions, Facts, Plan
 from launcher.render import render, toml
 from launcher.spec import RunSpec
+from tests.unit.sample import export_plan
 from tests.unit.test_render import canonical, header
 
 TABLES = catalog.load()
@@ -54,13 +55,15 @@ def string_fields(model: type[Any], *, container: bool = False) -> list[str]:
     kinds = ("dict[str, str]", "tuple[str, ...]") if container else ("str", "Optional", "None")
     found = []
     for name, field in model.model_fields.items():
-        kind = str(field.annotation).replace("<class 'str'>", "str")
+        kind = re.sub(r".*Decision\[(.*)\]", r"\1", str(field.annotation).replace("<class 'str'>", "str"))
         if (kind in kinds) if container else (kind in ("str", "str | None") or "Annotated[str" in kind):
             found.append(name)
     return found
 
 
-PLAN_TEXTS, PLAN_CONTAINERS = string_fields(Plan), string_fields(Plan, container=True)
+OF_PLANS = (RunSpec, Decisions, ExportDecisions, Facts)
+PLAN_TEXTS = {name for model in OF_PLANS for name in string_fields(model)}
+PLAN_CONTAINERS = {name for model in OF_PLANS for name in string_fields(model, container=True)}
 SPEC_TEXTS = string_fields(RunSpec)
 
 
@@ -106,10 +109,10 @@ def fixed(text: str) -> str:
     return "\n".join(head) + chosen + after
 
 
-def sample(modality: str, task: str) -> Plan:
-    plan = canonical("sft_vlm.py" if modality == "vision" else "sft_text.py")
-    changes = {"task": "export", "adapter": "me/adapter", "gguf": ("q4_k_m",)} if task == "export" else {}
-    return plan.unchecked(changes)
+def sample(modality: str, task: str) -> AnyPlan:
+    if task == "export":
+        return export_plan(modality=modality, adapter="me/adapter", gguf=("q4_k_m",))
+    return canonical("sft_vlm.py" if modality == "vision" else "sft_text.py")
 
 
 @cache
@@ -118,7 +121,7 @@ def baseline(modality: str, task: str) -> tuple[str, str, dict[str, Any]]:
     return skeleton(text), fixed(text), header(text)
 
 
-def check_script(text: str, plan: Plan) -> None:
+def check_script(text: str, plan: AnyPlan) -> None:
     """It is the reviewed code with other values, in a header with the same keys."""
     tree, code, head = baseline(plan.decisions.modality.value, plan.task)
     assert skeleton(text) == tree
@@ -147,18 +150,18 @@ def run_top_level(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> d
 @given(
     modality=st.sampled_from(["text", "vision"]),
     task=st.sampled_from(["sft", "export"]),
-    values=st.fixed_dictionaries(dict.fromkeys(set(PLAN_TEXTS) - {"lr_scheduler_type", "optim", "flavor"}, anything)),
+    values=st.fixed_dictionaries(dict.fromkeys(PLAN_TEXTS - {"lr_scheduler_type", "optim", "flavor"}, anything)),
     flavor=texts,
-    lists=st.fixed_dictionaries(dict.fromkeys(("secrets", "lora_targets", "warnings"), st.lists(texts, max_size=3))),
-    tables=st.fixed_dictionaries(dict.fromkeys(("labels", "env", "reasons"), st.dictionaries(texts, texts))),
+    lists=st.fixed_dictionaries(dict.fromkeys(("secrets", "lora_targets"), st.lists(texts, max_size=3))),
+    tables=st.fixed_dictionaries(dict.fromkeys(("label", "env"), st.dictionaries(texts, texts))),
 )  # fmt: skip
 def test_no_value_of_a_plan_becomes_code(
     tmp_path_factory: pytest.TempPathFactory, modality: str, task: str, values: dict[str, str], flavor: str,
     lists: dict[str, list[str]], tables: dict[str, dict[str, str]],
 ) -> None:  # fmt: skip
-    plan = sample(modality, task).model_copy(
-        update={**values, "flavor": flavor, **tables} | {key: tuple(items) for key, items in lists.items()}
-    )
+    given = {**values, "flavor": flavor, **tables} | {key: tuple(items) for key, items in lists.items()}
+    plan = sample(modality, task)
+    plan = plan.unchecked({name: given[name] for name in given if name in {*plan.values, *dict(plan.facts), *tables}})
     text = render(plan, TABLES.stack)
     check_script(text, plan)
     folder = tmp_path_factory.mktemp("cwd")
@@ -197,7 +200,7 @@ def try_to_launch(options: dict[str, Any]) -> Plan | None:
 def test_an_option_is_a_value_or_refused(field: str, value: str, second: str, other: str) -> None:
     plan = try_to_launch({"model": "qwen3-8b", "flavor": "a10g-large", second: other, field: value})
     if plan is not None and field in ("revision", "dataset", "run_name"):
-        assert getattr(plan, field) == value.strip()
+        assert getattr(plan.options, field) == value.strip()
 
 
 @quick

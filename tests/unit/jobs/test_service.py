@@ -25,7 +25,7 @@ from launcher.jobs import base, folder
 from launcher.jobs.service import HubBackend
 from launcher.plan.record import Plan
 from tests.emulator import Hub
-from tests.unit.sample import plan, request
+from tests.unit.sample import export_plan, plan, request
 
 TOKEN = "hf_" + "s3cret" * 6
 REPO = Path(__file__).parents[3]
@@ -263,7 +263,7 @@ def test_two_names_of_one_repo_are_told_when_the_account_is_known(hub: Hub, back
     with pytest.raises(RequestError, match="tester/m is the adapter's repo"):
         backend.check(request("pass", of=plan(output_repo="m", merged_repo="tester/m")))
     with pytest.raises(RequestError, match="tester/m is the adapter's repo"):
-        backend.check(request("pass", of=plan(task="export", adapter="tester/m", merged_repo="m")))
+        backend.check(request("pass", of=export_plan(adapter="tester/m", output_repo=None, merged_repo="m")))
     backend.check(request("pass", of=plan(output_repo="m", merged_repo="tester/m-merged")))
 
 

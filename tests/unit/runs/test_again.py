@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -234,12 +233,12 @@ def test_the_commit_that_was_asked_for_is_the_one_that_is_read(hub: Hub, monkeyp
     assert again(monkeypatch, f"else/model@{first}") == 0
     assert again(monkeypatch, "else/model") == 0
     assert sent(hub)[0] == old["sft_text.py"]
-    assert b'"seed": 2' in sent(hub)[1]
+    assert sent(hub)[1] == files(planned(seed=2))["sft_text.py"]
 
 
 TAMPERINGS: dict[str, Callable[[str], str]] = {
     "code": lambda text: text.replace("import argparse\n", "import argparse\nprint('mine now')\n", 1),
-    "a value that is code": lambda text: re.sub(r'"run_name": "a run"', '"run_name": print("x") or "a run"', text),
+    "a value that is code": lambda text: text.replace('] = "a run"', '] = print("x") or "a run"'),
     "a dependency": lambda text: text.replace('#   "trackio', '#   "evil==1",\n#   "trackio', 1),
     "an index": lambda text: text.replace("# [tool.uv]\n", '# [tool.uv]\n# index-url = "https://evil"\n', 1),
     "a comment": lambda text: text + "# nothing\n",
