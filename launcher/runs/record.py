@@ -134,13 +134,24 @@ def pair(record: Record, script: bytes, where: str, page: str) -> Kept:
 
 
 def plan_of(kept: Kept) -> Plan:
-    """The plan that the script was rendered from; `RequestError` where it was run by hand, without one."""
-    if kept.record.plan is None:
+    """The plan that the script was rendered from, on the machine that the run had; without what its arguments change.
+
+    What the record says of those changes is nobody's word: they are in the arguments. Raises `RequestError` for a
+    script that was run by hand, without a plan.
+    """
+    recorded = kept.record.plan
+    if recorded is None:
         raise RequestError(
             f"{kept.where} has no plan: {kept.record.script.name} was run by hand, not by launch.",
             "`hf jobs uv run` takes any script, with its arguments behind it.",
         )
-    return kept.record.plan
+    try:
+        plan = Plan.model_validate(recorded.as_rendered.model_dump(mode="json", warnings=False))
+    except (ValueError, TypeError) as error:
+        raise RequestError(
+            f"the plan in {kept.where} can't be read{_reason(error)}.", "The record was changed, or is torn."
+        ) from error
+    return plan.changed({"flavor": recorded.decisions.flavor.value})
 
 
 def is_rendered(script: bytes, plan: Plan, tables: Catalog) -> bool:

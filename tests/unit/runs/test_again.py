@@ -350,6 +350,20 @@ def test_the_python_of_a_model_repo_is_never_run_for_a_stranger(
     assert not hub.jobs
 
 
+def test_what_a_record_calls_replaced_hides_nothing(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
+    """The script is what the launcher renders of the values that are said to be replaced; so it is judged by them."""
+    of = planned(revision="a" * 40)
+    script = render(of.unchecked({"trust_remote_code": True}), TABLES.stack)
+    content = files(of.model_copy(update={"replaced": {"trust_remote_code": True}}), script)
+    hub.add_repo("else/model", files=content)
+    assert again(monkeypatch, "else/model") == 3
+    assert "runs the Python of the repo" in " ".join(capsys.readouterr().err.split())
+    odd = files(of.model_copy(update={"replaced": {"seed": {"a": [1]}, "env": 3, "secrets": 7}}), script)
+    hub.add_repo("else/other", files=odd)
+    assert again(monkeypatch, "else/other") in (2, 3)
+    assert not hub.jobs
+
+
 def test_a_file_that_a_stranger_names_is_not_sent(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed, tmp_path: Path
 ) -> None:
