@@ -68,10 +68,8 @@ SPEC_TEXTS = string_fields(RunSpec)
 
 
 def test_the_fields_are_found() -> None:
-    assert {"repo", "revision", "dataset", "run_name", "image", "namespace", "trackio_project", "flavor"} <= set(
-        PLAN_TEXTS
-    )
-    assert {"labels", "env", "secrets", "lora_targets", "reasons", "warnings"} <= set(PLAN_CONTAINERS)
+    assert {"repo", "revision", "dataset", "run_name", "image", "namespace", "trackio_project", "flavor"} <= PLAN_TEXTS
+    assert {"label", "env", "secrets", "lora_targets"} <= PLAN_CONTAINERS
     assert {"model", "revision", "dataset", "dataset_split", "run_name", "image", "chat_template"} <= set(SPEC_TEXTS)
 
 
