@@ -77,7 +77,7 @@ def test_a_signal_before_the_training_loses_nothing(
     trainings: Trainings, rows: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     trainings.run(tmp_path, dataset=rows, fate={"signal": {"checkpoint step 2 |": signal.SIGKILL}})
-    asked = trainings.run(tmp_path, dataset=rows, fate={"signal": {"== load model": number}})
+    asked = trainings.run(tmp_path, dataset=rows, fate={"signal": {"== prepare data": number}})
     found = asked.result
     assert (found["status"], found["stopped"], found["steps"]) == ("stopped", "signal", 2)
     assert "== train\n" not in asked.log

@@ -42,9 +42,9 @@ def backend() -> LocalBackend:
     return LocalBackend(grace_s=3)
 
 
-def until(look: Callable[[], T | Literal[False] | None], seconds: float = 20) -> T:
-    """The first true value of `look`; fails when there is none in time."""
-    deadline = time.monotonic() + seconds
+def until(look: Callable[[], T | Literal[False] | None], hangs_s: float = 300) -> T:
+    """The first true value of `look`; fails when there is none."""
+    deadline = time.monotonic() + hangs_s
     while not (value := look()):
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
