@@ -45,9 +45,14 @@ TRAIN = {"smollm2", "tiny", "trainings"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever trains does so in one worker: two trainings at once would fight for the cores, and fill the memory."""
+    """Whatever trains does so in one worker: two trainings at once would fight for the cores, and fill the memory.
+
+    So does what builds the images, once for all of its tests.
+    """
     for item in items:
-        if TRAIN.intersection(getattr(item, "fixturenames", ())):
+        if item.get_closest_marker("container"):
+            item.add_marker(pytest.mark.xdist_group("container"))
+        elif TRAIN.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("training"))
 
 
