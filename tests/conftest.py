@@ -44,6 +44,7 @@ def launch_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
 TRAIN = {"smollm2", "tiny", "trainings"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whatever trains does so in one worker: two trainings at once would fight for the cores, and fill the memory.
 
