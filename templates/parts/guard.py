@@ -75,7 +75,6 @@ class Guard:
     stopped: str | None = None
     startup_s: float | None = None
     first_step_s: float | None = None
-    resumed_from: int | None = None
     tracker: Any = None
     diverged: int | None = None
 
@@ -124,9 +123,6 @@ class Guard:
         rest = self.longest_step_s - (time.monotonic() - self.step_began)
         needed = LAST_S + 3 * self.checkpoint_s + max(rest, 0)
         return bool(CLOCK.signalled) and (not self.longest_step_s or CLOCK.left_s() < needed)
-
-    def can_push(self) -> bool:
-        return not CLOCK.signalled or CLOCK.left_s() > LAST_S + 1.5 * self.push_s
 
     # ---- What the trainer calls ----
 

@@ -36,11 +36,11 @@ GGUF_BITS = {
 MMPROJ = "F16-mmproj"
 
 
-def get_llama_cpp(types: Sequence[str]) -> Path:
+def get_llama_cpp(types: Sequence[str], build: bool = True) -> Path:
     """The folder of a llama.cpp that can make GGUF files of these types; fetched, and built, where there is none.
 
-    `UNSLOTH_LLAMA_CPP_PATH` names it, and names it for Unsloth afterwards. Raises `UserError` of status 3 with what
-    is lacking: this is called before anything is trained or merged.
+    `UNSLOTH_LLAMA_CPP_PATH` names it, and names it for Unsloth afterwards. Without `build`, which takes minutes, it is
+    only known that it can be built. Raises `UserError` of status 3 with what is lacking.
     """
     named = os.environ.get("UNSLOTH_LLAMA_CPP_PATH")
     if named:
@@ -54,11 +54,13 @@ def get_llama_cpp(types: Sequence[str]) -> Path:
         if llama_cpp_flaw(folder, types):
             cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
             folder = cache / "launch" / "llama.cpp-0.3.36"
+            builds = can_build(types if llama_cpp_flaw(folder, types) else ()) and build
+            types = types if build else ()
             # Made for types that need no program, or by an earlier release, it may lack some.
-            whole = all(program_of(folder, name) for name in PROGRAMS) or not can_build(())
+            whole = all(program_of(folder, name) for name in PROGRAMS) or not builds
             if llama_cpp_flaw(folder, types) or not whole:
                 phase("get llama.cpp")
-                make_llama_cpp(folder, build=can_build(types))
+                make_llama_cpp(folder, builds)
         flaw = llama_cpp_flaw(folder, types)
         if flaw:
             raise UserError(f"the llama.cpp in {folder} can't be used: {flaw}.", "Remove it, and try again.", status=3)

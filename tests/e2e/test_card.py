@@ -24,6 +24,7 @@ from launcher.render import render
 from launcher.runs import record
 from tests.emulator import Hub
 from tests.emulator.cards import problems
+from tests.faults.trainings import Trainings
 
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DATASET = "tester/houses"
@@ -51,7 +52,7 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def trained(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+def trained(trainings: Trainings, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     place = tmp_path_factory.mktemp("card")
     chats = [
         [{"role": "user", "content": f"House {number}?"}, {"role": "assistant", "content": "Blue."}]
@@ -67,18 +68,15 @@ def trained(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     script = place / "sft_text.py"
     script.write_text(render(plan, tables.stack), encoding="utf-8")
     (place / "plan.json").write_text(plan.model_dump_json(), encoding="utf-8")
-    with Hub(place / "hub") as hub:
+    with Hub(place / "hub", port=trainings.port) as hub:
         hub.add_repo(BASE, folder=smollm2)
         rows = "".join(json.dumps({"messages": chat}) + "\n" for chat in chats)
         hub.add_repo(DATASET, type="dataset", files={"train.jsonl": rows})
-        uv = [find_uv_bin(), "run", "--quiet", "--python", sys.executable]
-        done = subprocess.run(
-            [*uv, script, "--device", "cpu", "--eval-steps", "2", "--trackio-project", ""],
-            cwd=place, env=environment(hub), capture_output=True, text=True, timeout=900, check=False,
+        done = trainings.run_script(
+            script, place, "--device", "cpu", "--eval-steps", 2, "--trackio-project", "",
+            env=hub.env() | {"HF_HUB_OFFLINE": "0"},
         )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        found = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
-        yield Trained(hub, script, Path(found["output_dir"]), found, done.stdout)
+        yield Trained(hub, script, Path(done.result["output_dir"]), done.result, done.log)
 
 
 def environment(hub: Hub) -> dict[str, str]:

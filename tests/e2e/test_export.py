@@ -16,6 +16,7 @@ import pytest
 from uv import find_uv_bin
 
 from tests.emulator import Hub
+from tests.faults.trainings import Ended, Trainings
 
 ROOT = Path(__file__).parents[2]
 BUILD = os.environ.get("UNSLOTH_LLAMA_CPP_PATH")
@@ -52,11 +53,11 @@ class Run:
 
     folder: Path
     model: Path
-    done: subprocess.CompletedProcess[str]
+    done: Ended
 
     @property
     def result(self) -> dict[str, Any]:
-        [line] = [line for line in self.done.stdout.splitlines() if line.startswith("RESULT ")]
+        [line] = [line for line in self.done.log.splitlines() if line.startswith("RESULT ")]
         found: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
         return found
 
@@ -97,7 +98,7 @@ def write_rows(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def trained(trainings: Trainings, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("trained")
     write_rows(folder)
     # It looks whole before the training, and fails after it.
@@ -106,8 +107,9 @@ def trained(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     (broken / "gguf-py" / "gguf" / "gguf_reader.py").touch()
     (broken / "convert_hf_to_gguf.py").write_text("raise SystemExit('no such architecture')\n", encoding="utf-8")
     # Where CI is set, torch takes Unsloth's memory planning for an error.
-    done = run("sft_text.py", folder, *training(smollm2), "--merge", "16bit", "--gguf", "f16",
-               UNSLOTH_LLAMA_CPP_PATH=str(broken), CI="true")  # fmt: skip
+    env = {"UNSLOTH_LLAMA_CPP_PATH": str(broken), "CI": "true"}
+    asked = (*training(smollm2), "--merge", "16bit", "--gguf", "f16")
+    done = trainings.run_script(ROOT / "job_scripts" / "sft_text.py", folder, *asked, env=env)
     return Run(folder / "outputs" / "houses", smollm2, done)
 
 
@@ -128,8 +130,8 @@ def test_the_merged_model_answers_in_plain_transformers_as_adapter_and_base_do(t
 def test_an_export_that_fails_costs_neither_the_adapter_nor_the_other_exports(trained: Run) -> None:
     gguf = next(entry for entry in trained.result["exports"] if entry["kind"] == "gguf")
     assert "no such architecture" in gguf["error"] or "convert" in gguf["error"]
-    assert trained.done.returncode == 1
-    said = trained.done.stderr.strip().splitlines()[-1]
+    assert trained.done.code == 1
+    said = trained.done.error.strip().splitlines()[-1]
     assert said.startswith("error: the adapter is whole; 1 of 2 exports failed (gguf f16: ")
     assert said.endswith("launch export outputs/houses --gguf f16")
     assert trained.result["status"] == "done"
@@ -148,13 +150,14 @@ def test_an_export_that_fails_costs_neither_the_adapter_nor_the_other_exports(tr
     ],
 )
 def test_what_can_not_be_made_is_refused_before_the_training(
-    args: tuple[str, ...], status: int, says: str, smollm2: Path, tmp_path: Path
+    args: tuple[str, ...], status: int, says: str, trainings: Trainings, tiny: Path, tmp_path: Path
 ) -> None:
     write_rows(tmp_path)
-    done = run("sft_text.py", tmp_path, *training(smollm2), *args, UNSLOTH_LLAMA_CPP_PATH="/nowhere")
-    assert done.returncode == status
-    assert says in done.stderr
-    assert "== train" not in done.stdout
+    script, env = ROOT / "job_scripts" / "sft_text.py", {"UNSLOTH_LLAMA_CPP_PATH": "/nowhere"}
+    done = trainings.run_script(script, tmp_path, *training(tiny), *args, env=env)
+    assert done.code == status
+    assert says in done.error
+    assert "== train" not in done.log
 
 
 @pytest.mark.slow

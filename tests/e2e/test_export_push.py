@@ -6,14 +6,12 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
-from uv import find_uv_bin
 
 from tests.emulator import Hub
 from tests.emulator.cards import problems
@@ -64,20 +62,11 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         assert hub.unknown_requests == []
 
 
-@pytest.fixture(scope="module")
-def python() -> str:
-    committed = str(JOB_SCRIPTS / "export.py")
-    sync = [find_uv_bin(), "sync", "--quiet", "--script", committed, "--python", sys.executable]
-    subprocess.run(sync, check=True, timeout=900)
-    find = [find_uv_bin(), "python", "find", "--script", committed]
-    return subprocess.run(find, check=True, capture_output=True, text=True).stdout.strip()
-
-
 @pytest.fixture
-def call(hub: Hub, python: str) -> Call:
+def call(hub: Hub, script_python: str) -> Call:
     def run(*calls: tuple[str, list[Any]]) -> Any:
         """What the last of the parts' functions returns, or the status and the words of its refusal."""
-        command = [python, "-c", CALL, json.dumps(calls)]
+        command = [script_python, "-c", CALL, json.dumps(calls)]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "VIRTUAL_"))}
         inherited["PYTHONPATH"] = str(JOB_SCRIPTS.parent / "templates")
         done = subprocess.run(
@@ -328,9 +317,9 @@ print(json.dumps([kept, refused, read]))
 
 
 def test_a_vision_adapter_with_a_tokenizer_alone_keeps_the_models_processor(
-    python: str, smollm2: Path, tmp_path: Path
+    script_python: str, tiny: Path, tmp_path: Path
 ) -> None:
-    command = [python, "-c", READERS, str(tmp_path), str(smollm2)]
+    command = [script_python, "-c", READERS, str(tmp_path), str(tiny)]
     env = os.environ | {"PYTHONPATH": str(JOB_SCRIPTS.parent / "templates")}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

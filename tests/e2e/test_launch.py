@@ -30,16 +30,16 @@ def rows(path: Path, count: int = 24) -> Path:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, smollm2: Path) -> Hub:
+def hub(tmp_path: Path, tiny: Path) -> Hub:
     stand_in = Hub(tmp_path / "hub", python=sys.executable)
-    stand_in.add_repo("tester/smollm2", folder=smollm2)
+    stand_in.add_repo("tester/tiny", folder=tiny)
     return stand_in
 
 
 def test_from_the_command_to_a_trained_model_on_the_hub(hub: Hub, tmp_path: Path) -> None:
     with hub:
         answer = subprocess.run(
-            [LAUNCH, "--model", "tester/smollm2", "--dataset", rows(tmp_path / "houses.jsonl"),
+            [LAUNCH, "--model", "tester/tiny", "--dataset", rows(tmp_path / "houses.jsonl"),
              "--flavor", "cpu-upgrade", "--max-steps", "3", "--eval-rows", "4", "--max-length", "128",
              "--effective-batch-size", "4",
              "--output-repo", "houses", "--label", "team=e2e", "--json"],
@@ -53,7 +53,7 @@ def test_from_the_command_to_a_trained_model_on_the_hub(hub: Hub, tmp_path: Path
         assert final["result"]["steps"] == 3
         assert final["result"]["output_repo"] == "tester/houses"
         assert final["result"]["eval_loss"] is not None
-        assert job.labels["model"] == "tester--smollm2"
+        assert job.labels["model"] == "tester--tiny"
         assert job.labels["team"] == "e2e"
         assert set(job.secrets) == {"HF_TOKEN"}
         assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= set(
@@ -73,7 +73,7 @@ def test_from_the_command_to_a_trained_model_on_the_hub(hub: Hub, tmp_path: Path
     assert hub.token not in kept
 
 
-def test_the_same_script_here_detached_and_found_again(smollm2: Path, tmp_path: Path) -> None:
+def test_the_same_script_here_detached_and_found_again(tiny: Path, tmp_path: Path) -> None:
     def launch(*args: str | Path) -> str:
         done = subprocess.run([LAUNCH, *args], capture_output=True, text=True, timeout=600, check=False, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-4000:]
@@ -81,7 +81,7 @@ def test_the_same_script_here_detached_and_found_again(smollm2: Path, tmp_path: 
 
     rows(tmp_path / "houses.jsonl")
     run_id = launch(
-        "--model", smollm2, "--dataset", "houses.jsonl", "--local", "--max-steps", "2", "--eval-rows", "4",
+        "--model", tiny, "--dataset", "houses.jsonl", "--local", "--max-steps", "2", "--eval-rows", "4",
         "--max-length", "128", "--effective-batch-size", "4", "--detach", "--quiet",
     ).strip()  # fmt: skip
     assert run_id in launch("ps", "--local")

@@ -1,4 +1,4 @@
-"""The real script trains the real small model on this CPU, with the real Unsloth."""
+"""The real script trains on this CPU, with the real Unsloth: the real small model as users do it, and a tiny one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 from uv import find_uv_bin
+
+from tests.faults.trainings import Trainings
 
 SCRIPT = Path(__file__).parents[2] / "job_scripts" / "sft_text.py"
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
@@ -110,9 +112,9 @@ def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return values
 
 
-def shown_labels(done: subprocess.CompletedProcess[str]) -> tuple[int, int, int]:
-    found = LABELS.search(done.stdout)
-    assert found is not None, done.stdout + done.stderr
+def shown_labels(log: str) -> tuple[int, int, int]:
+    found = LABELS.search(log)
+    assert found is not None, log
     trained, masked, rows = map(int, found.groups())
     return trained, masked, rows
 
@@ -128,7 +130,7 @@ def test_trains_on_the_answers_and_learns(smollm2: Path, run_script: RunScript, 
     )  # fmt: skip
     found = result(done)
     trained, masked = count_labels(run_script, tmp_path, smollm2, conversations)
-    assert shown_labels(done) == (trained, masked, 16)
+    assert shown_labels(done.stdout) == (trained, masked, 16)
     assert found["status"] == "done"
     assert found["steps"] == 8
     # Two whole passes: not a token more or less.
@@ -148,31 +150,34 @@ def test_trains_on_the_answers_and_learns(smollm2: Path, run_script: RunScript, 
     assert found["device"] == "cpu"
 
 
-def test_streams_prompts_and_completions(smollm2: Path, run_script: RunScript, tmp_path: Path) -> None:
+def test_streams_prompts_and_completions(
+    trainings: Trainings, tiny: Path, run_script: RunScript, tmp_path: Path
+) -> None:
     pairs = [chat[:2] for chat in chats(13) if chat[0]["role"] == "user"]
     rows = [{"prompt": asked["content"], "completion": answered["content"]} for asked, answered in pairs]
-    done = run_script(
-        SCRIPT, "--model", smollm2, "--dataset", write(tmp_path / "rows.jsonl", rows), "--streaming", "--eval-rows", 0,
+    data = write(tmp_path / "rows.jsonl", rows)
+    done = trainings.run_script(
+        SCRIPT, tmp_path, "--model", tiny, "--dataset", data, "--streaming", "--eval-rows", 0,
         "--packing", "--max-steps", 2, "--batch-size", 2, "--gradient-accumulation", 2, "--max-length", 128,
         "--trackio-project", "", "--device", "cpu", "--output-dir", tmp_path / "here",
     )  # fmt: skip
-    found = result(done)
-    trained, masked = count_labels(run_script, tmp_path, smollm2, pairs)
-    assert shown_labels(done) == (trained, masked, len(pairs))
+    found = done.result
+    trained, masked = count_labels(run_script, tmp_path, tiny, pairs)
+    assert shown_labels(done.log) == (trained, masked, len(pairs))
     assert found["steps"] == 2
     assert found["eval_loss"] is None
-    assert "on the CPU: no 4-bit weights, no packing, no adamw_8bit\n" in done.stdout
+    assert "on the CPU: no 4-bit weights, no packing, no adamw_8bit\n" in done.log
     assert (tmp_path / "here" / "adapter_model.safetensors").is_file()
 
 
-def test_refuses_when_every_answer_is_cut_off(smollm2: Path, run_script: RunScript, tmp_path: Path) -> None:
+def test_refuses_when_every_answer_is_cut_off(trainings: Trainings, tiny: Path, tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", [{"messages": chat} for chat in chats(8)])
-    done = run_script(
-        SCRIPT, "--model", smollm2, "--dataset", rows, "--eval-rows", 0, "--max-length", 16, "--device", "cpu"
+    done = trainings.run_script(
+        SCRIPT, tmp_path, "--model", tiny, "--dataset", rows, "--eval-rows", 0, "--max-length", 16, "--device", "cpu"
     )
-    assert done.returncode == 1
-    assert "cut: 8 of 8 rows" in done.stdout
-    last = done.stderr.splitlines()[-1]
+    assert done.code == 1
+    assert "cut: 8 of 8 rows" in done.log
+    last = done.error.splitlines()[-1]
     assert last.startswith("error: every token is masked")
     assert "--max-length" in last
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.error

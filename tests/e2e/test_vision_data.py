@@ -12,28 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from uv import find_uv_bin
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = ["qwen3-vl", "gemma-3-vision", "llama-3.2-vision", "pixtral"]
 WAYS = ("parts", "texts", "bytes", "paths", "one column", "inside", "some without")
 
 Seen = list[dict[str, Any]]
+# All look at what one process saw, which imports the training stack.
+pytestmark = pytest.mark.xdist_group("vision")
 
 
 @pytest.fixture(scope="module")
-def all_seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+def all_seen(request: pytest.FixtureRequest, script_python: str, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     """What vision_probe.py saw of the families whose tests are run now."""
     items = [item for item in request.session.items if item.path == request.path and isinstance(item, pytest.Function)]
     asked = {item.callspec.params.get("family", "qwen3-vl") for item in items if hasattr(item, "callspec")}
     names = [name for name in FAMILIES if name in asked]
-    script, uv = ROOT / "job_scripts" / "sft_text.py", find_uv_bin()
-    # Both scripts name the same packages: one environment is enough for the tests.
-    subprocess.run([uv, "sync", "--quiet", "--script", script], check=True)
-    found = subprocess.run([uv, "python", "find", "--script", script], check=True, capture_output=True, text=True)
     probe = Path(__file__).with_name("vision_probe.py")
     run = subprocess.run(
-        [found.stdout.strip(), probe, tmp_path_factory.mktemp("vision"), *names],
+        [script_python, probe, tmp_path_factory.mktemp("vision"), *names],
         env=os.environ | {"PYTHONPATH": str(ROOT / "bench")},
         capture_output=True,
         text=True,

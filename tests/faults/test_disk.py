@@ -142,13 +142,13 @@ Train = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
-def train(script: Path, smollm2: Path, tmp_path: Path) -> Train:
+def train(script: Path, tiny: Path, tmp_path: Path) -> Train:
     """Starts a run of the real script on the CPU, which saves in that folder."""
     rows = [{"prompt": f"What colour is house {n}?", "completion": f"House {n} is red."} for n in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def run(folder: Path, *args: object) -> subprocess.Popen[str]:
-        flags = ("--model", smollm2, "--dataset", tmp_path / "rows.jsonl", "--eval-rows", 0, "--max-length", 64)
+        flags = ("--model", tiny, "--dataset", tmp_path / "rows.jsonl", "--eval-rows", 0, "--max-length", 64)
         rest = ("--device", "cpu", "--trackio-project", "", "--output-dir", folder, *args)
         program = [find_uv_bin(), "run", "--quiet", "--python", sys.executable, script]
         env = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"} | {"HF_HUB_OFFLINE": "1"}

@@ -24,8 +24,7 @@ def test_memory_that_runs_out_halves_the_batch_from_the_last_checkpoint(
         batch_size=4,
         gradient_accumulation=1,
         max_steps=3,
-        most_rows=1,
-        from_step=1,
+        fate={"most_rows": 1, "from_step": 1},
         eval_rows=4,
     )
     assert len(FIRST.findall(found.log)) == 1
@@ -42,14 +41,14 @@ def test_memory_that_runs_out_halves_the_batch_from_the_last_checkpoint(
 def test_what_is_learned_is_the_same(trainings: Trainings, rows: Path, tmp_path: Path) -> None:
     asked: dict[str, Any] = {"dataset": rows, "lora_dropout": 0, "num_train_epochs": 1, "max_steps": None}
     whole = trainings.run(tmp_path / "whole", **asked, batch_size=6, gradient_accumulation=1)
-    split = trainings.run(tmp_path / "split", **asked, batch_size=6, gradient_accumulation=1, most_rows=3)
+    split = trainings.run(tmp_path / "split", **asked, batch_size=6, gradient_accumulation=1, fate={"most_rows": 3})
     assert split.steps == whole.steps
     assert split.result["tokens_trained"] == whole.result["tokens_trained"]
     assert (split.result["batch_size"], split.result["gradient_accumulation"]) == (3, 2)
     assert distance(weights(tmp_path / "whole"), weights(tmp_path / "split")) < CLOSE
     # The next attempt would not try what did not fit.
     (tmp_path / "split" / "checkpoints" / "done").unlink()
-    again = trainings.run(tmp_path / "split", **asked, batch_size=6, gradient_accumulation=1, most_rows=3)
+    again = trainings.run(tmp_path / "split", **asked, batch_size=6, gradient_accumulation=1, fate={"most_rows": 3})
     assert "out of memory" not in again.log
     assert again.result["batch_size"] == 3
 
@@ -59,7 +58,7 @@ def test_memory_for_less_than_a_row_is_an_error_that_says_what_to_change(
     trainings: Trainings, rows: Path, tmp_path: Path
 ) -> None:
     # No row has so few rows: every step fails.
-    found = trainings.run(tmp_path, dataset=rows, most_rows=-1)
+    found = trainings.run(tmp_path, dataset=rows, fate={"most_rows": -1})
     assert found.code == 1
     last = found.log.strip().splitlines()[-1]
     assert last.startswith("error: out of memory in training with one row at a time")

@@ -422,13 +422,13 @@ def test_the_model_of_a_job_is_fetched_from_its_bucket_and_pushed(
 @pytest.mark.slow
 @pytest.mark.parametrize("refusal", [None, 403])
 def test_a_run_says_first_what_it_learned_and_last_how_to_push(
-    hub: Hub, script: Path, smollm2: Path, tmp_path: Path, refusal: int | None
+    hub: Hub, script: Path, tiny: Path, tmp_path: Path, refusal: int | None
 ) -> None:
     rows = [{"prompt": f"What colour is house {n}?", "completion": f"House {n} is red."} for n in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if refusal:
         hub.fail_next(refusal, COMMIT, times=LOST)
-    flags = ("--model", smollm2, "--dataset", tmp_path / "rows.jsonl", "--eval-rows", 0, "--max-steps", 2)
+    flags = ("--model", tiny, "--dataset", tmp_path / "rows.jsonl", "--eval-rows", 0, "--max-steps", 2)
     rest = ("--max-length", 64, "--device", "cpu", "--trackio-project", "", "--output-repo", "m", "--private")
     program = [find_uv_bin(), "run", "--quiet", "--python", sys.executable, script]
     env = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"} | hub.env()

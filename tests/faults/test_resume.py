@@ -39,10 +39,8 @@ def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint(
     trainings: Trainings, rows: Path, tmp_path: Path
 ) -> None:
     whole = trainings.run(tmp_path / "whole", dataset=rows, eval_rows=4)
-    killed = trainings.start(tmp_path / "killed", dataset=rows, eval_rows=4)
-    killed.wait_for("checkpoint step 3 |")
-    killed.send(signal.SIGKILL)
-    first = killed.end()
+    death = {"signal": {"checkpoint step 3 |": signal.SIGKILL}}
+    first = trainings.run(tmp_path / "killed", dataset=rows, eval_rows=4, fate=death)
     assert first.code == -signal.SIGKILL
     folder = tmp_path / "killed" / "checkpoints"
     newest = max(first.checkpoints)
@@ -132,10 +130,7 @@ def test_what_was_done_is_not_gone_on_with(trainings: Trainings, rows: Path, tmp
 
 @pytest.mark.slow
 def test_a_run_killed_after_its_last_step_only_saves(trainings: Trainings, rows: Path, tmp_path: Path) -> None:
-    training = trainings.start(tmp_path, dataset=rows, max_steps=3)
-    training.wait_for("checkpoint step 3 |")
-    training.send(signal.SIGKILL)
-    training.end()
+    trainings.run(tmp_path, dataset=rows, max_steps=3, fate={"signal": {"checkpoint step 3 |": signal.SIGKILL}})
     (tmp_path / "checkpoints" / "done").unlink(missing_ok=True)
     again = trainings.run(tmp_path, dataset=rows, max_steps=3)
     assert again.steps == []

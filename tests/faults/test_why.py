@@ -241,7 +241,7 @@ def test_what_is_in_data_is_found_where_the_log_says_nothing(hub: Hub, launch: L
 def test_a_job_that_still_runs(hub: Hub, launch: Launch) -> None:
     job = start(hub)
     job.log("step 1/5 | loss 1.0")
-    timer = threading.Timer(30, job.finish, ["CANCELED"])  # were the log followed, this test would take that long
+    timer = threading.Timer(300, job.finish, ["CANCELED"])  # were the log followed, this test would take that long
     timer.start()
     found = why(launch, job)
     timer.cancel()

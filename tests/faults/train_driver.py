@@ -2,92 +2,170 @@
 
     python train_driver.py
 
-Reads one request a line, `{"script": PATH, "args": [...], "log": PATH, "env": {...}, "most_rows": N or null,
-"from_step": N, "row_s": S}`, and answers `pid N` when that training runs and `exit CODE` when it has ended, negative
-for a signal. Each runs the script as its users do, as `__main__`. With `most_rows` the GPU that is not here runs out of
-memory in every training step and every evaluation of more rows than that, once `from_step` steps are done. With
-`row_s` every batch takes so many seconds longer.
+Reads one request a line, `{"script": PATH, "args": [...], "cwd": PATH, "out": PATH, "error": PATH, "env": {...},
+"fate": {...}}`, answers `pid N` when that training runs and `exit CODE` when it has ended, negative for a signal. Each
+runs the script as its users do, as `__main__`; where it begins again in its own place (`os.execv`) there is another
+`pid N`, and it does so here, without a second import.
+
+What `fate` holds happens to it at a moment of its own course, whatever the machine's speed:
+
+    most_rows, from_step   the GPU that is not here runs out of memory in every training step and every evaluation of
+                           more rows than that, once so many steps are done
+    row_s                  every batch takes so many seconds, of its clock only
+    skip                   {LINE: SECONDS}: so much of its time passes once it has printed a line with that
+    slow_step              [STEP, SECONDS]: so much of its time passes in that step
+    signal                 {LINE: NUMBER}: it gets that signal once it has printed a line with that
+    signal_in              [STEP, BATCH, NUMBER]: it gets that signal in that batch of that step
+
+`HF_ENDPOINT` is what it was when this process began, since the client reads it once.
 """
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import runpy
 import sys
+import tempfile
 import time
-from typing import Any
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+# What the client and its users have read from the environment when they were imported.
+OFFLINE = ("huggingface_hub.constants", "datasets.config")
 
 
 def import_stack() -> None:
-    """What the script imports when it trains, under the settings that it makes for a CPU."""
-    import unsloth  # noqa: F401, I001
-    import datasets  # noqa: F401
+    """What the script imports until it has ended, in its order, under the settings that it makes for a CPU."""
+    from unsloth import FastLanguageModel  # noqa: F401, I001
+    from unsloth.chat_templates import get_chat_template  # noqa: F401
     import trackio  # noqa: F401
-    import trl  # noqa: F401
+    from transformers import PrinterCallback  # noqa: F401
+    from trl import SFTConfig, SFTTrainer  # noqa: F401
+    import datasets  # noqa: F401
+    from matplotlib.figure import Figure  # noqa: F401
+
+    # The models come with the first that is asked of them, and take as long as all the rest.
+    import unsloth.models.loader_utils  # noqa: F401
 
 
-def limit(most_rows: int | None, from_step: int, row_s: float) -> None:
+class Spoken:
+    """In the place of `sys.stdout`: says what the training says, and acts after the lines that it was told."""
+
+    def __init__(self, stream: TextIO, then: Callable[[str], None]) -> None:
+        self.stream, self.then, self.line = stream, then, ""
+
+    def write(self, text: str) -> int:
+        self.stream.write(text)
+        *lines, self.line = (self.line + text).split("\n")
+        for line in lines:
+            self.stream.flush()
+            self.then(line)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def meet(fate: dict[str, Any]) -> None:
+    """Let it happen: the clock that the script reads is moved, not waited for."""
     import torch
     from transformers import Trainer
+
+    clock, skipped, batches = time.monotonic, [0.0], [0, 0]
+    time.monotonic = lambda: clock() + skipped[0]
+
+    def heard(line: str) -> None:
+        for text in [text for text in fate.get("skip", {}) if text in line]:
+            skipped[0] += fate["skip"].pop(text)
+        for text in [text for text in fate.get("signal", {}) if text in line]:
+            os.kill(os.getpid(), fate["signal"].pop(text))
 
     prepare = Trainer._prepare_inputs
 
     def limited(self: Any, inputs: Any) -> Any:
-        if most_rows and inputs["input_ids"].shape[0] > most_rows and self.state.global_step >= from_step:
+        step = self.state.global_step
+        most = fate.get("most_rows")
+        if most and inputs["input_ids"].shape[0] > most and step >= fate.get("from_step", 0):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
-        time.sleep(row_s)
+        batches[:] = [step, batches[1] + 1 if batches[0] == step else 1]
+        skipped[0] += fate.get("row_s", 0)
+        if fate.get("slow_step", [None])[0] == step + 1:
+            skipped[0] += fate.pop("slow_step")[1]
+        if fate.get("signal_in", [])[:2] == [step + 1, batches[1]]:
+            os.kill(os.getpid(), fate.pop("signal_in")[2])
         return prepare(self, inputs)
 
     # Where a batch is moved to the device, in training and in evaluation.
     Trainer._prepare_inputs = limited
+    sys.stdout = Spoken(sys.stdout, heard)
 
 
-def train(request: dict[str, Any], told: int) -> None:
-    def again(path: str, words: list[str]) -> None:
-        """In the place of `os.execv`: the process that is started anew is another fork."""
-        anew = {"args": words[2:], "env": request["env"] | {"LAUNCH_STARTED": os.environ["LAUNCH_STARTED"]}}
-        os.write(told, json.dumps(anew).encode())
+def begin_again(request: dict[str, Any], told: Path) -> Any:
+    """In the place of `os.execv`: the next fork does what the new program would."""
+
+    def execv(program: str, words: list[str]) -> NoReturn:
+        args = words[words.index(request["script"]) + 1 :]
+        told.write_text(json.dumps(request | {"args": args, "env": dict(os.environ)}), encoding="utf-8")
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(0)
 
-    os.execv = again  # type: ignore[assignment]
-    with open(request["log"], "ab", buffering=0) as log:  # noqa: PTH123
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+    return execv
+
+
+def train(request: dict[str, Any], told: Path) -> NoReturn:
+    for name, number in (("out", 1), ("error", 2)):
+        with open(request[name], "ab", buffering=0) as file:  # noqa: PTH123
+            os.dup2(file.fileno(), number)
     os.environ.update(request["env"])
-    if request["most_rows"] or request["row_s"]:
-        limit(request["most_rows"], request["from_step"], request["row_s"])
+    os.chdir(request["cwd"])
+    for name in OFFLINE:
+        sys.modules[name].HF_HUB_OFFLINE = os.environ["HF_HUB_OFFLINE"] == "1"  # type: ignore[attr-defined]
+    if request["fate"]:
+        meet(request["fate"])
+    os.execv = begin_again(request, told)
     sys.argv = [request["script"], *request["args"]]
-    runpy.run_path(request["script"], run_name="__main__")
+    sys.path[0] = str(Path(request["script"]).parent)
+    code = 0
+    try:
+        runpy.run_path(request["script"], run_name="__main__")
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Taking the imported stack down object by object would take longer than most of these trainings.
+    os._exit(code)
 
 
 def main() -> int:
     os.environ.update(CUDA_VISIBLE_DEVICES="", UNSLOTH_FORCE_CPU="1", TQDM_DISABLE="1", HF_HUB_OFFLINE="1")
+    os.environ["UNSLOTH_COMPILE_LOCATION"] = tempfile.mkdtemp(prefix="unsloth-")
+    os.environ.pop("CI", None)
     import_stack()
+    gc.freeze()  # what all forks share is not looked through by each
     print("ready", flush=True)
     for line in sys.stdin:
-        request = json.loads(line)
-        code, anew = run(request, told=True)
-        while anew:
-            request |= anew
-            code, anew = run(request)
+        request, code = json.loads(line), 0
+        while request:
+            told = Path(f"{request['out']}.again")
+            pid = os.fork()
+            if not pid:
+                train(request, told)
+            print("pid", pid, flush=True)
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            request = json.loads(told.read_text(encoding="utf-8")) if told.exists() else None
+            told.unlink(missing_ok=True)
         print("exit", code, flush=True)
     return 0
-
-
-def run(request: dict[str, Any], told: bool = False) -> tuple[int, dict[str, Any]]:
-    """One process: its exit code, and what it asks to be started anew with, if it does."""
-    heard, says = os.pipe()
-    pid = os.fork()
-    if not pid:
-        train(request, says)
-        sys.exit(0)
-    os.close(says)
-    if told:
-        print("pid", pid, flush=True)
-    with os.fdopen(heard) as answer:
-        anew = answer.read()
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), json.loads(anew) if anew else {}
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Trainings of the real small model, to be killed and gone on with, and what they leave."""
+"""Trainings in the real stack, which is imported once: run, killed, gone on with, and what they leave."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
+import socket
 import subprocess
 import time
 from array import array
@@ -25,10 +27,12 @@ class Ended:
 
     code: int
     log: str
+    error: str = ""
+    """What it printed on stderr, where that was asked for apart."""
 
     @property
     def result(self) -> dict[str, Any]:
-        assert self.code == 0, self.log[-3000:]
+        assert self.code == 0, self.log[-3000:] + self.error[-3000:]
         found: dict[str, Any] = json.loads(self.log.strip().splitlines()[-1].removeprefix("RESULT "))
         return found
 
@@ -56,19 +60,19 @@ class Ended:
 class Training:
     """An attempt that runs."""
 
-    def __init__(self, driver: subprocess.Popen[str], log: Path) -> None:
+    def __init__(self, driver: subprocess.Popen[str], log: Path, error: Path) -> None:
         assert driver.stdout is not None
-        self._answers, self._log = driver.stdout, log
-        self.pid = int(self._answer("pid"))
+        self._answers, self._log, self._error = driver.stdout, log, error
+        said, self.pid = self._answer()
+        assert said == "pid", said
 
-    def _answer(self, name: str) -> str:
+    def _answer(self) -> tuple[str, int]:
         said, _, value = self._answers.readline().partition(" ")
-        assert said == name, said
-        return value.strip()
+        return said, int(value)
 
-    def wait_for(self, text: str, timeout_s: float = 120) -> None:
+    def wait_for(self, text: str, hangs_s: float = 600) -> None:
         """Until it has printed that."""
-        end = time.monotonic() + timeout_s
+        end = time.monotonic() + hangs_s
         while text not in self._log.read_text(encoding="utf-8"):
             assert time.monotonic() < end, self._log.read_text(encoding="utf-8")[-3000:]
             time.sleep(0.02)
@@ -83,23 +87,32 @@ class Training:
         os.kill(self.pid, number)
 
     def end(self) -> Ended:
-        """Wait for its end."""
-        code = int(self._answer("exit"))
-        return Ended(code, self._log.read_text(encoding="utf-8"))
+        """Wait for its end; where it begins again in its own place, for that one's."""
+        while (answer := self._answer())[0] == "pid":
+            self.pid = answer[1]
+        apart = self._error.read_text(encoding="utf-8") if self._error != self._log else ""
+        return Ended(answer[1], self._log.read_text(encoding="utf-8"), apart)
 
 
 class Trainings:
-    """Runs attempts one after the other, each in the real training stack, which is imported once."""
+    """Runs attempts one after the other, each in the real training stack, which is imported once.
+
+    A Hub stand-in that they are to see listens on `port`: the client reads its address when it is imported.
+    """
 
     def __init__(self, python: str, script: Path, model: Path, folder: Path) -> None:
         self._script, self._model, self._folder, self._count = script, model, folder, 0
+        self.port = free_port()
         self._errors = (folder / "driver.log").open("w")
+        # Compiling its layers takes longer than these few steps; the numbers are the same.
+        env = os.environ | {
+            "UNSLOTH_COMPILE_DISABLE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+            "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "huggingface"),
+            "HF_ENDPOINT": f"http://127.0.0.1:{self.port}", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
+        }  # fmt: skip
         self._driver = subprocess.Popen(
             [python, str(DRIVER)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, cwd=folder,
-            # Compiling its layers takes longer than these few steps; the numbers are the same.
-            env=os.environ
-            | {"UNSLOTH_COMPILE_DISABLE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "huggingface")},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, cwd=folder, env=env,
         )  # fmt: skip
         assert self._driver.stdout is not None
         for line in self._driver.stdout:
@@ -110,16 +123,14 @@ class Trainings:
         self,
         output: Path | None,
         *args: object,
-        most_rows: int | None = None,
-        from_step: int = 0,
-        row_s: float = 0,
+        fate: dict[str, Any] | None = None,
         env: dict[str, str] | None = None,
         **flags: Any,
     ) -> Training:
-        """Begin an attempt that writes to `output`, with some flags other than those of all these trainings."""
-        self._count += 1
-        log = self._folder / f"{self._count}.log"
-        log.touch()
+        """Begin an attempt that writes to `output`, with some flags other than those of all these trainings.
+
+        `fate`: what happens to it on its way, as train_driver.py knows it.
+        """
         chosen: dict[str, object] = {
             "model": self._model, "output_dir": output, "eval_rows": 0, "sample_rows": 0, "max_steps": 5,
             "batch_size": 1, "gradient_accumulation": 2, "max_length": 64, "learning_rate": 1e-3, "logging_steps": 1,
@@ -127,18 +138,32 @@ class Trainings:
         }  # fmt: skip
         chosen |= flags
         words = [word for name, value in chosen.items() if value is not None for word in (f"--{name}", str(value))]
-        request: dict[str, Any] = {
-            "script": str(self._script), "args": [*words, *map(str, args)], "log": str(log), "env": env or {},
-            "most_rows": most_rows, "from_step": from_step, "row_s": row_s,
-        }  # fmt: skip
-        assert self._driver.stdin is not None
-        self._driver.stdin.write(json.dumps(request) + "\n")
-        self._driver.stdin.flush()
-        return Training(self._driver, log)
+        return self._begin(self._script, [*words, *map(str, args)], env or {}, None, fate or {})
 
     def run(self, output: Path | None, *args: object, **how: Any) -> Ended:
         """An attempt from its beginning to its end."""
         return self.start(output, *args, **how).end()
+
+    def run_script(self, script: Path, folder: Path, *args: object, env: dict[str, str] | None = None) -> Ended:
+        """Any script with no flags but these, in that folder, its stderr apart."""
+        return self._begin(script, [*map(str, args)], env or {}, folder, {}).end()
+
+    def _begin(
+        self, script: Path, args: list[str], env: dict[str, str], folder: Path | None, fate: dict[str, Any]
+    ) -> Training:
+        self._count += 1
+        log = self._folder / f"{self._count}.log"
+        error = self._folder / f"{self._count}.error" if folder else log
+        for path in (log, error):
+            path.touch()
+        request: dict[str, Any] = {
+            "script": str(script), "args": args, "cwd": str(folder or self._folder), "out": str(log),
+            "error": str(error), "env": {"HF_HUB_OFFLINE": "1"} | env, "fate": fate,
+        }  # fmt: skip
+        assert self._driver.stdin is not None
+        self._driver.stdin.write(json.dumps(request) + "\n")
+        self._driver.stdin.flush()
+        return Training(self._driver, log, error)
 
     def close(self) -> None:
         assert self._driver.stdin is not None
@@ -147,6 +172,14 @@ class Trainings:
         self._driver.wait(60)
         self._driver.stdout.close()
         self._errors.close()
+
+
+def free_port() -> int:
+    """A port below those that the system gives away by itself, to nobody else meanwhile."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise OSError("no port of this machine is free")
 
 
 def write_rows(path: Path, count: int) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 import committed
 import pytest
 from huggingface_hub.cli._uv_script_header import parse_uv_script_header
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
@@ -126,9 +126,13 @@ def _chosen(text: str) -> dict[str, Any]:
             if isinstance(node.target, ast.Name) and node.value}  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
-@given(values=st.fixed_dictionaries(dict.fromkeys(STRING_FIELDS, strings)))
-def test_no_string_becomes_code(values: dict[str, str]) -> None:
+# In whole scripts a few values stand for all: what the filters make of any is tested below.
+WHOLE = ("".join(NASTY), '"""', "\n# ///\nimport os", "x" * 300)
+
+
+@pytest.mark.parametrize("value", WHOLE)
+def test_no_string_becomes_code(value: str) -> None:
+    values = {name: f"{value}{name}" for name in STRING_FIELDS}
     text = script(**values)
     assert _code(text) == _code(script())
     chosen = _chosen(text)
@@ -136,20 +140,18 @@ def test_no_string_becomes_code(values: dict[str, str]) -> None:
     assert {name: chosen[name] for name in STRING_FIELDS[1:]} == {name: values[name] for name in STRING_FIELDS[1:]}
 
 
-@settings(max_examples=60, deadline=None)
-@given(flavor=st.text(), secrets=st.lists(st.one_of(st.text(), st.sampled_from(NASTY[:-1]))))
-def test_no_string_breaks_out_of_the_header(flavor: str, secrets: list[str]) -> None:
-    text = script(flavor=flavor, secrets=tuple(secrets))
+@pytest.mark.parametrize("value", ["".join(NASTY[:-1]), *WHOLE[1:]])
+def test_no_string_breaks_out_of_the_header(value: str) -> None:
+    text = script(flavor=value, secrets=(value, "HF_TOKEN"))
     assert header(text)["tool"]["hf-jobs"] | {"timeout": None} == {
-        "flavor": flavor, "secrets": secrets, "timeout": None,
+        "flavor": value, "secrets": [value, "HF_TOKEN"], "timeout": None,
     }  # fmt: skip
     assert _code(text) == _code(script())
 
 
-@settings(max_examples=15, deadline=None)
-@given(values=st.fixed_dictionaries(dict.fromkeys(STRING_FIELDS, strings)))
-def test_rendered_text_is_formatted_whatever_the_values(values: dict[str, str]) -> None:
-    text = script(**values)
+@pytest.mark.parametrize("value", WHOLE)
+def test_rendered_text_is_formatted_whatever_the_values(value: str) -> None:
+    text = script(**dict.fromkeys(STRING_FIELDS, value))
     formatted = ruff(text, "format", "--check")
     assert formatted.returncode == 0, formatted.stderr
     checked = ruff(text, "check", "--ignore", "E501")
@@ -173,6 +175,13 @@ def test_py_is_a_literal_of_the_same_value(value: object) -> None:
 def test_py_refuses_what_has_no_literal(value: object) -> None:
     with pytest.raises((TypeError, ValueError)):
         py(value)
+
+
+@given(st.text() | st.lists(st.sampled_from(NASTY[:-1])).map("".join))
+def test_toml_is_a_string_of_the_same_value_on_one_line(value: str) -> None:
+    text = toml(value)
+    assert tomllib.loads(f"value = {text}")["value"] == value
+    assert len(text.splitlines()) == 1
 
 
 def test_toml_refuses_lone_surrogates() -> None:

@@ -82,6 +82,10 @@ for name, family in FAMILIES.items():
 """
 
 
+# One process for all of them.
+pytestmark = pytest.mark.xdist_group("families")
+
+
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What the training stack sees of each family, in the environment of the committed script."""

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +17,8 @@ from launcher.errors import RefusedError, ServiceError
 from launcher.hub import client
 from launcher.jobs import service
 from tests.emulator import Hub
+from tests.faults import command
 
-LAUNCH = Path(sys.executable).with_name("launch")
 SHIPPED = catalog.shipped().flavors
 
 
@@ -31,9 +28,8 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         yield stand_in
 
 
-def launch(hub: Hub | None, *args: str) -> subprocess.CompletedProcess[str]:
-    env = os.environ | (hub.env() if hub else {"HF_ENDPOINT": "http://127.0.0.1:9"})
-    return subprocess.run([LAUNCH, *args], env=env, capture_output=True, text=True, timeout=60, check=False)
+def launch(hub: Hub | None, *args: str) -> command.Ran:
+    return command.run(*args, env=hub.env() if hub else {"HF_ENDPOINT": "http://127.0.0.1:9"})
 
 
 def listed(name: str = "l4x1", **changes: Any) -> Listed:

@@ -26,9 +26,9 @@ def error(row: Measurement) -> float:
     return row.error(TABLES.models[row.model])
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.model}-{row.load_in}-{row.batch_size}x{row.max_length}")
-def test_no_measured_run_is_missed_by_much(row: Measurement) -> None:
-    assert UNDER <= error(row) <= OVER
+def test_no_measured_run_is_missed_by_much() -> None:
+    for row in ROWS:
+        assert UNDER <= error(row) <= OVER, f"{error(row):.1%}: {row}"
 
 
 @pytest.mark.parametrize("held_out", [False, True])
@@ -51,7 +51,6 @@ def test_calibrate_writes_the_columns_that_are_read() -> None:
     assert list(Measurement.model_fields) == list(calibrate.COLUMNS)
 
 
-@pytest.mark.parametrize("model", sorted(TABLES.models))
 @pytest.mark.parametrize(
     ("more", "by"),
     [
@@ -62,14 +61,13 @@ def test_calibrate_writes_the_columns_that_are_read() -> None:
         ({"optim": "adamw_torch"}, 1.0),
         ({"engine": "trl"}, 1.0),
     ],
-    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_more_of_anything_needs_more_memory(model: str, more: dict[str, Any], by: float) -> None:
-    known = TABLES.models[model]
-    setup = QLORA
-    if known.modalities[0] == "vision":
-        setup = replace(setup, modality="vision", image_size=768)
-    assert memory.footprint(known, replace(setup, **more)).peak > by * memory.footprint(known, setup).peak
+def test_more_of_anything_needs_more_memory(more: dict[str, Any], by: float) -> None:
+    for name, known in TABLES.models.items():
+        setup = QLORA
+        if known.modalities[0] == "vision":
+            setup = replace(setup, modality="vision", image_size=768)
+        assert memory.footprint(known, replace(setup, **more)).peak > by * memory.footprint(known, setup).peak, name
 
 
 def test_parts_sum_to_the_peak_and_none_is_negative() -> None:

@@ -6,7 +6,6 @@ import io
 import json
 import math
 import random
-import time
 from datetime import UTC, datetime
 
 import pytest
@@ -130,11 +129,10 @@ def test_a_loss_that_is_no_number_is_still_a_step() -> None:
 @pytest.mark.parametrize(
     "unit", ["\x1b]", "\x1b[", "\x1b", "]", "step 1/1 | ", "\r", "\x9b", "[00:01]", "== ", "\x1bP"]
 )
+@pytest.mark.timeout(120)
 def test_a_hostile_line_of_a_megabyte_takes_no_time(unit: str) -> None:
-    line = unit * ((1 << 20) // len(unit))
-    began = time.perf_counter()
-    Progress().add(line)
-    assert time.perf_counter() - began < 2
+    """Where its length counted twice, as in an expression that looks back, it would take hours."""
+    Progress().add(unit * ((1 << 20) // len(unit)))
 
 
 def test_random_bytes_never_raise_and_never_reach_a_terminal() -> None:

@@ -41,9 +41,9 @@ def backend() -> LocalBackend:
     return LocalBackend(grace_s=3)
 
 
-def until(look: Callable[[], T | Literal[False] | None], seconds: float = 20) -> T:
-    """The first true value of `look`; fails when there is none in time."""
-    deadline = time.monotonic() + seconds
+def until(look: Callable[[], T | Literal[False] | None], hangs_s: float = 300) -> T:
+    """The first true value of `look`; fails when there is none."""
+    deadline = time.monotonic() + hangs_s
     while not (value := look()):
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
@@ -78,13 +78,14 @@ def test_a_run_leaves_its_lines_its_outputs_and_its_stage(backend: LocalBackend)
 
 
 def test_the_launcher_may_end_while_the_run_goes_on(backend: LocalBackend, tmp_path: Path) -> None:
-    body = 'import time\ntime.sleep(1.5)\nprint("done")'
+    body = 'import os, time\nwhile not os.path.exists("go"): time.sleep(0.05)\nprint("done")'
     code = (
         "from launcher import jobs; from tests.unit.sample import request; import sys;"
         "sys.stdout.write(jobs.get('local').submit(request(sys.argv[1])).id)"
     )
     started = subprocess.run([sys.executable, "-c", code, body], cwd=REPO, capture_output=True, text=True, check=True)
     assert [job.id for job in backend.list()] == [started.stdout]
+    (folder.load(started.stdout).folder / "go").touch()
     assert wait(backend, started.stdout, pause_s=0.05).stage == "COMPLETED"
     assert list(backend.logs(started.stdout, follow=False))[-1] == "done"
     assert backend.list() == []
@@ -143,10 +144,10 @@ time.sleep(600)
 
 
 def test_the_timeout_ends_a_run(backend: LocalBackend) -> None:
-    job = backend.submit(request(ENDLESS, timeout_s=2))
+    job = backend.submit(request(ENDLESS, timeout_s=6))
     running = pids(job)
     job = wait(backend, job.id, pause_s=0.05)
-    assert (job.stage, job.message) == ("ERROR", "timeout: stopped after 2 seconds")
+    assert (job.stage, job.message) == ("ERROR", "timeout: stopped after 6 seconds")
     assert all(gone(pid) for pid in running)
 
 
@@ -158,7 +159,7 @@ signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # uv passes it on to
 signal.sigwait({signal.SIGTERM})
 print('RESULT {"steps": 3, "stopped": "signal"}')
 """
-    job = backend.submit(request(body, timeout_s=5))
+    job = backend.submit(request(body, timeout_s=6))
     job = wait(backend, job.id, pause_s=0.05)
     assert (job.stage, job.message) == ("COMPLETED", None)
     assert why.explain(backend, job, why.read(backend, job)).status == "stopped"
@@ -212,9 +213,11 @@ def test_processes_are_known_without_proc_too(backend: LocalBackend, monkeypatch
 
 
 def test_two_runs_at_once_are_kept_apart(backend: LocalBackend) -> None:
-    body = "import sys, time\ntime.sleep(1)\nprint(sys.argv[1])"
+    body = 'import os, sys, time\nwhile not os.path.exists("go"): time.sleep(0.05)\nprint(sys.argv[1])'
     jobs = [backend.submit(request(body, script_args=(name,))) for name in ("one", "two")]
     assert {job.id for job in backend.list()} == {job.id for job in jobs}
+    for job in jobs:
+        (folder.load(job.id).folder / "go").touch()
     assert [list(backend.logs(job.id, follow=True))[-1] for job in jobs] == ["one", "two"]
 
 
@@ -328,6 +331,6 @@ def test_following_does_not_end_before_the_run(backend: LocalBackend) -> None:
     lines: list[str] = []
     follower = threading.Thread(target=lambda: lines.extend(backend.logs(job.id, follow=True)))
     follower.start()
-    follower.join(timeout=30)
+    follower.join(timeout=600)
     assert lines[-2:] == ["first", "last"]
     assert backend.inspect(job.id).ended

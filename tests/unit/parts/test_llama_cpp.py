@@ -89,6 +89,29 @@ def test_what_was_built_without_an_answerer_is_made_anew_where_it_can_be(
     assert all(llama_cpp.program_of(cache, name) for name in llama_cpp.PROGRAMS)
 
 
+def test_a_dry_run_fetches_it_and_leaves_the_building_to_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("UNSLOTH_LLAMA_CPP_PATH", "UNSLOTH_AUTO_INSTALL", "UNSLOTH_LLAMA_CPP_OFFLINE"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    made = []
+
+    def make(folder: Path, build: bool = True) -> None:
+        made.append(build)
+        make_folder(folder, *(llama_cpp.PROGRAMS if build else ()))
+
+    monkeypatch.setattr(llama_cpp, "make_llama_cpp", make)
+    with pytest.raises(UserError, match="cmake and g\\+\\+ and make is missing"):
+        llama_cpp.get_llama_cpp(("q4_k_m",), build=False)
+    for name in ("make", "g++", "cmake"):
+        (tmp_path / name).touch(mode=0o755)
+    folder = llama_cpp.get_llama_cpp(("q4_k_m",), build=False)
+    assert (made, folder.parent) == ([False], tmp_path / "launch")
+
+
 def test_what_a_build_lacks_is_named_with_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
