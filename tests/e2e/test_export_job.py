@@ -17,7 +17,7 @@ import pytest
 
 from launcher.hub import client
 from launcher.jobs.service import HubBackend
-from launcher.plan.record import Plan
+from launcher.plan.record import READ
 from tests.e2e.test_launch import LAUNCH, rows
 from tests.emulator import Hub
 from tests.emulator.cards import problems
@@ -89,7 +89,7 @@ def test_a_dry_run_is_plan_job_and_script(hub: Hub, launch: Any) -> None:
     assert job["labels"]["adapter"] == "tester--houses"
     assert "dataset" not in job["labels"]
     assert not hub.jobs
-    assert Plan.model_validate(made).reasons["flavor"].startswith("the cheapest")
+    assert READ.validate_python(made).reasons["flavor"].startswith("the cheapest")
 
 
 def test_a_repo_a_run_and_the_page_of_a_job_mean_the_same(hub: Hub, launch: Any) -> None:
@@ -99,7 +99,7 @@ def test_a_repo_a_run_and_the_page_of_a_job_mean_the_same(hub: Hub, launch: Any)
         for source in ("tester/houses", job, f"tester/{job}", f"{hub.url}/jobs/tester/{job}")
     ]
     for made in plans[1:]:
-        assert {**made, "reasons": {}} == {**plans[0], "reasons": {}}
+        assert {**made, "reasons": {}, "asked": {}} == {**plans[0], "reasons": {}, "asked": {}}
     assert plans[1]["reasons"]["adapter"] == f"of {job}"
 
 
