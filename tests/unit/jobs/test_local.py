@@ -83,7 +83,10 @@ def test_the_launcher_may_end_while_the_run_goes_on(backend: LocalBackend, tmp_p
         "from launcher import jobs; from tests.unit.sample import request; import sys;"
         "sys.stdout.write(jobs.get('local').submit(request(sys.argv[1])).id)"
     )
-    started = subprocess.run([sys.executable, "-c", code, body], cwd=REPO, capture_output=True, text=True, check=True)
+    # With the folders that pytest looks into.
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, body]
+    started = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, check=True)
     assert [job.id for job in backend.list()] == [started.stdout]
     (folder.load(started.stdout).folder / "go").touch()
     assert wait(backend, started.stdout, pause_s=0.05).stage == "COMPLETED"
