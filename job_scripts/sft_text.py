@@ -2302,7 +2302,10 @@ class Run:
     def push(self) -> None:
         """Push the model, as far as there is time."""
         if self.tracker:
-            self.tracker.finish()
+            import trackio
+
+            # Not the run's own method: at the process's end Trackio would finish it again, behind the RESULT.
+            trackio.finish()
         if self.result["stopped"]:
             kept = self.result["steps"] in self.checkpoints.whole
             note(f"stopped after step {self.result['steps']}: {next_attempt(kept)}")

@@ -52,7 +52,7 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def trained(trainings: Trainings, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+def trained(trainings: Trainings, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     place = tmp_path_factory.mktemp("card")
     chats = [
         [{"role": "user", "content": f"House {number}?"}, {"role": "assistant", "content": "Blue."}]
@@ -69,7 +69,7 @@ def trained(trainings: Trainings, smollm2: Path, tmp_path_factory: pytest.TempPa
     script.write_text(render(plan, tables.stack), encoding="utf-8")
     (place / "plan.json").write_text(plan.model_dump_json(), encoding="utf-8")
     with Hub(place / "hub", port=trainings.port) as hub:
-        hub.add_repo(BASE, folder=smollm2)
+        hub.add_repo(BASE, folder=tiny)
         rows = "".join(json.dumps({"messages": chat}) + "\n" for chat in chats)
         hub.add_repo(DATASET, type="dataset", files={"train.jsonl": rows})
         done = trainings.run_script(

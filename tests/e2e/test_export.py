@@ -113,6 +113,7 @@ def trained(trainings: Trainings, smollm2: Path, tmp_path_factory: pytest.TempPa
     return Run(folder / "outputs" / "houses", smollm2, done)
 
 
+@pytest.mark.slow
 def test_the_merged_model_answers_in_plain_transformers_as_adapter_and_base_do(trained: Run) -> None:
     merged = next(entry for entry in trained.result["exports"] if entry["kind"] == "merged")
     assert merged["error"] is None
@@ -127,6 +128,7 @@ def test_the_merged_model_answers_in_plain_transformers_as_adapter_and_base_do(t
     assert all(answer.startswith("House ") for answer in from_merged)
 
 
+@pytest.mark.slow
 def test_an_export_that_fails_costs_neither_the_adapter_nor_the_other_exports(trained: Run) -> None:
     gguf = next(entry for entry in trained.result["exports"] if entry["kind"] == "gguf")
     assert "no such architecture" in gguf["error"] or "convert" in gguf["error"]

@@ -73,6 +73,7 @@ def test_from_the_command_to_a_trained_model_on_the_hub(hub: Hub, tmp_path: Path
     assert hub.token not in kept
 
 
+@pytest.mark.slow
 def test_the_same_script_here_detached_and_found_again(tiny: Path, tmp_path: Path) -> None:
     def launch(*args: str | Path) -> str:
         done = subprocess.run([LAUNCH, *args], capture_output=True, text=True, timeout=600, check=False, cwd=tmp_path)

@@ -12,6 +12,7 @@ import pytest
 
 from launcher.cli import app
 from launcher.hub.client import Hub
+from launcher.view import console
 
 
 class Ran(NamedTuple):
@@ -26,6 +27,8 @@ def launch(monkeypatch: pytest.MonkeyPatch, *args: str, pause_s: float = 0.001) 
     """The exit status of the command line, with short pauses."""
     monkeypatch.setattr(Hub.__init__, "__defaults__", (pause_s,))
     monkeypatch.setattr(sys, "argv", ["launch", *args])
+    for make in (console.err, console.out):  # what an earlier one was made for may not hold now
+        make.cache_clear()
     try:
         app.main()
     except SystemExit as stop:

@@ -230,7 +230,7 @@ def test_what_is_in_data_is_found_where_the_log_says_nothing(hub: Hub, launch: L
     job = start(hub)
     job.start()
     job.finish("ERROR", "Job failed with exit code: 137")
-    for name in ("step-5/manifest.json", "step-40/manifest.json", "step-60/state.json", "step-60/manifest.json.new"):
+    for name in ("checkpoint-5/manifest.json", "checkpoint-40/manifest.json", "checkpoint-60/trainer_state.json"):
         keep(hub, job, f"checkpoints/{name}")
     found = why(launch, job)
     assert found["cause"] == "host-memory"
