@@ -248,10 +248,9 @@ def check(options: Options) -> Found:
     told = [f"{name} {size / 1e9:.1f} GB" for name, size in parts.items()]
     disk = Path(tempfile.gettempdir()) if is_jobs_own(options) else output_dir
     require_disk(disk, sum(parts.values()), told, "Free some, or give --output-dir on another disk.")
-    # In every Job the adapter's folder has the same name.
-    place, of = volume(), Path(str(options.adapter)).resolve()
-    is_name = not options.adapter or (place and of.is_relative_to(place.resolve()))
-    stem = gguf_stem(repo or (options.run_name if is_name else of.name))
+    # A chosen adapter's own name; of one that a flag names, the run's.
+    chosen = Path(str(options.adapter)).resolve().name if options.adapter == Options.adapter else None
+    stem = gguf_stem(repo or (chosen if options.adapter else None) or options.run_name)
     return Found(adapter or Path(), base, whole_bytes, output_dir, stem, repo, merged_repo, llama_cpp)
 
 

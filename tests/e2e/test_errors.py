@@ -1,4 +1,4 @@
-"""What goes wrong before a Job starts, through the real process and client: one paragraph, nothing submitted."""
+"""What goes wrong before a Job starts, through the real client: one paragraph, nothing submitted."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.emulator import Hub
+from tests.faults import command
 
 LAUNCH = Path(sys.executable).with_name("launch")
 
@@ -26,11 +27,15 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         yield stand_in
 
 
-def launch(hub: Hub, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [LAUNCH, "--model", "qwen3-8b", *args],
-        env=os.environ | hub.env() | env, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+def launch(hub: Hub, *args: str, **env: str) -> command.Ran:
+    asked, found = ("--model", "qwen3-8b", *args), hub.env() | env
+    if "HF_HUB_OFFLINE" not in env:
+        return command.run(*asked, env=found)
+    # The client reads it once.
+    done = subprocess.run(
+        [LAUNCH, *asked], env=os.environ | found, capture_output=True, text=True, timeout=120, check=False
+    )
+    return command.Ran(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.mark.parametrize(
@@ -78,18 +83,15 @@ def test_a_service_that_fails_is_said_to_fail(hub: Hub) -> None:
 
 
 def test_a_plan_asks_the_hub_for_nothing_unless_it_is_told_to(hub: Hub) -> None:
-    def plan(*args: str) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | hub.env() | {"LAUNCH_DATASET_VIEWER": hub.url}
-        return subprocess.run(
-            [LAUNCH, *args, "--model", "qwen3-8b", "--dataset", "tester/rows"],
-            env=environment, capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+    def plan(*args: str) -> command.Ran:
+        where = hub.env() | {"LAUNCH_DATASET_VIEWER": hub.url}
+        return command.run(*args, "--model", "qwen3-8b", "--dataset", "tester/rows", env=where)
 
     rows = b"\n".join(b'{"text": "a row of words"}' for _ in range(1600))
     hub.add_repo("tester/rows", type="dataset", files={"train.jsonl": rows})
     before = len(hub.requests)
-    for command in (["plan"], ["--dry-run"], ["render"]):
-        assert plan(*command).returncode == 0
+    for words in (["plan"], ["--dry-run"], ["render"]):
+        assert plan(*words).returncode == 0
     refused = plan("plan", "--num-train-epochs", "2")
     assert (refused.returncode, "--dataset-rows" in refused.stderr) == (2, True)
     assert len(hub.requests) == before

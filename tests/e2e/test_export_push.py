@@ -16,6 +16,7 @@ import yaml  # type: ignore[import-untyped]
 from tests.emulator import Hub
 from tests.emulator.cards import problems
 from tests.emulator.state import StoredFile
+from tests.faults.trainings import Trainings
 from tests.unit.sample import JOB_SCRIPTS
 
 REPO = "tester/houses"
@@ -317,13 +318,13 @@ print(json.dumps([kept, refused, read]))
 
 
 def test_a_vision_adapter_with_a_tokenizer_alone_keeps_the_models_processor(
-    script_python: str, tiny: Path, tmp_path: Path
+    trainings: Trainings, tiny: Path, tmp_path: Path
 ) -> None:
-    command = [script_python, "-c", READERS, str(tmp_path), str(tiny)]
-    env = os.environ | {"PYTHONPATH": str(JOB_SCRIPTS.parent / "templates")}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    kept, refused, read = json.loads(done.stdout.splitlines()[-1])
+    (tmp_path / "readers.py").write_text(READERS, encoding="utf-8")
+    where = {"PYTHONPATH": str(JOB_SCRIPTS.parent / "templates")}
+    done = trainings.run_script(tmp_path / "readers.py", tmp_path, tmp_path, tiny, env=where)
+    assert done.code == 0, done.error
+    kept, refused, read = json.loads(done.log.splitlines()[-1])
     assert kept
     assert f"the processor of {tmp_path} takes no pictures." in refused
     assert read[0] == "LlavaProcessor"

@@ -6,37 +6,31 @@ Nothing is trained: Unsloth can't on a CPU. What the trainer would get is compar
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.faults.trainings import Trainings
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = ["qwen3-vl", "gemma-3-vision", "llama-3.2-vision", "pixtral"]
 WAYS = ("parts", "texts", "bytes", "paths", "one column", "inside", "some without")
 
 Seen = list[dict[str, Any]]
-# All look at what one process saw, which imports the training stack.
-pytestmark = pytest.mark.xdist_group("vision")
 
 
 @pytest.fixture(scope="module")
-def all_seen(request: pytest.FixtureRequest, script_python: str, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+def all_seen(request: pytest.FixtureRequest, trainings: Trainings, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     """What vision_probe.py saw of the families whose tests are run now."""
     items = [item for item in request.session.items if item.path == request.path and isinstance(item, pytest.Function)]
     asked = {item.callspec.params.get("family", "qwen3-vl") for item in items if hasattr(item, "callspec")}
     names = [name for name in FAMILIES if name in asked]
     probe = Path(__file__).with_name("vision_probe.py")
-    run = subprocess.run(
-        [script_python, probe, tmp_path_factory.mktemp("vision"), *names],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "bench")},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    return [json.loads(line[5:]) for line in run.stdout.splitlines() if line.startswith("SEEN ")]
+    root = tmp_path_factory.mktemp("vision")
+    run = trainings.run_script(probe, root, root, *names, env={"PYTHONPATH": str(ROOT / "bench")})
+    assert run.code == 0, run.log[-3000:] + run.error[-3000:]
+    return [json.loads(line[5:]) for line in run.log.splitlines() if line.startswith("SEEN ")]
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ def run(*args: str, env: Mapping[str, str] | None = None) -> Ran:
     """Its exit status and what it printed, with short pauses, in an environment with these variables too."""
     out, error = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(error):
+        patch.delenv("COLUMNS", raising=False)  # of the terminal that the tests were started from
         for name, value in (env or {}).items():
             patch.setenv(name, value)
         status = launch(patch, *args)

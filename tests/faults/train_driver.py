@@ -130,7 +130,7 @@ def train(request: dict[str, Any], told: Path) -> NoReturn:
         meet(request["fate"])
     os.execv = begin_again(request, told)
     sys.argv = [request["script"], *request["args"]]
-    sys.path[0] = str(Path(request["script"]).parent)
+    sys.path[:1] = [str(Path(request["script"]).parent), *filter(None, request["env"].get("PYTHONPATH", "").split(":"))]
     code = 0
     try:
         runpy.run_path(request["script"], run_name="__main__")

@@ -1,4 +1,4 @@
-"""The command line through the real process: what is printed where, and the exit status."""
+"""The command line: what is printed where, and the exit status; once through the real process."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults import command
+
 LAUNCH = Path(sys.executable).with_name("launch")
 
 
-def launch(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([LAUNCH, *args], capture_output=True, text=True, timeout=120, cwd=cwd, check=False)
+def launch(*args: str) -> command.Ran:
+    return command.run(*args)
 
 
 def test_without_anything_it_shows_its_help() -> None:
     answer = launch()
     assert answer.returncode == 2
     assert "--max-steps" in answer.stdout
-    assert launch("--version").stdout.startswith("launch ")
+    installed = subprocess.run([LAUNCH, "--version"], capture_output=True, text=True, timeout=120, check=True)
+    assert installed.stdout.startswith("launch ")
 
 
 def test_a_dry_run_is_one_object_with_plan_job_and_script() -> None:
@@ -68,9 +71,10 @@ def test_tables_are_arrays_for_programs() -> None:
     assert "qwen3-8b" in launch("models").stdout
 
 
-def test_a_config_file_holds_any_option(tmp_path: Path) -> None:
+def test_a_config_file_holds_any_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "run.toml").write_text('model = "qwen3-8b"\nmax-steps = 7\n')
-    answer = launch("plan", "--config", "run.toml", "--json", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    answer = launch("plan", "--config", "run.toml", "--json")
     assert json.loads(answer.stdout)["max_steps"] == 7
 
 
