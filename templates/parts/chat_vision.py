@@ -149,7 +149,9 @@ def make_collator(model: Any, reader: Reader, args: Any, mask: Any) -> Any:
                 pairs = zip(chats, pictures, strict=True)
                 examples = [{"messages": messages, "images": [*own]} for messages, own in pairs]
                 try:
-                    return super().__call__(examples)
+                    batch = super().__call__(examples)
+                    check_pictures(batch, model.config, reader.processor, sum(map(len, pictures)))
+                    return batch
                 except TemplateError as error:
                     hint = "Mend or remove it."
                     raise UserError(f"rows {numbers}: the chat template refuses one ({error}).", hint) from error
@@ -161,6 +163,18 @@ def make_collator(model: Any, reader: Reader, args: Any, mask: Any) -> Any:
     collator = Collator(model, reader.processor, max_seq_length=args.max_length, resize="max")
     collator.train_on_responses_only = mask
     return collator
+
+
+def check_pictures(batch: Any, config: Any, processor: Any, pictures: int) -> None:
+    """Raise `ValueError` where the length limit cut pictures off.
+
+    transformers' processors do so, but not Gemma 3's as Unsloth replaces it when a model is loaded.
+    """
+    fewest = pictures * (getattr(processor, "image_seq_length", None) or 1)
+    # Gemma's processor calls the mark before a picture so, its config what a picture is made of.
+    found = int((batch["input_ids"] == config.image_token_id).sum())
+    if found < fewest:
+        raise ValueError(f"{found} of {fewest} image tokens are within the length limit")
 
 
 def check_rows(rows: Any, reader: Reader) -> None:
