@@ -236,7 +236,7 @@ def main(args: Options) -> Run | None:
         return given
 
     guard = Watch(run, trainer)
-    guard.tracker = open_tracker(run)
+    open_tracker(run)
     trainer.add_callback(guard)
     run.ready()
     guard.look_before(answers, evaluates=eval_data is not None)
@@ -758,10 +758,10 @@ def make_config(run: Any, on_gpu: bool, evaluates: bool, **more: Any) -> Any:
     )
 
 
-def open_tracker(run: Any) -> Any:
-    """Trackio's run, or none: a dashboard that can't be reached must not cost the training."""
+def open_tracker(run: Any) -> None:
+    """Give the run its tracker, or none: a dashboard that can't be reached must not cost the training."""
     if not run.args.trackio_project:
-        return None
+        return
     import trackio
 
     try:
@@ -774,7 +774,6 @@ def open_tracker(run: Any) -> Any:
         )
     except Exception as error:
         note(f"trackio is off, the run goes on without it ({type(error).__name__}: {error})")
-    return run.tracker
 
 
 # ---- Options ---------------------------------------------------------------------------------------------------------
@@ -1338,11 +1337,10 @@ class Guard:
     stopped: str | None = None
     startup_s: float | None = None
     first_step_s: float | None = None
-    tracker: Any = None
     diverged: int | None = None
 
     def __init__(self, run: Any, trainer: Any) -> None:
-        self.asked, self.planned, self.trainer = run.args, run.planned, trainer
+        self.run, self.asked, self.planned, self.trainer = run, run.args, run.planned, trainer
         self.checkpoints: Checkpoints = run.checkpoints
         found = self.checkpoints.found
         self.known: dict[str, Any] = dict(found.get("known", {}))
@@ -1438,8 +1436,8 @@ class Guard:
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
         step, now, seen = state.global_step, time.monotonic(), int(self.trainer.tokens_seen)
-        if self.tracker:
-            self.tracker.log({re.sub("^eval_", "eval/", name): value for name, value in logs.items()}, step)
+        if self.run.tracker:
+            self.run.tracker.log({re.sub("^eval_", "eval/", name): value for name, value in logs.items()}, step)
         if "eval_loss" in logs:
             total = state.max_steps or (args.max_steps if args.max_steps > 0 else "?")
             note(f"eval step {step}/{total} | loss {logs['eval_loss']:.4f}")

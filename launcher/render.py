@@ -94,6 +94,11 @@ def render(plan: AnyPlan, stack: Stack) -> str:
     return _script(_script_of(plan), facts(plan), stack)
 
 
+def script_name(plan: AnyPlan) -> str:
+    """What the script of a plan is called: as its recipe."""
+    return _name_of(_script_of(plan))
+
+
 def options_of(plan: AnyPlan) -> tuple[str, ...]:
     """The names of the options that the plan's script takes, in Python's spelling."""
     return tuple(option.name for option in script_options(_script_of(plan)))
@@ -101,6 +106,14 @@ def options_of(plan: AnyPlan) -> tuple[str, ...]:
 
 def _script_of(plan: AnyPlan) -> str:
     return EXPORT if plan.task == "export" else plan.decisions.modality.value
+
+
+def _name_of(script: str) -> str:
+    return RECIPES[script].removesuffix(".j2")
+
+
+COPIES = _name_of(EXPORT)
+"""The name of the script that makes copies."""
 
 
 def render_copies(plan: AnyPlan, stack: Stack) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Self
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -23,6 +26,18 @@ class Vram(Value):
     fits: bool
     reserve_gib: float = 0
     parts: dict[str, float] = {}
+
+    @classmethod
+    def of(cls, parts: Mapping[str, float], *, available_gib: float, reserve_gib: float, fits: bool) -> Self:
+        """The parts and their sum, in hundredths of a GiB."""
+        return cls(
+            weights_gib=round(parts["weights"], 2),
+            peak_gib=round(sum(parts.values()), 2),
+            available_gib=round(available_gib, 2),
+            fits=fits,
+            reserve_gib=round(reserve_gib, 2),
+            parts={name: round(gib, 2) for name, gib in parts.items()},
+        )
 
 
 class Duration(Value):

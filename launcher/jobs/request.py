@@ -11,7 +11,7 @@ from launcher.catalog.machine import LOCAL
 from launcher.errors import RequestError
 from launcher.jobs.base import TIMEOUT_FLAG, JobRequest
 from launcher.plan.record import AnyPlan
-from launcher.render import render, render_copies
+from launcher.render import COPIES, render, render_copies, script_name
 from launcher.spec import DATA_SUFFIXES, REPO_ID
 
 _LABEL_LENGTH = 100
@@ -57,18 +57,7 @@ def from_plan(plan: AnyPlan, catalog: catalog.Catalog) -> JobRequest:
 def copies_of(plan: AnyPlan, stack: catalog.Stack) -> dict[str, str]:
     """The script that makes the copies, by its name, where the training starts one."""
     wanted = plan.task == "sft" and (plan.decisions.merge.value or plan.decisions.gguf.value)
-    return {"export.py": render_copies(plan, stack)} if wanted else {}
-
-
-def script_name(plan: AnyPlan) -> str:
-    """What the script of a plan is called."""
-    names = {
-        ("sft", "text"): "sft_text.py",
-        ("sft", "vision"): "sft_vlm.py",
-        ("export", "text"): "export.py",
-        ("export", "vision"): "export.py",
-    }
-    return names[plan.task, plan.decisions.modality.value]
+    return {COPIES: render_copies(plan, stack)} if wanted else {}
 
 
 def plan_hash(plan: AnyPlan) -> str:

@@ -70,7 +70,7 @@ def make_plan(
         decisions=decisions,
         facts=make.facts(model, model.repo),
         num_gpus=place.flavor.num_gpus,
-        vram=_vram(place),
+        vram=Vram.of(place.parts, available_gib=place.room_gib, reserve_gib=place.reserve_gib, fits=place.fits),
         host=place.host,
         host_reason=placed.host_reason,
         duration=place.duration,
@@ -163,17 +163,6 @@ def _secrets(asked: ExportSpec, made: Copies) -> Decision[tuple[str, ...]]:
     if asked.local and not made.pushed:
         return Decision(())
     return Decision(("HF_TOKEN",), "HF_TOKEN reads the adapter and its model and pushes the copies")
-
-
-def _vram(place: Place) -> Vram:
-    return Vram(
-        weights_gib=round(place.parts["weights"], 2),
-        peak_gib=round(place.peak_gib, 2),
-        available_gib=round(place.room_gib, 2),
-        fits=place.fits,
-        reserve_gib=round(place.reserve_gib, 2),
-        parts={name: round(gib, 2) for name, gib in place.parts.items()},
-    )
 
 
 def _warnings(asked: ExportSpec, adapter: Adapter, model: Model, place: Place) -> tuple[str, ...]:

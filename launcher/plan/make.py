@@ -12,7 +12,6 @@ from launcher.plan import budget, choices, pins
 from launcher.plan import machines as offers
 from launcher.plan import place as places
 from launcher.plan.demand import LookUp, demand
-from launcher.plan.machines import Fit
 from launcher.plan.pins import Resolve
 from launcher.plan.record import Decision, Decisions, Facts, Plan
 from launcher.spec import RunSpec
@@ -74,7 +73,7 @@ def make_plan(
         decisions=decisions,
         facts=facts(model, repo).model_copy(update=pins.licence(model.licence, read.seen)),
         num_gpus=fit.flavor.num_gpus,
-        vram=_vram(fit),
+        vram=Vram.of(fit.footprint.parts, available_gib=fit.room, reserve_gib=memory.reserve(fit.gpu), fits=fit.fits),
         host=fit.host,
         host_reason=places.host(placed),
         duration=fit.duration,
@@ -108,14 +107,3 @@ def _model(
         return model
     found = fetch_weights(model.repo, asked.revision, True)
     return model.model_copy(update={"bytes_4bit": found.loaded_bytes}) if found else model
-
-
-def _vram(fit: Fit) -> Vram:
-    return Vram(
-        weights_gib=round(fit.footprint.weights, 2),
-        peak_gib=round(fit.footprint.peak, 2),
-        available_gib=round(fit.room, 2),
-        fits=fit.fits,
-        reserve_gib=round(memory.reserve(fit.gpu), 2),
-        parts={name: round(gib, 2) for name, gib in fit.footprint.parts.items()},
-    )

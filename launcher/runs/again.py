@@ -76,7 +76,7 @@ def find(name: str, tables: Catalog, trusted: str | None = None, places: Places 
     except ValidationError as error:
         raise from_validation(error) from error
     # A request that was put together again does not name what lay beside its script.
-    beside = requests.copies_of(plan, tables.stack) | request.beside
+    beside = request.beside or requests.copies_of(plan, tables.stack)
     return Again(replace(request, plan=plan, script_args=args, beside=beside), own=True, notes=notes)
 
 

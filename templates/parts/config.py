@@ -45,10 +45,10 @@ def make_config(run: Any, on_gpu: bool, evaluates: bool, **more: Any) -> Any:
     )
 
 
-def open_tracker(run: Any) -> Any:
-    """Trackio's run, or none: a dashboard that can't be reached must not cost the training."""
+def open_tracker(run: Any) -> None:
+    """Give the run its tracker, or none: a dashboard that can't be reached must not cost the training."""
     if not run.args.trackio_project:
-        return None
+        return
     import trackio
 
     try:
@@ -61,4 +61,3 @@ def open_tracker(run: Any) -> Any:
         )
     except Exception as error:
         note(f"trackio is off, the run goes on without it ({type(error).__name__}: {error})")
-    return run.tracker

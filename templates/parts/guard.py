@@ -75,11 +75,10 @@ class Guard:
     stopped: str | None = None
     startup_s: float | None = None
     first_step_s: float | None = None
-    tracker: Any = None
     diverged: int | None = None
 
     def __init__(self, run: Any, trainer: Any) -> None:
-        self.asked, self.planned, self.trainer = run.args, run.planned, trainer
+        self.run, self.asked, self.planned, self.trainer = run, run.args, run.planned, trainer
         self.checkpoints: Checkpoints = run.checkpoints
         found = self.checkpoints.found
         self.known: dict[str, Any] = dict(found.get("known", {}))
@@ -175,8 +174,8 @@ class Guard:
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
         step, now, seen = state.global_step, time.monotonic(), int(self.trainer.tokens_seen)
-        if self.tracker:
-            self.tracker.log({re.sub("^eval_", "eval/", name): value for name, value in logs.items()}, step)
+        if self.run.tracker:
+            self.run.tracker.log({re.sub("^eval_", "eval/", name): value for name, value in logs.items()}, step)
         if "eval_loss" in logs:
             total = state.max_steps or (args.max_steps if args.max_steps > 0 else "?")
             note(f"eval step {step}/{total} | loss {logs['eval_loss']:.4f}")
