@@ -105,14 +105,6 @@ def count_labels(
     return counts
 
 
-def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    assert done.returncode == 0, done.stdout + done.stderr
-    last = done.stdout.splitlines()[-1]
-    assert last.startswith("RESULT {"), done.stdout
-    values: dict[str, Any] = json.loads(last.removeprefix("RESULT "))
-    return values
-
-
 def shown_labels(log: str) -> tuple[int, int, int]:
     found = LABELS.search(log)
     assert found is not None, log
@@ -120,28 +112,30 @@ def shown_labels(log: str) -> tuple[int, int, int]:
     return trained, masked, rows
 
 
-def test_trains_on_the_answers_and_learns(smollm2: Path, run_script: RunScript, tmp_path: Path) -> None:
+def test_trains_on_the_answers_and_learns(
+    trainings: Trainings, smollm2: Path, run_script: RunScript, tmp_path: Path
+) -> None:
     conversations = chats(16)
     write(tmp_path / "data" / "train.jsonl", [{"messages": chat} for chat in conversations])
     write(tmp_path / "data" / "test.jsonl", [{"messages": chat} for chat in chats(20)[16:]])
-    done = run_script(
-        SCRIPT, "--model", smollm2, "--dataset", tmp_path / "data", "--eval-split", "test", "--eval-rows", 4,
+    done = trainings.run_script(
+        SCRIPT, tmp_path, "--model", smollm2, "--dataset", tmp_path / "data", "--eval-split", "test", "--eval-rows", 4,
         "--sample_rows", 1, "--max-steps", 4, "--batch-size", 4, "--gradient-accumulation", 1, "--max-length", 128,
         "--eval-steps", 2, "--learning-rate", "2e-3", "--run-name", "houses", "--device", "cpu",
     )  # fmt: skip
-    found = result(done)
+    found = done.result
     trained, masked = count_labels(run_script, tmp_path, smollm2, conversations)
-    assert shown_labels(done.stdout) == (trained, masked, 16)
+    assert shown_labels(done.log) == (trained, masked, 16)
     assert found["status"] == "done"
     assert found["steps"] == 4
     # A whole pass: not a token more or less.
     assert found["tokens_trained"] == trained
     assert found["tokens_seen"] == trained + masked
     assert found["eval_loss"] < found["eval_loss_before"] / 2
-    assert re.search(r"^⟦[^⟧]*<\|im_end\|>⟧$", done.stdout, re.MULTILINE)
-    assert "eval step 0/4 | loss " in done.stdout
-    assert "eval step 2/4 | loss " in done.stdout
-    assert re.search(r"^step 4/4 \| loss \d\.\d{4} \| lr \d\.\d\de-\d\d \| \d+ tok/s \| eta 0s$", done.stdout, re.M)
+    assert re.search(r"^⟦[^⟧]*<\|im_end\|>⟧$", done.log, re.MULTILINE)
+    assert "eval step 0/4 | loss " in done.log
+    assert "eval step 2/4 | loss " in done.log
+    assert re.search(r"^step 4/4 \| loss \d\.\d{4} \| lr \d\.\d\de-\d\d \| \d+ tok/s \| eta 0s$", done.log, re.M)
     assert set(found["samples"][0]) == {"prompt", "expected", "before", "after"}
     assert Path(found["output_dir"]) == tmp_path / "outputs" / "houses"
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= {
@@ -182,3 +176,8 @@ def test_refuses_when_every_answer_is_cut_off(trainings: Trainings, tiny: Path, 
     assert last.startswith("error: every token is masked")
     assert "--max-length" in last
     assert "Traceback" not in done.error
+
+
+def test_whatever_trains_is_given_to_one_worker(trainings: Trainings, request: pytest.FixtureRequest) -> None:
+    name = request.node.nodeid
+    assert name.endswith("@training") or "PYTEST_XDIST_WORKER" not in os.environ
