@@ -15,8 +15,9 @@ FIRST = re.compile(r"^out of memory: batch 4 -> 2, accumulation 1 -> 2 \(the GPU
 CLOSE = 2e-3
 
 
+@pytest.mark.parametrize("moment", [{}, {"backward": True}], ids=["forward", "backward"])
 def test_memory_that_runs_out_halves_the_batch_from_the_last_checkpoint(
-    trainings: Trainings, rows: Path, tmp_path: Path
+    trainings: Trainings, rows: Path, tmp_path: Path, moment: dict[str, bool]
 ) -> None:
     found = trainings.run(
         tmp_path,
@@ -24,7 +25,7 @@ def test_memory_that_runs_out_halves_the_batch_from_the_last_checkpoint(
         batch_size=4,
         gradient_accumulation=1,
         max_steps=3,
-        fate={"most_rows": 1, "from_step": 1},
+        fate={"most_rows": 1, "from_step": 1} | moment,
         eval_rows=4,
     )
     assert len(FIRST.findall(found.log)) == 1

@@ -64,6 +64,29 @@ def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint(
     assert sorted(path.name for path in folder.iterdir()) == ["attempt", "checkpoint-4", "checkpoint-5", "done"]
 
 
+def test_an_attempt_of_a_job_goes_on_from_what_the_one_before_it_left_in_data(
+    trainings: Trainings, rows: Path, tmp_path: Path
+) -> None:
+    # Each attempt has a machine of its own, and the volume is all that it finds again.
+    job = {"LAUNCH_DATA_DIR": str(tmp_path), "JOB_ID": "7"}
+    death = {"signal": {"checkpoint step 2 |": signal.SIGKILL}}
+    first = trainings.run(None, dataset=rows, max_steps=3, env=job, fate=death)
+    assert first.code == -signal.SIGKILL
+    assert (tmp_path / "checkpoints" / "checkpoint-2" / "manifest.json").is_file()
+    second = trainings.run(None, dataset=rows, max_steps=3, env=job)
+    assert (second.resumed_from, second.steps, second.result["attempt"]) == (2, [3], 2)
+    assert (tmp_path / "output" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("passed_s", "kept"), [(590, [4]), (610, [3, 4])])
+def test_a_checkpoint_is_made_every_ten_minutes_and_at_the_end(
+    trainings: Trainings, rows: Path, tmp_path: Path, passed_s: int, kept: list[int]
+) -> None:
+    waits = {"skip": {"step 2/4 |": passed_s}}
+    found = trainings.run(tmp_path, dataset=rows, max_steps=4, checkpoint_minutes=None, fate=waits)
+    assert found.checkpoints == kept
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "how",

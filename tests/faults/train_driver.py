@@ -11,6 +11,7 @@ What `fate` holds happens to it at a moment of its own course, whatever the mach
 
     most_rows, from_step   the GPU that is not here runs out of memory in every training step and every evaluation of
                            more rows than that, once so many steps are done
+    backward               it does so in the backward passes instead
     row_s                  every batch takes so many seconds, of its clock only
     skip                   {LINE: SECONDS}: so much of its time passes once it has printed a line with that
     slow_step              [STEP, SECONDS]: so much of its time passes in that step
@@ -76,7 +77,7 @@ def meet(fate: dict[str, Any]) -> None:
     import torch
     from transformers import Trainer
 
-    clock, skipped, batches = time.monotonic, [0.0], [0, 0]
+    clock, skipped, batches, held = time.monotonic, [0.0], [0, 0], [0]
     time.monotonic = lambda: clock() + skipped[0]
 
     def heard(line: str) -> None:
@@ -90,7 +91,8 @@ def meet(fate: dict[str, Any]) -> None:
     def limited(self: Any, inputs: Any) -> Any:
         step = self.state.global_step
         most = fate.get("most_rows")
-        if most and inputs["input_ids"].shape[0] > most and step >= fate.get("from_step", 0):
+        held[0] = inputs["input_ids"].shape[0]
+        if most and held[0] > most and step >= fate.get("from_step", 0) and not fate.get("backward"):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
         batches[:] = [step, batches[1] + 1 if batches[0] == step else 1]
         skipped[0] += fate.get("row_s", 0)
@@ -100,8 +102,17 @@ def meet(fate: dict[str, Any]) -> None:
             os.kill(os.getpid(), fate.pop("signal_in")[2])
         return prepare(self, inputs)
 
+    def backward(self: Any, loss: Any, **more: Any) -> Any:
+        if held[0] > fate["most_rows"] and batches[0] >= fate.get("from_step", 0):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        return gone_back(self, loss, **more)
+
     # Where a batch is moved to the device, in training and in evaluation.
     Trainer._prepare_inputs = limited
+    if fate.get("backward"):
+        from accelerate import Accelerator
+
+        gone_back, Accelerator.backward = Accelerator.backward, backward
     sys.stdout = Spoken(sys.stdout, heard)
 
 
