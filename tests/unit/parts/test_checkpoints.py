@@ -62,6 +62,19 @@ def test_the_newest_two_are_kept_and_torn_ones_are_not(script: str, tmp_path: Pa
     assert names == ["checkpoint-2", "checkpoint-3"]
 
 
+def test_older_ones_stay_until_a_new_one_is_whole(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    for step in (1, 2):
+        write(script, tmp_path, step)
+    monkeypatch.setattr(json, "dump", full)
+    with pytest.raises(OSError, match="No space"):
+        write(script, tmp_path, 3)
+    assert find(asked(script, tmp_path))["step"] == 2
+    assert (tmp_path / "checkpoints" / "checkpoint-1" / "manifest.json").is_file()
+
+
 def test_checkpoints_of_the_version_before_are_refused_by_name(script: str, tmp_path: Path) -> None:
     before = tmp_path / "checkpoints" / "step-12"
     before.mkdir(parents=True)
