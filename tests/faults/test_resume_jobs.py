@@ -68,9 +68,7 @@ def start(backend: HubBackend, text: str | None = None, **changes: Any) -> Job:
 
 
 def again(backend: HubBackend, job: Job, **changes: str | None) -> JobRequest:
-    return reruns.adapt(
-        backend.recall(job.id, to_resume=True), catalog.load(), **({"timeout": None, "flavor": None} | changes)
-    )
+    return reruns.adapt(backend.recall(job.id), catalog.load(), **({"timeout": None, "flavor": None} | changes))
 
 
 def refused(backend: HubBackend, job: Job, kind: type[LauncherError], **changes: str | None) -> str:
@@ -97,7 +95,10 @@ def test_a_resumed_job_finds_what_the_failed_one_left(
     assert f'"id": "{second.id}"' in capsys.readouterr().out
     before, after = hub.jobs[first.id].spec, second.spec
     differ = {name for name in before if before[name] != after[name]}
-    assert differ == {"labels"}
+    assert differ == {"labels", "environment"}
+    assert {name for name, value in before["environment"].items() if after["environment"][name] != value} == {
+        "LAUNCH_MARK"
+    }
     told = {name: value for name, value in second.labels.items() if before["labels"].get(name) != value}
     assert told == {"request": second.labels["request"], "resumes": first.id}
     assert second.secrets == {"HF_TOKEN": hub.token}
@@ -144,12 +145,12 @@ def test_what_a_stage_allows(
         assert launch(monkeypatch, "resume", first.id, "-d") == 2
         said = " ".join(capsys.readouterr().err.split())
         assert f"still goes on (stage {stage})" in said and f"launch cancel {first.id}" in said
-    made.log('RESULT {"steps": 5, "stopped": null}')
+    made.say('RESULT {"steps": 5, "stopped": null}')
     made.finish("COMPLETED")
     assert launch(monkeypatch, "resume", first.id, "-d") == 2
     assert "has ended well" in capsys.readouterr().err
     assert list(recorded.jobs) == [first.id]
-    made.log('RESULT {"steps": 5, "stopped": "deadline"}')
+    made.say('RESULT {"steps": 5, "stopped": "deadline"}')
     assert launch(monkeypatch, "resume", first.id, "-d", "-q", "--timeout", "2h") == 0
     second = capsys.readouterr().out.strip()
     spec = recorded.jobs[second].spec
@@ -173,11 +174,11 @@ def test_a_run_that_another_job_has_finished_is_not_paid_for_again(
     recorded.jobs[first.id].finish("ERROR", "node lost")
     assert launch(monkeypatch, "resume", first.id, "-d", "-q") == 0
     second = recorded.jobs[capsys.readouterr().out.strip()]
-    second.log('RESULT {"steps": 2, "stopped": "deadline"}')
+    second.say('RESULT {"steps": 2, "stopped": "deadline"}')
     second.finish("COMPLETED")
     assert launch(monkeypatch, "resume", first.id, "-d", "-q") == 0
     third = recorded.jobs[capsys.readouterr().out.strip()]
-    third.log('RESULT {"steps": 3, "stopped": null}')
+    third.say('RESULT {"steps": 3, "stopped": null}')
     third.finish("COMPLETED")
     for job in (first.id, second.id):
         assert launch(monkeypatch, "resume", job, "-d") == 2
@@ -193,7 +194,7 @@ def test_whether_a_run_is_finished_is_not_guessed(
     first = start(HubBackend(), of=plan(flavor="cpu-basic", timeout_s=2400))
     recorded.jobs[first.id].finish("ERROR", "node lost")
     second = HubBackend().submit(again(HubBackend(), first))
-    recorded.jobs[second.id].log("a line")
+    recorded.jobs[second.id].say("a line")
     recorded.jobs[second.id].finish("COMPLETED")
     assert launch(monkeypatch, "resume", first.id, "-d") == 2
     said = " ".join(capsys.readouterr().err.split())
