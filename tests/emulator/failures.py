@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
 from tests.emulator.http import HubError, Response
 
-KINDS = ("after_commit", "reset", "cut", "slow", "stall")
+KINDS = ("after_commit", "reset", "cut", "slow", "stall", "odd")
 
 
 @dataclass
@@ -17,7 +17,8 @@ class Failure:
     """What happens to a request: an HTTP status before it has an effect, or one of KINDS.
 
     `after_commit` answers 502 although the request took effect; `reset` breaks the connection before it does; `cut`
-    breaks it in the middle of the answer; `stall` falls silent there and keeps the connection; `slow` waits first.
+    breaks it in the middle of the answer; `stall` falls silent there and keeps the connection; `slow` waits first;
+    `odd` answers with what `change` makes of the answer.
     """
 
     kind: int | str
@@ -29,6 +30,7 @@ class Failure:
     seconds: float
     events: int = 1
     """How much of a stream arrives before it is `cut` or it stalls."""
+    change: Callable[[bytes], bytes] = bytes
 
     def refusal(self) -> Response:
         status = self.kind if isinstance(self.kind, int) else 502

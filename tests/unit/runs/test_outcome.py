@@ -205,8 +205,10 @@ def test_the_next_command_is_exact() -> None:
     failed = [{"kind": "gguf", "name": "q8_0", "error": "x"}, {"kind": "gguf", "name": "; sh", "error": "x"},
               {"kind": "merged", "name": "16bit"}]  # fmt: skip
     unmade = progress(f"RESULT {json.dumps({'exports': failed})}", "error: the adapter is whole; 1 of 2 exports failed")
-    copies = {"merge": "16bit", "gguf": ("q4_k_m", "q8_0")}
-    assert next_of(unmade, **copies) == ("launch export abc --gguf q8_0", "launch resume abc")
+    assert next_of(unmade, merge="16bit", gguf=("q4_k_m", "q8_0")) == (
+        "launch export abc --gguf q8_0",
+        "launch resume abc",
+    )
     strange = next_of(progress("== train", CUDA_OOM), model="a b; rm -rf", dataset="$(x)")
     assert strange[1].startswith("launch --model 'a b; rm -rf' --dataset '$(x)' ")
 
