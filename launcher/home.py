@@ -96,7 +96,7 @@ def settings() -> Settings:
     path = config() / SETTINGS
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return Settings()
     except OSError as error:
         raise RequestError(f"{path}: {error.strerror or error}.", "Make it readable, or remove it.") from error

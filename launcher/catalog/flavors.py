@@ -114,7 +114,7 @@ def laid_over(tables: Catalog) -> Catalog:
     """
     try:
         kept = Kept.model_validate_json(path().read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return tables
     except (OSError, ValidationError) as error:
         what = error.strerror if isinstance(error, OSError) else "it is not a list that this version wrote"

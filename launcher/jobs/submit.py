@@ -111,6 +111,7 @@ class Submission:
             if self._posts > 1:
                 info = self._only_one(info)
             if self._request.resumes:
+                self._in_doubt = False
                 self._claim(info)
             return info
         except KeyboardInterrupt as stop:
@@ -139,9 +140,12 @@ class Submission:
         try:
             persist("uploading the script", lambda: self._hub.api.batch_bucket_files(bucket, add=[*files]), self._pace)
         except OSError as error:
-            raise RequestError(
-                f"a file can't be sent along: {error.strerror or error} ({error.filename}).",
-                "Give the path of a file that you may read.",
+            if error.filename in {str(item) for item, _ in files if isinstance(item, Path)}:
+                message = f"a file can't be sent along: {error.strerror} ({error.filename})."
+                raise RequestError(message, "Give the path of a file that you may read.") from error
+            raise ServiceError(
+                f"uploading the script failed on this machine: {error}.",
+                "The Hub's client needs some room in HF_HOME: make room there, or set it to another folder.",
             ) from error
 
     def _post(self, values: dict[str, str]) -> JobInfo:
