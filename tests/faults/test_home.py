@@ -89,9 +89,7 @@ def launch(env: dict[str, str], *args: str, limited: bool = False) -> subprocess
     return answer
 
 
-def test_every_command_does_what_the_service_can_do(
-    hub: Hub, broken: Break, request: pytest.FixtureRequest
-) -> None:
+def test_every_command_does_what_the_service_can_do(hub: Hub, broken: Break, request: pytest.FixtureRequest) -> None:
     going, ended = start(hub), start(hub)
     ended.say("== train", "step 4/5 | loss 1.0", "checkpoint step 4 | 1s | 3 MB")
     ended.finish("ERROR", "node lost")
@@ -119,7 +117,9 @@ def test_every_command_does_what_the_service_can_do(
     assert begun.stdout.strip() in hub.jobs
 
 
-def test_a_run_of_this_machine_is_refused_where_it_can_not_be_kept(broken: Break, request: pytest.FixtureRequest) -> None:
+def test_a_run_of_this_machine_is_refused_where_it_can_not_be_kept(
+    broken: Break, request: pytest.FixtureRequest
+) -> None:
     (home.data() / "runs").mkdir()
     env, limited = broken(), request.node.callspec.params["broken"] == "too large"
     begun = launch(env, "--model", "smollm2-135m", "--local", "--no-push", "--detach", limited=limited)
@@ -139,7 +139,9 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [(item.name, item.read_text()) for item in tmp_path.iterdir()] == [("status.json", "before")]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"id": "x"', b"[]", b"null", b"\xff", b"[" * 100_000, b'{"stage": 5}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b'{"id": "x"', b"[]", b"null", b"\xff", b"[" * 100_000, b'{"stage": 5}']
+)
 @pytest.mark.parametrize("name", [runs.STATUS, runs.REQUEST, runs.COMMAND])
 def test_a_damaged_record_of_one_run_is_no_matter_of_the_others(
     hub: Hub, name: str, content: bytes, capfd: pytest.CaptureFixture[str]

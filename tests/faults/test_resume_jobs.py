@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -277,6 +279,93 @@ def test_resuming_in_a_bad_hour_makes_one_job(recorded: Hub, route: str, kind: i
     second = backend.submit(again(backend, job))
     assert [made.id for made in recorded.jobs.values() if not made.ended] == [second.id]
     assert recorded.failures.queue == []
+
+
+def at_once(code: str, job: Job, homes: list[Path]) -> list[subprocess.CompletedProcess[str]]:
+    """What processes end with that begin at the same moment, each with the home at its place."""
+    program = f"import sys; sys.stdin.readline(); {code}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, "launch", "resume", job.id, "--detach", "--quiet"],
+            env=os.environ | {"LAUNCH_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for home in homes
+    ]  # fmt: skip
+    for process in started:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    ended = []
+    for process in started:
+        out, error = process.communicate(timeout=200)
+        assert "Traceback" not in error, error
+        ended.append(subprocess.CompletedProcess(process.args, process.returncode, out, error))
+    return ended
+
+
+RESUME = "from launcher.cli import app; sys.argv = sys.argv[1:]; app.main()"
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 3.0])
+def test_one_machine_goes_on_with_a_run_once(recorded: Hub, launch_home: Path, delay_s: float) -> None:
+    job = start(HubBackend(), of=plan(flavor="cpu-basic", timeout_s=2400))
+    recorded.jobs[job.id].finish("ERROR", "node lost")
+    recorded.listing_delay_s = delay_s
+    ended = at_once(RESUME, job, [launch_home] * 4)
+    assert sorted(item.returncode for item in ended) == [0, 2, 2, 2]
+    [second] = [made for made in recorded.jobs.values() if made.id != job.id]
+    assert [item.stdout.strip() for item in ended if not item.returncode] == [second.id]
+    assert all(f"Job {second.id} is at it" in " ".join(item.stderr.split()) for item in ended if item.returncode)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 3.0])
+def test_of_two_machines_that_go_on_with_a_run_the_first_does(
+    recorded: Hub, launch_home: Path, tmp_path: Path, delay_s: float
+) -> None:
+    """The list of Jobs lags behind, so that neither sees the other's Job before it has made its own."""
+    job = start(HubBackend(), of=plan(flavor="cpu-basic", timeout_s=2400))
+    recorded.jobs[job.id].finish("ERROR", "node lost")
+    recorded.listing_delay_s = delay_s
+    homes = [tmp_path / name for name in ("one", "two", "three")]
+    ended = at_once(RESUME, job, homes)
+    made = sorted((made.created_at, made.id) for made in recorded.jobs.values() if made.id != job.id)
+    alive = [made.id for made in recorded.jobs.values() if not made.ended]
+    assert alive == [made[0][1]]
+    assert sorted(item.returncode for item in ended) == [0, 2, 2]
+    assert [item.stdout.strip() for item in ended if not item.returncode] == alive
+    assert all(alive[0] in item.stderr for item in ended if item.returncode)
+
+
+def test_one_after_the_other_while_the_list_lags(
+    recorded: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    job = start(HubBackend(), of=plan(flavor="cpu-basic", timeout_s=2400))
+    recorded.jobs[job.id].finish("ERROR", "node lost")
+    recorded.listing_delay_s = 2.0
+    assert launch(monkeypatch, "resume", job.id, "-d", "-q", pause_s=0.2) == 0
+    second = capsys.readouterr().out.strip()
+    monkeypatch.setenv("LAUNCH_HOME", str(tmp_path / "another"))
+    assert launch(monkeypatch, "resume", job.id, "-d", "-q", pause_s=0.2) == 2
+    assert f"Job {second}" in " ".join(capsys.readouterr().err.split())
+    assert [made.id for made in recorded.jobs.values() if not made.ended] == [second]
+
+
+def test_a_local_run_is_gone_on_with_once(launch_home: Path, tmp_path: Path) -> None:
+    backend = LocalBackend()
+    text = "import os, time\nopen('began', 'a').write('x')\nwhile not os.path.exists('go'): time.sleep(0.05)\nraise SystemExit(1)"
+    job = backend.submit(request(text, flavor="local", of=plan(flavor="local", repo=str(tmp_path))))
+    folder = runs.load(job.id).folder
+    (folder / "go").touch()
+    assert list(backend.logs(job.id, follow=True)) == []
+    (folder / "go").unlink()
+    ended = at_once(RESUME, job, [launch_home] * 4)
+    assert sorted(item.returncode for item in ended) == [0, 2, 2, 2]
+    assert all("still goes on" in item.stderr for item in ended if item.returncode)
+    (folder / "go").touch()
+    list(backend.logs(job.id, follow=True))
+    assert (folder / "began").read_text() == "xx"
+    assert sorted(path.name for path in folder.glob("log*")) == ["log", "log.1"]
 
 
 def test_a_local_run_goes_on_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
