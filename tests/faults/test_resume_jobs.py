@@ -353,7 +353,13 @@ def test_one_after_the_other_while_the_list_lags(
 
 def test_a_local_run_is_gone_on_with_once(launch_home: Path, tmp_path: Path) -> None:
     backend = LocalBackend()
-    text = "import os, time\nopen('began', 'a').write('x')\nwhile not os.path.exists('go'): time.sleep(0.05)\nraise SystemExit(1)"
+    text = """
+import os, time
+open("began", "a").write("x")
+while not os.path.exists("go"):
+    time.sleep(0.05)
+raise SystemExit(1)
+"""
     job = backend.submit(request(text, flavor="local", of=plan(flavor="local", repo=str(tmp_path))))
     folder = runs.load(job.id).folder
     (folder / "go").touch()
