@@ -22,6 +22,7 @@ from launcher.jobs import folder
 from launcher.jobs.local import UNSET, LocalBackend
 from launcher.jobs.service import HubBackend
 from tests.emulator import Hub
+from tests.faults.trainings import Trainings
 from tests.unit.sample import JOB_SCRIPTS, load_script, plan, request
 
 ROOT = Path(__file__).parents[2]
@@ -301,6 +302,50 @@ except script.UserError as error:
 """
     assert "scripts are no longer supported" in in_training_stack(code, tmp_path, HF_HUB_OFFLINE="1")
     assert not (tmp_path / "ran").exists()
+
+
+READ = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("script", SCRIPT)
+script = sys.modules["script"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+for name in NAMES:
+    args = script.read_options(script.Options, ["--dataset", name, "--streaming", "--max-steps", "1"])
+    try:
+        print(name, list(script.read_split(args, "train")))
+    except script.UserError as error:
+        print(name, error.status, error.paragraph)
+"""
+
+
+def test_a_datasets_readme_names_files_of_its_own_only(trainings: Trainings, tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("of nobody's business\n", encoding="utf-8")
+    named = {
+        "tester/own": "rows.txt",
+        "tester/path": f"{tmp_path}/*.txt",
+        "tester/url": f"file://{tmp_path}/secret.txt",
+    }
+    folders = [tmp_path / name for name in ("tester/own", "tester/path", "tester/linked")]
+    with Hub(tmp_path / "hub", port=trainings.port) as hub:
+        for name, path in named.items():
+            card = f"---\nconfigs:\n- config_name: default\n  data_files: {json.dumps(path)}\n---\n"
+            hub.add_repo(name, type="dataset", files={"README.md": card, "rows.txt": "a row of its own\n"})
+            (tmp_path / name).mkdir(parents=True)
+            (tmp_path / name / "README.md").write_text(card, encoding="utf-8")
+            (tmp_path / name / "rows.txt").write_text("a row of its own\n", encoding="utf-8")
+        folders[2].mkdir()
+        (folders[2] / "rows.txt").symlink_to(tmp_path / "secret.txt")
+        names = [*named, *map(str, folders)]
+        reader = tmp_path / "reader.py"
+        text = READ.replace("SCRIPT", repr(str(JOB_SCRIPTS / "sft_text.py"))).replace("NAMES", repr(names))
+        reader.write_text(text, encoding="utf-8")
+        done = trainings.run_script(reader, tmp_path, env=hub.env() | {"HF_HUB_OFFLINE": "0"})
+    said = [line for line in done.log.splitlines() if line.startswith(tuple(names))]
+    assert [line for line in said if "a row of its own" in line] == [
+        f"{name} [{{'text': 'a row of its own'}}]" for name in ("tester/own", folders[0])
+    ]
+    assert sum("which is no file of its own" in line for line in said) == len(said) - 2 == 4
+    assert "of nobody's business" not in done.log + done.error
 
 
 def test_code_of_another_repo_is_refused_though_the_commit_is_pinned(hub: Hub, tmp_path: Path) -> None:

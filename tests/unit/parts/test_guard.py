@@ -54,7 +54,9 @@ def guard(folder: Path, timeout_s: float = 0, **state: Any) -> Guard:
         tokens_seen=0, tokens_trained=0, largest_batch=0,
     )  # fmt: skip
     planned = {"compile_s": 0, "peak_gib": 20.0}
-    run = Namespace(args=args, planned=planned, checkpoints=Checkpoints(folder, {}, 1), output_repo=None, tracker=None)
+    run = Namespace(
+        args=args, planned=planned, checkpoints=Checkpoints(folder, {}, 1, {}), output_repo=None, tracker=None
+    )
     made = Guard(run, trainer)
     made.checkpoint_s = 2.0
     for name, value in state.items():
