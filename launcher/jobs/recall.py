@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from launcher.errors import LauncherError, RefusedError, RequestError, ServiceError
+from launcher.hub import answers
 from launcher.hub.client import TIMEOUT_S, Hub, told
 from launcher.jobs import folder, log
 from launcher.jobs import info as infos
@@ -205,7 +206,7 @@ def _is_done(hub: Hub, job: JobInfo) -> bool:
 
 def _pushed(hub: Hub, repo: str, job: JobInfo) -> tuple[str, ...]:
     """The names of the repo's files; none where nothing was pushed since the Job was made."""
-    found = hub.api.model_info(repo, timeout=TIMEOUT_S)
+    found = answers.repo(hub.api.model_info(repo, timeout=TIMEOUT_S))
     if found.last_modified and job.created_at and found.last_modified < job.created_at:
         return ()
     return tuple(item.rfilename for item in found.siblings or ())

@@ -132,6 +132,58 @@ def test_no_field_of_another_form_is_a_traceback(
     assert "Traceback" not in answer.stderr, answer.stderr
 
 
+REPO = [
+    ("id",), ("sha",), ("private",), ("gated",), ("siblings",), ("cardData",), ("safetensors",), ("lastModified",),
+    ("baseModels",), ("tags",), ("config",),
+]  # fmt: skip
+ROUTES = [
+    "GET /api/{kind}/{repo}", "GET /api/{kind}/{repo}/revision/{revision}", "POST /api/{kind}/{repo}/paths-info",
+    "GET /api/buckets/{namespace}/{name}", "GET /api/buckets/{namespace}/{name}/tree",
+    "POST /api/buckets/{namespace}/{name}", "POST /api/buckets/{namespace}/{name}/batch", "GET /api/jobs/hardware",
+]  # fmt: skip
+ASKED = [
+    ("--model", "smollm2-135m", "--flavor", "t4-small", "--no-push", "-d"), ("why", "{id}"), ("rerun", "tester/made"),
+    ("export", "tester/made", "--merge", "16bit", "--dry-run"), ("diff", "tester/made", "{id}"),
+    ("plan", "--model", "tester/made", "--online"), ("flavors", "--refresh"),
+]  # fmt: skip
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(ROUTES),
+    st.sampled_from(REPO),
+    JSON,
+    st.sampled_from(NOT_JSON),
+    st.booleans(),
+    st.sampled_from(ASKED),
+)
+def test_no_answer_about_repos_or_buckets_is_a_traceback(
+    hub: Hub, route: str, path: tuple[str, ...], value: Any, content: bytes, whole: bool, command: tuple[str, ...]
+) -> None:
+    hub.jobs.clear()
+    hub.failures.queue.clear()
+    for name in ("HuggingFaceTB/SmolLM2-135M-Instruct", "tester/made"):
+        hub.add_repo(name, files={"config.json": "{}", "adapter_config.json": "{}", "run.json": "{}"})
+    hub.add_repo("trl-lib/Capybara", type="dataset")
+    job = hub.jobs[HubBackend(client.Hub(0.001)).submit(request("pass", labels={"launcher": "test"})).id]
+    job.finish("ERROR", "node lost")
+    hub.fail_next("odd", route, times=100, change=body(content) if whole else tolerant(path, value))
+    answer = run(*(word.format(id=job.id) for word in command))
+    assert "Traceback" not in answer.stderr, answer.stderr
+
+
+def tolerant(path: tuple[str, ...], value: Any) -> Callable[[bytes], bytes]:
+    """The same change where the answer is an object or a list of them, else none."""
+
+    def change(answer: bytes) -> bytes:
+        told = json.loads(answer or b"null")
+        if isinstance(told, dict) or (isinstance(told, list) and all(isinstance(item, dict) for item in told)):
+            return field(path, value)(answer)
+        return answer
+
+    return change
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(JSON, st.sampled_from(["", "name", "auth", "orgs", "type"]))
 def test_an_account_of_another_form_is_an_error(hub: Hub, value: Any, name: str) -> None:
