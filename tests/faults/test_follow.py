@@ -282,6 +282,16 @@ def test_a_clock_that_steps_back_loses_no_line(hub: Hub, backend: HubBackend) ->
     assert [entry.text for entry in again if seen.is_new(entry)] == ["more"]
 
 
+def test_a_clock_that_is_ahead_hides_no_line(hub: Hub, backend: HubBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = start(hub, backend)
+    job.log("one", "two", "three")
+    for event in job.events:
+        event["timestamp"] = "2099-01-01T00:00:00.000Z"
+    monkeypatch.setattr(stream, "DRAINED_S", 0.5)
+    assert list(backend.logs(job.id, follow=False)) == ["one", "two", "three"]
+    assert not job.ended
+
+
 def test_entries_out_of_order_are_kept() -> None:
     seen = Seen()
     log = [Entry("2", "a"), Entry("1", "b"), Entry("1", "c"), Entry("3", "d")]

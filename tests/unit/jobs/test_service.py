@@ -328,7 +328,7 @@ def test_a_submission_that_fails_leaves_nothing(
     with pytest.raises(kind, match=words) as raised:
         HubBackend(client.Hub(0.001)).submit(request("pass", secrets=("HF_TOKEN",)))
     assert hub.token not in raised.value.message + raised.value.hint
-    assert ("launch ps" in raised.value.hint) == (kind is ServiceError)
+    assert ("hf jobs ps" in raised.value.hint) == (kind is ServiceError)
     assert list((home.data() / "runs").iterdir()) == []
     assert hub.jobs == {}
 
