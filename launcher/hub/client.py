@@ -15,7 +15,7 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher import __version__
-from launcher.hub import answers
+from launcher.hub import answers, session
 from launcher.hub.errors import LONGEST_ASKED_S, asked_wait, may_have_worked, may_pass, translate
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from launcher.errors import LauncherError
 
 TIMEOUT_S = 60.0
-"""Seconds until a request is given up; the client alone would wait for ever."""
+"""Seconds until a call is given up; the client alone would wait for ever."""
 LONGEST_WAIT_S = 60.0
 """Seconds that a `Retry-After` may ask for; the client alone would wait for hours."""
 
@@ -37,8 +37,8 @@ log = logging.getLogger("launcher.hub")
 class Pace:
     """How patient a call is: at most `tries`, the first pause doubled each time, and no new try after `total_s`.
 
-    One try is bounded by the client's own timeout (`TIMEOUT_S`) and, for an upload, by hf_xet's own retries, which
-    take up to four minutes.
+    One try is bounded by the client's deadlines and, for an upload, by hf_xet's own retries, which take up to four
+    minutes.
     """
 
     pause_s: float = 1.0
@@ -85,16 +85,9 @@ class Hub:
 def library() -> Any:
     """The package, set up once for this process."""
     import huggingface_hub
-    from huggingface_hub.utils._http import default_client_factory
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    def make_client() -> Any:
-        client = default_client_factory()
-        client.timeout = TIMEOUT_S
-        client.event_hooks["response"].append(_bound_wait)
-        return client
-
-    huggingface_hub.set_client_factory(make_client)
+    huggingface_hub.set_client_factory(lambda: session.make(TIMEOUT_S, _bound_wait))
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

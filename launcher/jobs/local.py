@@ -25,6 +25,7 @@ from launcher.hub import access
 from launcher.hub.client import Hub
 from launcher.jobs import folder, supervise
 from launcher.jobs.base import MARK_ENV, Job, JobRequest, Left, new_mark, now, require_hidden, secret_values
+from launcher.jobs.environment import find_uv, misleading, uv_run
 from launcher.jobs.folder import COMMAND, NOTES, PLAN, REQUEST, STATUS, Run
 from launcher.text import safe
 
@@ -32,16 +33,6 @@ NEEDED_GB = 5
 """Free disk that a run needs: the training stack, its cache and an adapter."""
 
 _START_S = 60
-# They would lead uv, or the Python it starts, to the launcher's own environment.
-UNSET = (
-    "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "PYTHONHOME", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONSTARTUP",
-    "UV_PROJECT", "UV_PROJECT_ENVIRONMENT", "UV_PYTHON", "UV_ENV_FILE", "UV_WORKING_DIRECTORY", "UV_SYSTEM_PYTHON",
-    "UV_RUN_RECURSION_DEPTH", "__PYVENV_LAUNCHER__", "PYTHONUSERBASE", "PYTHONINSPECT", "PYTHONBREAKPOINT",
-    "PYTHONPLATLIBDIR", "PYTHONWARNINGS",
-    # They would resolve the header's pins to something else.
-    "UV_OVERRIDE", "UV_CONSTRAINT", "UV_BUILD_CONSTRAINT", "UV_EXCLUDE_NEWER", "UV_EXCLUDE_NEWER_PACKAGE",
-    "UV_PRERELEASE", "UV_RESOLUTION", "UV_FROZEN", "UV_LOCKED", "UV_NO_SYNC",
-)  # fmt: skip
 
 
 class LocalBackend:
@@ -72,7 +63,7 @@ class LocalBackend:
     def submit(self, request: JobRequest) -> Job:
         """Start the script and return once its supervisor lives; it goes on when the launcher ends."""
         values = secret_values(request.secrets)
-        uv = find_uv()
+        uv = uv_run()
         known = self._load(request.resumes) if request.resumes else None
         with folder.locked(known.folder) if known else nullcontext():
             try:
@@ -86,19 +77,20 @@ class LocalBackend:
                 ) from error
         return self.inspect(run.id)
 
-    def _prepare(self, run: Run, request: JobRequest, uv: str) -> None:
+    def _prepare(self, run: Run, request: JobRequest, uv: list[str]) -> None:
         """Put into the run's folder what its supervisor needs."""
         mark, files = new_mark(), set(request.files)
         arguments = [str(Path(item).absolute()) if item in files else item for item in request.script_args]
         command: dict[str, Any] = {
             "env": {"PYTHONUNBUFFERED": "1", **request.env, MARK_ENV: mark},
-            "unset": list(UNSET),
+            # The supervisor has a PYTHONPATH of its own.
+            "unset": sorted(misleading((*os.environ, "PYTHONPATH")) - {*request.secrets}),
             "secrets": sorted({*request.secrets, "HF_TOKEN"}),
             "timeout_s": request.timeout_s,
             "grace_s": self._grace_s,
         }
         script = run.folder / request.script_name
-        run.write(COMMAND, command | {"argv": [uv, "run", "--python", sys.executable, str(script), *arguments]})
+        run.write(COMMAND, command | {"argv": [*uv, str(script), *arguments]})
         job = Job(
             id=run.id, url=run.folder.as_uri(), backend=self.name, stage="SCHEDULING", message=None,
             flavor=request.flavor, labels=request.all_labels, created_at=now(), mark=mark,
@@ -241,18 +233,6 @@ def _start_supervisor(run: Run, values: dict[str, str]) -> None:
     if started.returncode != 0:
         supervise.record(run, stage="ERROR", message="its supervisor did not start", finished_at=now().isoformat())
         raise ServiceError("the run could not be started on this machine.", f"Look at {notes}.")
-
-
-def find_uv() -> str:
-    """The uv that comes with the launcher, else the one on the PATH."""
-    try:
-        import uv
-
-        return str(uv.find_uv_bin())
-    except (ImportError, FileNotFoundError) as error:
-        if found := shutil.which("uv"):
-            return found
-        raise RefusedError("uv, which runs the script, is not there.", "Install it: `pip install uv`.") from error
 
 
 def _check_paths(request: JobRequest) -> None:

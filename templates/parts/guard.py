@@ -198,7 +198,8 @@ class Guard:
 
         trainer, step, self.due = self.trainer, self.trainer.state.global_step, False
         began, place = time.monotonic(), self.checkpoints.at(trainer.state.global_step)
-        if step == self.kept or not step or not is_finite(trainer.model):
+        # Weights may be numbers still where the loss is none any more, and of no use.
+        if step == self.kept or not step or self.nan_logs or not is_finite(trainer.model):
             return
         try:
             shutil.rmtree(place, ignore_errors=True)

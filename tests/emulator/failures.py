@@ -9,7 +9,7 @@ from itertools import islice
 
 from tests.emulator.http import HubError, Response
 
-KINDS = ("after_commit", "reset", "cut", "slow", "stall", "odd")
+KINDS = ("after_commit", "reset", "cut", "slow", "stall", "drip", "odd")
 
 
 @dataclass
@@ -18,7 +18,8 @@ class Failure:
 
     `after_commit` answers 502 although the request took effect; `reset` breaks the connection before it does; `cut`
     breaks it in the middle of the answer; `stall` falls silent there and keeps the connection; `slow` waits first;
-    `odd` answers with what `change` makes of the answer.
+    `odd` answers with what `change` makes of the answer;
+    `drip` sends the answer byte by byte, with `seconds` between two. A redirection leads to `location`.
     """
 
     kind: int | str
@@ -30,11 +31,14 @@ class Failure:
     seconds: float
     events: int = 1
     """How much of a stream arrives before it is `cut` or it stalls."""
+    location: str = ""
     change: Callable[[bytes], bytes] = bytes
 
     def refusal(self) -> Response:
         status = self.kind if isinstance(self.kind, int) else 502
         response = HubError(status, self.message).response()
+        if self.location:
+            response.headers["Location"] = self.location
         if self.retry_after is not None:
             response.headers["Retry-After"] = str(self.retry_after)
             if status == 429 and isinstance(self.retry_after, int):

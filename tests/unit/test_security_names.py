@@ -6,7 +6,6 @@ import ast
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from launcher import catalog, spec
 from launcher.errors import LauncherError, RefusedError, RequestError
 from launcher.estimate import dataset
 from launcher.jobs import folder
-from launcher.jobs.local import UNSET, LocalBackend
+from launcher.jobs.environment import uv_run
+from launcher.jobs.local import LocalBackend
 from launcher.jobs.service import HubBackend
 from tests.emulator import Hub
 from tests.faults.trainings import Trainings
@@ -454,8 +454,8 @@ print(json.__file__.startswith(sys.base_prefix), os.environ.get("FROM_ENV_FILE")
     assert job.run_dir is not None
     assert not (tmp_path / "ran").exists()
     command = json.loads((job.run_dir / "command.json").read_text())
-    assert command["argv"] == [find_uv_bin(), "run", "--python", sys.executable, str(job.run_dir / "sft_text.py")]
-    assert set(command["unset"]) == set(UNSET)
+    assert command["argv"] == [*uv_run(), str(job.run_dir / "sft_text.py")]
+    assert {"PYTHONPATH", "UV_PROJECT", "UV_OVERRIDE"} <= set(command["unset"])
 
 
 def test_a_local_run_starts_the_pinned_script_and_nothing_else(tmp_path: Path) -> None:

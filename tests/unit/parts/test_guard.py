@@ -156,6 +156,11 @@ def test_weights_that_are_no_numbers_become_no_checkpoint(
     made.trainer.state.global_step = 3
     made.save()
     assert list(tmp_path.iterdir()) == []
+    # The loss was none already.
+    made.trainer.model.parameters = lambda: [Weight()]
+    log(made, 3, NAN)
+    made.save()
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- A checkpoint that fails -----------------------------------------------------------------------------------------
