@@ -47,8 +47,8 @@ def read(hub: Hub, namespace: str, job_id: str, *, follow: bool, ended: bool = F
 
     Without `follow` it ends at the first keep-alive, or after some seconds at an entry later than the question, since a
     container's clock may be ahead. The stream of a Job that has `ended` closes by itself, so that silence is a failure
-    there: the end of the log would be lost in it. What the
-    client raises for a status, a broken connection or such a silence is raised here too.
+    there: the end of the log would be lost in it. What the client raises for a status, a broken connection or such a
+    silence is raised here too.
     """
     from httpx2 import ReadTimeout
     from huggingface_hub.utils._http import hf_raise_for_status

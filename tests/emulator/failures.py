@@ -18,8 +18,8 @@ class Failure:
 
     `after_commit` answers 502 although the request took effect; `reset` breaks the connection before it does; `cut`
     breaks it in the middle of the answer; `stall` falls silent there and keeps the connection; `slow` waits first;
-    `drip` sends the answer byte by byte, with `seconds` between two; `odd` answers with what `change` makes of the
-    answer. A redirection leads to `location`.
+    `odd` answers with what `change` makes of the answer;
+    `drip` sends the answer byte by byte, with `seconds` between two. A redirection leads to `location`.
     """
 
     kind: int | str
