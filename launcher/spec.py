@@ -164,7 +164,7 @@ class RunSpec(BaseModel):
         default=False,
         scripts=SCRIPTS,
     )
-    chat_template: str | None = _option(
+    chat_template: Name | None = _option(
         "Unsloth template name, for models that bring none.", MODEL, scripts=TRAINING_SCRIPTS, open=True
     )
 

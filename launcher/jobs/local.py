@@ -72,8 +72,7 @@ class LocalBackend:
         values = secret_values(request.secrets)
         uv = find_uv()
         run = self._again(request) if request.resumes else _name(folder.create(request, self.name))
-        files = set(request.files)
-        arguments = [str(Path(item).absolute()) if item in files else item for item in request.script_args]
+        arguments = request.arguments({item: str(Path(item).absolute()) for item in request.files})
         command: dict[str, Any] = {
             "env": {"PYTHONUNBUFFERED": "1", **request.env},
             "unset": list(UNSET),

@@ -9,7 +9,7 @@ from pathlib import Path
 from launcher import __version__, catalog
 from launcher.catalog.machine import LOCAL
 from launcher.errors import RequestError
-from launcher.jobs.base import TIMEOUT_FLAG, JobRequest
+from launcher.jobs.base import DATASET_FLAG, TIMEOUT_FLAG, JobRequest
 from launcher.plan.record import AnyPlan
 from launcher.render import COPIES, render, render_copies, script_name
 from launcher.spec import DATA_SUFFIXES, REPO_ID
@@ -102,14 +102,14 @@ def _dataset_args(dataset: str, local: bool) -> tuple[str, ...]:
                 f"--dataset {dataset}: a file should end in {', '.join(DATA_SUFFIXES)}.",
                 "Convert it, or name a Hub dataset.",
             )
-        return ("--dataset", str(path.resolve()))
+        return (DATASET_FLAG, str(path.resolve()))
     if path.is_dir() and (local or not REPO_ID.fullmatch(dataset)):
         if not local:
             raise RequestError(
                 f"--dataset {dataset} is a folder on this machine, which a Job can't see.",
                 "Name one of its files, push it as a Hub dataset, or add --local.",
             )
-        return ("--dataset", str(path.resolve()))
+        return (DATASET_FLAG, str(path.resolve()))
     if not (REPO_ID.fullmatch(dataset) or _DATASET_NAME.fullmatch(dataset)) or path.suffix in DATA_SUFFIXES:
         raise RequestError(
             f"--dataset {dataset}: there is no such file here, and it is not a Hub dataset's name.",

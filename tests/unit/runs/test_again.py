@@ -18,6 +18,7 @@ from launcher.jobs import folder as runs
 from launcher.plan.record import Plan
 from launcher.render import render
 from launcher.runs import again as reruns
+from launcher.runs import arguments
 from launcher.runs import record as records
 from tests.emulator import Hub
 from tests.faults.command import launch
@@ -187,7 +188,7 @@ def test_a_job_is_brought_here_with_the_same_script() -> None:
         "pass", of=of, secrets=secrets, flavor="a10g-small", timeout_s=900, script_args=args, image="me/image:1"
     )
     here = reruns.bring_here(request, LAPTOP)
-    assert here.script_args == ("--dataset", "rows.jsonl", "--device=cpu", "--timeout-s", "900")
+    assert here.script_args == ("--dataset", "rows.jsonl", "--device", "cpu", "--timeout-s", "900")
     assert (here.flavor, here.image, here.secrets) == ("local", None, ("KEY",))
     assert (here.script, here.plan) == (request.script, request.plan)
     pushing = replace(request, plan=planned(output_repo="me/model"))
@@ -571,8 +572,10 @@ def test_arguments_change_the_plan_as_they_change_the_script() -> None:
     assert (options.private, found.facts.lora_targets) == (True, ("q_proj", "v_proj"))
     assert render(found.as_rendered, TABLES.stack) == render(plan, TABLES.stack)
     assert Plan.model_validate_json(found.model_dump_json()) == found
-    assert records.without(args, ("gguf", "num_train_epochs", "model")) == (
+    fewer = arguments.changed(plan, args, {"gguf": None, "num_train_epochs": "3", "model": None, "run_name": "-x"})
+    assert fewer == (
         "--no-packing", "--learning-rate", "1e-3", "--device", "cpu", "--private", "--lora-targets", "q_proj,v_proj",
+        "--num-train-epochs", "3", "--run-name=-x",
     )  # fmt: skip
     for wrong in (["--max-steps", "many"], ["--max-steps"]):
         with pytest.raises(RequestError, match=r"max.steps"):
