@@ -39,6 +39,8 @@ class Again:
     request: JobRequest
     own: bool = False
     notes: tuple[str, ...] = ()
+    doubt: str = ""
+    """What the user has to agree to first, if anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +56,13 @@ class Places:
         return tuple(name for name, repo in asdict(self).items() if repo)
 
 
-def find(name: str, tables: Catalog, trusted: str | None = None, places: Places = Places()) -> Again:
+def find(
+    name: str, tables: Catalog, planner: trust.Planner, trusted: str | None = None, places: Places = Places()
+) -> Again:
     """The request of a run, ready to be submitted as a new one.
 
     `trusted` is the SHA-256 of a script that the user has read; `places` are told to the script by its arguments.
+    What a stranger's run takes and costs is asked of `planner`.
     Raises `RefusedError` for a script that is neither this launcher's nor trusted, and `RequestError` for a run or a
     data file that is not there any more, and for places that can't be meant.
     """
@@ -66,10 +71,11 @@ def find(name: str, tables: Catalog, trusted: str | None = None, places: Places 
         trusts = trust.require_trust(found, tables, trusted)
         known = found.record
         args, told = _pushing_to(places, with_args(record.plan_of(found), known.args), known.args)
-        request, left_out = trust.request(found, args, tables, trusts)
         meant = with_args(record.plan_of(found), args)
         trust.require_chosen_places(found, meant, places.chosen, trusts, lambda: Hub().user)
-        return Again(_with_data(request, known.inputs), notes=told + left_out)
+        request, left_out = trust.request(found, args, tables, trusts, planner)
+        doubt = trust.doubt(found, request.plan) if request.plan.task == "sft" else ""
+        return Again(_with_data(request, known.inputs), notes=told + left_out, doubt=doubt)
     if trusted:
         raise RequestError(
             f"--trust-script: {name} was started by you, with a script of its own.", "Leave --trust-script away."
@@ -130,19 +136,30 @@ def adapt(request: JobRequest, catalog: Catalog, timeout: str | None, flavor: st
 
     Raises `RequestError` for values that can't be meant, and `RefusedError` where the run does not fit.
     """
-    if not timeout and not flavor:
+    if request.flavor == LOCAL and not timeout and not flavor:
         return request
     args, plan = request.script_args, request.plan
     timeout_s = _timeout_s(plan, args) or plan.decisions.timeout_s.value
     if timeout:
         timeout_s = _seconds(timeout)
         args = arguments.changed(plan, args, {"timeout_s": str(timeout_s)})
-    machine = _machine(plan, catalog, flavor)
+    machine = _machine(plan, catalog, flavor) if flavor else catalog.flavors.get(request.flavor)
     changed = plan.changed({"flavor": flavor or request.flavor, "timeout_s": timeout_s})
-    if machine and changed != plan:
+    if machine:  # whoever wrote the plan is not asked for its price
         cost = duration.cost(machine, _total_s(plan, machine), timeout_s)
         changed = changed.model_copy(update={"cost": cost})
     return replace(request, plan=changed, flavor=flavor or request.flavor, timeout_s=timeout_s, script_args=args)
+
+
+def require_within(request: JobRequest, max_cost: float | None) -> None:
+    """Raise `RefusedError` where the run may cost more than that."""
+    usd = request.plan.cost.max_usd
+    if max_cost is not None and usd > max_cost:
+        raise RefusedError(
+            f"the run may cost ${usd:.2f} on {request.flavor} until its timeout of {request.timeout_s // 60} minutes, "
+            f"and --max-cost is ${max_cost:.2f}.",
+            "Give more, a shorter --timeout, or another --flavor.",
+        )
 
 
 def bring_here(request: JobRequest, here: Flavor) -> JobRequest:
@@ -247,10 +264,8 @@ def _checked(option: str, name: str) -> str:
         raise RequestError(f"{option} {mask(repr(name))}: {said}.", "Such as me/my-model.") from error
 
 
-def _machine(plan: AnyPlan, catalog: Catalog, flavor: str | None) -> Flavor | None:
-    """The flavor to run on, which must hold what the plan needs; none for this machine and for what is not known."""
-    if flavor is None:
-        return catalog.flavors.get(plan.decisions.flavor.value)
+def _machine(plan: AnyPlan, catalog: Catalog, flavor: str) -> Flavor:
+    """The flavor to run on instead, which must hold what the plan needs."""
     if plan.decisions.flavor.value == LOCAL:
         raise RequestError(f"--flavor {flavor}: a local run has no flavor.", "Leave it away.")
     machine = catalog.flavors.get(flavor)

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from launcher import __version__
 from launcher.catalog import Catalog
+from launcher.catalog.machine import LOCAL
 from launcher.errors import RefusedError, RequestError, from_validation
-from launcher.estimate import duration
 from launcher.jobs import request as requests
 from launcher.jobs.base import ARTIFACTS_MOUNT, JobRequest
 from launcher.plan.record import Decision, Plan
@@ -36,6 +36,15 @@ LEARNED = frozenset({
 """The options of a script that whoever made a run decides for everybody who runs it again: what is learned, and how."""
 PLACES = frozenset({"output_repo", "merged_repo"})
 """Those that name where the result is pushed: whoever runs it says that anew."""
+Planner = Callable[[RunSpec], Plan]
+"""What this launcher itself makes of a request."""
+_RECORDED = "as in its record"
+_TAKEN = ("num_gpus", "vram", "host", "host_reason", "duration", "duration_reason", "warnings", "offers")
+"""Of a plan, what follows from its decisions."""
+_LEFT_OPEN = (
+    "effective_batch_size", "run_name", "output_repo", "merged_repo", "trackio_space", "image", "namespace", "timeout",
+    "max_cost", "dataset_rows", "prefer", "label", "env", "secrets",
+)  # fmt: skip
 LAUNCHERS = frozenset({"timeout_s", "device"})
 """Those that this launcher gives a script by what it runs on. Any other option is refused where others chose it."""
 
@@ -53,8 +62,12 @@ def require_trust(kept: Kept, tables: Catalog, trusted: str | None) -> bool:
     return bool(trusted)
 
 
-def request(kept: Kept, args: tuple[str, ...], tables: Catalog, trusts: bool) -> tuple[JobRequest, tuple[str, ...]]:
+def request(
+    kept: Kept, args: tuple[str, ...], tables: Catalog, trusts: bool, planner: Planner
+) -> tuple[JobRequest, tuple[str, ...]]:
     """The request of the run with these arguments, and what the user should know of it.
+
+    What it takes and costs, `planner` says; the record is believed in none of it.
 
     Raises `RefusedError` for what would run or read something else than the script and its data.
     """
@@ -71,15 +84,18 @@ def request(kept: Kept, args: tuple[str, ...], tables: Catalog, trusts: bool) ->
     if not trusts:
         _require_data(kept, plan)
     notes = _left_out(kept, plan, trusts)
-    plan = _own(plan, tables, trusts)
+    plan = _own(plan, planner, trusts)
     made = requests.from_plan(plan, tables)
     own = arguments.read(plan, made.script_args)
+    if made.timeout_s != recorded.decisions.timeout_s.value:
+        own |= {"timeout_s": str(made.timeout_s)}
     given = {name: value for name, value in told.items() if name not in LAUNCHERS and name not in own}
     notes += tuple(
         f"left out, since this launcher decides it: --{name.replace('_', '-')} {told[name]}."
         for name in sorted(LAUNCHERS & told.keys())
         if name not in own or own[name] != told[name]
     )
+    notes += _told_otherwise(kept, plan)
     found = replace(
         made, script=kept.text, script_name=known.script.name, script_args=arguments.write(given | own),
         secrets=tuple(name for name in made.secrets if trusts or name == "HF_TOKEN"),
@@ -87,22 +103,40 @@ def request(kept: Kept, args: tuple[str, ...], tables: Catalog, trusts: bool) ->
     return found, notes
 
 
-def _own(plan: Plan, tables: Catalog, trusts: bool) -> Plan:
-    """The plan without what only who made it may decide, at the price that the machine has here."""
-    image = plan.decisions.image if trusts else Decision(None)
-    none: dict[str, object] = {"env": {}, "namespace": None, "image": image.value}
-    decided = {"namespace": Decision(None), "image": image}
-    machine = tables.flavors.get(plan.decisions.flavor.value)
-    timeout_s = plan.decisions.timeout_s.value
-    cost = duration.cost(machine, plan.duration.total_s, timeout_s) if machine else plan.cost
+def _own(plan: Plan, planner: Planner, trusts: bool) -> Plan:
+    """The plan without what only who made it may decide: what it takes and costs is what `planner` says of it.
+
+    A record's timeout is kept where it is within this launcher's own.
+    """
+    here = planner(_asked(plan))
+    said, own = plan.decisions.timeout_s.value, here.decisions.timeout_s
+    timeout_s = Decision(said, _RECORDED) if 0 < said < own.value else own
+    image = Decision(plan.decisions.image.value, _RECORDED) if trusts and plan.decisions.image.value else Decision(None)
+    none: dict[str, object] = {"env": {}, "label": {}, "namespace": None, "max_cost": None, "dataset_rows": None}
+    none |= {"image": image.value}
+    plan = plan.changed({"timeout_s": timeout_s.value})
+    values = {name: getattr(plan.decisions, name).value for name in type(plan.decisions).model_fields}
+    decided = {name: Decision(value, _RECORDED if value else "") for name, value in values.items()}
+    decided |= {"namespace": Decision(None), "image": image, "timeout_s": timeout_s}
     return plan.model_copy(
         update={
             "asked": plan.asked.model_copy(update=none),
             "decisions": plan.decisions.model_copy(update=decided),
-            "cost": cost,
-            "offers": (),
+            "cost": here.cost.model_copy(update={"max_usd": round(here.cost.usd_per_hour * timeout_s.value / 3600, 2)}),
         }
+        | {name: getattr(here, name) for name in _TAKEN}
     )
+
+
+def _asked(plan: Plan) -> RunSpec:
+    """The plan as a request that leaves open only what the launcher decides of any run: where, how long, for how much.
+
+    Raises `pydantic.ValidationError` for values that nobody could have asked for.
+    """
+    options, local = dict(plan.options), plan.decisions.flavor.value == LOCAL
+    left = {name: RunSpec.model_fields[name].get_default() for name in _LEFT_OPEN}
+    mine = {"model": plan.facts.repo, "push": any(plan.places[:2]), "local": local}
+    return RunSpec.model_validate(options | left | mine | ({"flavor": "auto"} if local else {}))
 
 
 def _untrusted(kept: Kept) -> RefusedError:
@@ -139,16 +173,11 @@ def _require_learned(kept: Kept, told: Mapping[str, arguments.Value]) -> None:
 
 def _require_valid(kept: Kept, plan: Plan) -> None:
     """Raise `RequestError` where a value is none that this launcher could have decided."""
-    options = dict(plan.options)
-    for of_the_script in ("run_name", "effective_batch_size"):  # a name with spaces; a product of two others
-        del options[of_the_script]
     try:
-        RunSpec.model_validate(options)
+        _asked(plan)
     except ValidationError as error:
-        found = from_validation(error)
-        raise RequestError(
-            f"the plan in {kept.where} can't be meant: {found.message}", "The record was changed."
-        ) from error
+        said = f"the plan in {kept.where} can't be meant: {from_validation(error).message}"
+        raise RequestError(said, "The record was changed.") from error
 
 
 def require_chosen_places(
@@ -209,6 +238,29 @@ def _require_data(kept: Kept, plan: Plan) -> None:
             f"{kept.where} trains on {dataset} of this machine, and does not say by a hash that it is the same.",
             f"Look at that file. To use it all the same, add\n--trust-script {kept.record.script.sha256}",
         )
+
+
+def doubt(kept: Kept, plan: Plan) -> str:
+    """What a user should say yes to first: that the run may cost more than its record says. Empty where it does not."""
+    said = kept.record.plan.cost.max_usd if kept.record.plan else 0.0
+    if plan.cost.max_usd <= said:
+        return ""
+    return (
+        f"the run may cost ${plan.cost.max_usd:.2f} on {plan.decisions.flavor.value}, and its record says "
+        f"${said:,.2f} at most."
+    )
+
+
+def _told_otherwise(kept: Kept, plan: Plan) -> tuple[str, ...]:
+    """In what the record's own word of time and money differs from what is true here."""
+    record = kept.record.plan
+    assert record is not None, "there is no plan without one in the record"
+    said = (record.cost.max_usd, record.decisions.timeout_s.value)
+    true = (plan.cost.max_usd, plan.decisions.timeout_s.value)
+    if said == true or not plan.cost.usd_per_hour:
+        return ()
+    words = [f"${usd:,.2f} at most, a timeout of {seconds / 60:,.0f} minutes" for usd, seconds in (said, true)]
+    return (f"its record says {words[0]}; by this launcher's own tables it is {words[1]}.",)
 
 
 def _left_out(kept: Kept, plan: Plan, trusts: bool) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from launcher import catalog
+from launcher import api, catalog
 from launcher.catalog import Flavor
 from launcher.errors import RefusedError, RequestError
 from launcher.jobs import folder as runs
@@ -45,7 +45,19 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def planned(**changes: Any) -> Plan:
-    return sample.plan(**{"flavor": "a10g-small", "num_gpus": 1, "secrets": ("HF_TOKEN",), "timeout_s": 3600} | changes)
+    return sample.plan(
+        **{"flavor": "a10g-small", "num_gpus": 1, "repo": MODEL, "secrets": ("HF_TOKEN",), "timeout_s": 1800} | changes
+    )
+
+
+def honest(**changes: Any) -> Plan:
+    """The same with what this launcher itself says of memory, time and price."""
+    of = planned(**changes)
+    here = api.plan(
+        model=MODEL, flavor="a10g-small", dataset=of.decisions.dataset.value, max_steps=5, max_length=512, batch_size=2,
+        gradient_accumulation=1, packing=False, load_in="16bit", lora_r=8, eval_rows=0, optim="adamw_torch",
+    )  # fmt: skip
+    return of.model_copy(update={name: getattr(here, name) for name in ("vram", "host", "duration", "cost")})
 
 
 def files(of: Plan | None, text: str | None = None, **changes: Any) -> dict[str, bytes]:
@@ -79,7 +91,7 @@ def sent(hub: Hub) -> list[bytes]:
 
 
 def again(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
-    return launch(monkeypatch, "rerun", *map(str, args), "--detach", "-q")
+    return launch(monkeypatch, "rerun", *map(str, args), "--max-cost", "200", "--detach", "-q")
 
 
 def without_times(labels: dict[str, str]) -> dict[str, str]:
@@ -221,7 +233,7 @@ def test_a_record_is_enough(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert sent(hub) == [content["sft_text.py"]] * 4
     specs = [job.spec for job in hub.jobs.values()]
     assert {spec["flavor"] for spec in specs} == {"a10g-small"}
-    assert {spec["timeoutSeconds"] for spec in specs} == {3600}
+    assert {spec["timeoutSeconds"] for spec in specs} == {1800}
     assert {job.namespace for job in hub.jobs.values()} == {"tester"}
 
 
@@ -406,7 +418,7 @@ def test_a_data_file_that_a_job_had_is_looked_for_where_the_user_had_it(
 
 
 def test_anothers_repo_is_not_pushed_to(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
-    content = files(planned(output_repo="else/model"))
+    content = files(honest(output_repo="else/model"))
     hub.add_repo("else/model", files=content)
     assert again(monkeypatch, "else/model") == 3
     said = " ".join(capsys.readouterr().err.split())

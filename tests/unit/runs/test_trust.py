@@ -10,15 +10,18 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from launcher import api
 from launcher.errors import LauncherError, RefusedError, RequestError
+from launcher.estimate.values import Cost
 from launcher.jobs.base import JobRequest
 from launcher.plan.record import Plan
 from launcher.render import script_options
 from launcher.runs import record, trust
 from launcher.spec import SCRIPTS
 from tests.emulator import Hub
+from tests.faults.command import launch
 from tests.unit import sample
-from tests.unit.runs.test_again import TABLES, Printed, again, files, hub, planned
+from tests.unit.runs.test_again import TABLES, Printed, again, files, honest, hub, planned
 
 __all__ = ["hub"]
 HOME = Path(__file__).parent
@@ -32,7 +35,7 @@ def kept(of: Plan | None = None, **changes: Any) -> record.Kept:
 
 def request(args: list[str], of: Plan | None = None, trusts: bool = False) -> tuple[JobRequest, tuple[str, ...]]:
     found = kept(of, args=args)
-    return trust.request(found, found.record.args, TABLES, trusts)
+    return trust.request(found, found.record.args, TABLES, trusts, api.plan)
 
 
 def test_each_option_of_a_script_is_judged() -> None:
@@ -171,3 +174,91 @@ def test_values_of_a_plan_are_held_to_what_may_be_asked(
     hub.add_repo("else/model", files=files(planned(**wrong)))
     assert again(monkeypatch, "else/model") == 2
     assert not hub.jobs
+
+
+# ---- Machine, time and price -----------------------------------------------------------------------------------------
+
+
+def lying(**changes: Any) -> Plan:
+    """The most expensive machine for 277,777 hours, for two cents."""
+    cost = Cost(usd_per_hour=0.02, expected_usd=0.02, max_usd=0.20)
+    return planned(**{"flavor": "h200x8", "num_gpus": 8, "timeout_s": 10**9, "cost": cost} | changes)
+
+
+def test_the_price_is_of_what_will_run(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
+    hub.add_repo("else/model", files=files(lying()))
+    rate = TABLES.flavors["h200x8"].usd_per_hour
+    assert launch(monkeypatch, "rerun", "else/model", "--detach") == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert not hub.jobs
+    found, notes = request([], lying())
+    cost = found.plan.cost
+    assert (found.flavor, cost.usd_per_hour) == ("h200x8", rate)
+    assert cost.max_usd == round(rate * found.timeout_s / 3600, 2)
+    assert found.timeout_s < 4 * 3600
+    assert f"${cost.max_usd:.2f}" in said
+    assert "its record says $0.20 at most" in said
+    assert "as in its record" in said
+    assert "--max-cost" in said
+    assert any("$0.20 at most, a timeout of 16,666,667 minutes" in note for note in notes)
+    # The script counts with the timeout that it has, not with the one that stands in it.
+    assert found.script_args == ("--timeout-s", str(found.timeout_s))
+
+
+def test_the_most_that_it_may_cost_holds(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
+    hub.add_repo("else/model", files=files(lying()))
+    for more in ((), ("--timeout", "100h"), ("--flavor", "a100x8")):
+        assert launch(monkeypatch, "rerun", "else/model", *more, "--max-cost", "3", "--detach", "-q") == 3
+        assert "--max-cost is $3.00" in " ".join(capsys.readouterr().err.split())
+    assert not hub.jobs
+    assert launch(monkeypatch, "rerun", "else/model", "--max-cost", "500", "--detach", "-q") == 0
+    [job] = hub.jobs.values()
+    assert job.spec["timeoutSeconds"] < 4 * 3600
+
+
+@pytest.mark.parametrize(("said", "status"), [("y", 0), ("n", 3)])
+def test_at_a_terminal_one_is_asked(hub: Hub, monkeypatch: pytest.MonkeyPatch, said: str, status: int) -> None:
+    hub.add_repo("else/model", files=files(lying()))
+    asked = list[str]()
+
+    def confirm(text: str, **_: object) -> bool:
+        asked.append(text)
+        return said == "y"
+
+    monkeypatch.setattr("typer.confirm", confirm)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setattr("launcher.cli.follow.follow", lambda *_, **__: None)
+    assert launch(monkeypatch, "rerun", "else/model") == status
+    assert "its record says $0.20 at most" in asked[0]
+    assert len(hub.jobs) == (status == 0)
+
+
+def test_an_honest_record_is_not_asked_about(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
+    hub.add_repo("else/model", files=files(honest()))
+    assert launch(monkeypatch, "rerun", "else/model", "--detach", "-q") == 0
+    assert "by this launcher" not in capsys.readouterr().err
+    assert len(hub.jobs) == 1
+
+
+@pytest.mark.parametrize("timeout_s", [-5, 0, 10**9, 10**300])
+def test_a_timeout_is_within_the_launchers_own(timeout_s: int) -> None:
+    honestly, _ = request([], planned(timeout_s=1800))
+    assert honestly.timeout_s == 1800
+    found, _ = request([], planned(timeout_s=timeout_s))
+    assert 1800 <= found.timeout_s < 4 * 3600
+
+
+def test_a_machine_without_a_price_is_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add_repo("else/model", files=files(planned(flavor="invented-x8")))
+    assert again(monkeypatch, "else/model") == 2
+    assert not hub.jobs
+
+
+def test_nothing_of_a_strangers_words_is_shown_or_kept() -> None:
+    """Reasons, warnings, offers and labels of a record are its author's text."""
+    found, _ = request([], lying(warnings=("free today",), reasons={"flavor": "free"}, labels={"resumes": "a-Job"}))
+    plan = found.plan
+    assert "free" not in plan.model_dump_json()
+    assert found.labels.keys() == {"model", "dataset", "plan", "launcher", "name"}
+    assert plan.num_gpus == 8
