@@ -15,7 +15,7 @@ from shutil import rmtree
 
 from launcher import home
 from launcher.errors import RefusedError, ServiceError
-from launcher.jobs.local import UNSET, find_uv
+from launcher.jobs.local import PINNED, find_uv, unset
 from launcher.spec import RunSpec
 
 DATA = Path(__file__).parent / "data"
@@ -99,7 +99,8 @@ def _sweep(cache: Path) -> None:
 
 def _convert(folder: Path, on_line: Callable[[str], object]) -> None:
     command = [find_uv(), "run", "--python", sys.executable, "--script", str(CONVERT), str(folder)]
-    environment = {name: value for name, value in os.environ.items() if name not in {*UNSET, *_ACCOUNT}}
+    dropped = {*unset(os.environ), *_ACCOUNT}
+    environment = {name: value for name, value in os.environ.items() if name not in dropped} | PINNED
     environment["TQDM_DISABLE"] = "1"  # `on_line` is the progress; a bar has no lines
     said: deque[str] = deque(maxlen=6)
     with subprocess.Popen(

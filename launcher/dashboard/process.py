@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from launcher import catalog
 from launcher.errors import RequestError
-from launcher.jobs.local import UNSET
+from launcher.jobs.local import PINNED, unset
 
 SERVER = Path(__file__).with_name("server.py")
 HOST = "127.0.0.1"
@@ -73,9 +73,9 @@ def started(uv: str, places: Mapping[str, str]) -> Iterator[subprocess.Popen[str
 
 def environment(of: Mapping[str, str], places: Mapping[str, str]) -> dict[str, str]:
     """The variables that the server gets: no account, and nothing that would take the metrics anywhere else."""
-    dropped = {*UNSET, *_ACCOUNT, "SYSTEM"}
+    dropped = {*unset(of), *_ACCOUNT, "SYSTEM"}
     kept = {name: value for name, value in of.items() if name in _KEPT or not name.startswith(_PREFIXES)}
-    return {name: value for name, value in kept.items() if name not in dropped} | dict(places) | _QUIET
+    return {name: value for name, value in kept.items() if name not in dropped} | dict(places) | PINNED | _QUIET
 
 
 @contextmanager

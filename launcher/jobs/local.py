@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -30,16 +30,30 @@ NEEDED_GB = 5
 """Free disk that a run needs: the training stack, its cache and an adapter."""
 
 _START_S = 60
-# They would lead uv, or the Python it starts, to the launcher's own environment.
-UNSET = (
+# They would lead Python to code that no script names.
+_PYTHONS = (
     "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "PYTHONHOME", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONSTARTUP",
-    "UV_PROJECT", "UV_PROJECT_ENVIRONMENT", "UV_PYTHON", "UV_ENV_FILE", "UV_WORKING_DIRECTORY", "UV_SYSTEM_PYTHON",
-    "UV_RUN_RECURSION_DEPTH", "__PYVENV_LAUNCHER__", "PYTHONUSERBASE", "PYTHONINSPECT", "PYTHONBREAKPOINT",
-    "PYTHONPLATLIBDIR", "PYTHONWARNINGS",
-    # They would resolve the header's pins to something else.
-    "UV_OVERRIDE", "UV_CONSTRAINT", "UV_BUILD_CONSTRAINT", "UV_EXCLUDE_NEWER", "UV_EXCLUDE_NEWER_PACKAGE",
-    "UV_PRERELEASE", "UV_RESOLUTION", "UV_FROZEN", "UV_LOCKED", "UV_NO_SYNC",
+    "__PYVENV_LAUNCHER__", "PYTHONUSERBASE", "PYTHONINSPECT", "PYTHONBREAKPOINT", "PYTHONPLATLIBDIR", "PYTHONWARNINGS",
 )  # fmt: skip
+# Any variable of uv's or pip's may name an index, a package or a Python; these say only how, and where what is kept.
+_INSTALLERS = ("UV_", "PIP_")
+KEPT = frozenset({
+    "UV_CACHE_DIR", "UV_NO_CACHE", "UV_LINK_MODE", "UV_OFFLINE", "UV_NATIVE_TLS", "UV_SYSTEM_CERTS", "UV_HTTP_TIMEOUT",
+    "UV_HTTP_CONNECT_TIMEOUT", "UV_HTTP_RETRIES", "UV_CONCURRENT_DOWNLOADS", "UV_CONCURRENT_BUILDS",
+    "UV_CONCURRENT_INSTALLS", "UV_NO_PROGRESS", "PIP_CERT",
+})  # fmt: skip
+"""The variables of uv and pip that a script on this machine inherits; of any others it gets what its own run names."""
+PINNED = {"UV_NO_CONFIG": "1"}
+"""No uv.toml and no pyproject.toml of a folder above, or of the user, decides where packages come from."""
+
+
+def unset(of: Mapping[str, str], named: Iterable[str] = ()) -> set[str]:
+    """The variables that what is run with uv does not inherit: they would lead it to other code or other packages.
+
+    `named` are those that the user gave for this run.
+    """
+    installers = {name for name in of if name.upper().startswith(_INSTALLERS)}
+    return ({*_PYTHONS} | installers) - KEPT - {*named}
 
 
 class LocalBackend:
@@ -74,8 +88,8 @@ class LocalBackend:
         run = self._again(request) if request.resumes else _name(folder.create(request, self.name))
         arguments = request.arguments({item: str(Path(item).absolute()) for item in request.files})
         command: dict[str, Any] = {
-            "env": {"PYTHONUNBUFFERED": "1", **request.env},
-            "unset": list(UNSET),
+            "env": {"PYTHONUNBUFFERED": "1", **PINNED, **request.env},
+            "unset": sorted(unset(os.environ, request.secrets)),
             "secrets": sorted({*request.secrets, "HF_TOKEN"}),
             "timeout_s": request.timeout_s,
             "grace_s": self._grace_s,

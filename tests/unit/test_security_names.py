@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,10 @@ from launcher import catalog, spec
 from launcher.errors import LauncherError, RefusedError, RequestError
 from launcher.estimate import dataset
 from launcher.jobs import folder
-from launcher.jobs.local import UNSET, LocalBackend
+from launcher.jobs.local import LocalBackend, unset
 from launcher.jobs.service import HubBackend
 from tests.emulator import Hub
-from tests.unit.sample import JOB_SCRIPTS, load_script, plan, request
+from tests.unit.sample import HEADER, JOB_SCRIPTS, load_script, plan, request
 
 ROOT = Path(__file__).parents[2]
 ESCAPES = (
@@ -410,7 +412,61 @@ print(json.__file__.startswith(sys.base_prefix), os.environ.get("FROM_ENV_FILE")
     assert not (tmp_path / "ran").exists()
     command = json.loads((job.run_dir / "command.json").read_text())
     assert command["argv"] == [find_uv_bin(), "run", "--python", sys.executable, str(job.run_dir / "sft_text.py")]
-    assert set(command["unset"]) == set(UNSET)
+    assert set(command["unset"]) == unset(os.environ)
+
+
+@pytest.mark.parametrize(
+    "by", ["uv.toml", "pyproject.toml", "the user's uv.toml", "UV_DEFAULT_INDEX", "UV_CONFIG_FILE"]
+)
+def test_no_folder_and_no_variable_decides_where_packages_come_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """A real uv with a real uv.toml above: its index, which holds another package of that name, is not asked."""
+    index = tmp_path / "index"
+    index.mkdir()
+    _wheel(index)
+    said = f"no-index = true\nfind-links = [{str(index)!r}]\n"
+    above = tmp_path / "above"
+    monkeypatch.setenv("LAUNCH_HOME", str(above / "home"))
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
+    above.mkdir()
+    config = above / "uv.toml"
+    if by == "uv.toml":
+        config.write_text(said)
+    elif by == "pyproject.toml":
+        (above / by).write_text("[tool.uv]\n" + said)
+    elif by == "the user's uv.toml":
+        (tmp_path / "config" / "uv").mkdir(parents=True)
+        (tmp_path / "config" / "uv" / "uv.toml").write_text(said)
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    elif by == "UV_CONFIG_FILE":
+        (tmp_path / "other.toml").write_text(said)
+        monkeypatch.setenv("UV_CONFIG_FILE", str(tmp_path / "other.toml"))
+    else:
+        monkeypatch.setenv("UV_FIND_LINKS", str(index))
+        monkeypatch.setenv("UV_NO_INDEX", "1")
+    monkeypatch.setenv("UV_OFFLINE", "1")  # nothing but what was planted could be found
+    script = replace(request(""), script=HEADER.replace("[]", '["planted-package"]') + "import planted_package\n")
+    backend = LocalBackend()
+    job = backend.submit(script)
+    lines = list(backend.logs(job.id, follow=True))
+    assert "PLANTED" not in lines
+    assert backend.inspect(job.id).stage == "ERROR"
+    assert any("planted-package" in line for line in lines), lines
+    # What is given for the run is its own.
+    named = {"UV_FIND_LINKS": str(index), "UV_NO_INDEX": "1"}
+    job = backend.submit(replace(script, env=named))
+    assert list(backend.logs(job.id, follow=True))[-1] == "PLANTED"
+
+
+def _wheel(index: Path) -> None:
+    """The smallest package that says it was imported."""
+    info = "planted_package-1.0.dist-info"
+    with zipfile.ZipFile(index / "planted_package-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("planted_package.py", "print('PLANTED')\n")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: planted-package\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
 
 
 def test_a_local_run_starts_the_pinned_script_and_nothing_else(tmp_path: Path) -> None:

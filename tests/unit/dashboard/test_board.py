@@ -95,6 +95,7 @@ def test_the_server_gets_no_account_and_no_place_to_send_to(tmp_path: Path) -> N
     given = {
         "HF_TOKEN": "hf_x", "HUGGING_FACE_HUB_TOKEN": "hf_x", "TRACKIO_SPACE_ID": "me/x", "TRACKIO_SERVER_URL": "http://x",
         "TRACKIO_WEBHOOK_URL": "http://x", "GRADIO_SHARE": "true", "GRADIO_SERVER_NAME": "0.0.0.0", "SYSTEM": "spaces",
+        "UV_INDEX_URL": "http://x", "PIP_INDEX_URL": "http://x",
         "SPACE_ID": "me/x", "PYTHONPATH": "/x", "TRACKIO_DIR": "/mine", "HF_HOME": "/home", "PATH": os.defpath,
         "GRADIO_ANALYTICS_ENABLED": "True",
     }  # fmt: skip
@@ -107,4 +108,5 @@ def test_the_server_gets_no_account_and_no_place_to_send_to(tmp_path: Path) -> N
     assert (found["GRADIO_ANALYTICS_ENABLED"], found["HF_HUB_OFFLINE"]) == ("False", "1")
     gone = set(given) - {"TRACKIO_DIR", "HF_HOME", "PATH", "GRADIO_ANALYTICS_ENABLED"}
     assert not gone & set(found)
-    assert set(local.UNSET).isdisjoint(found)
+    assert local.unset({}).isdisjoint(found)
+    assert found["UV_NO_CONFIG"] == "1"
