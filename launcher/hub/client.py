@@ -15,13 +15,13 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher import __version__
+from launcher.errors import LauncherError
+from launcher.hub.endpoint import require_endpoint
 from launcher.hub.errors import LONGEST_ASKED_S, asked_wait, may_have_worked, may_pass, translate
 
 if TYPE_CHECKING:
     import httpx2
     from huggingface_hub import HfApi
-
-    from launcher.errors import LauncherError
 
 TIMEOUT_S = 60.0
 """Seconds until a request is given up; the client alone would wait for ever."""
@@ -58,7 +58,11 @@ class Hub:
 
     @cached_property
     def api(self) -> HfApi:
-        """The client, of the endpoint that is set now and not when the package was imported."""
+        """The client, of the endpoint that is set now and not when the package was imported.
+
+        Raises `RefusedError` for one that the token would be sent to in clear.
+        """
+        require_endpoint()
         api: HfApi = library().HfApi(
             endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="launch", library_version=__version__
         )
@@ -87,11 +91,10 @@ def library() -> Any:
     from huggingface_hub.utils._http import default_client_factory
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
+    from launcher.hub import session
+
     def make_client() -> Any:
-        client = default_client_factory()
-        client.timeout = TIMEOUT_S
-        client.event_hooks["response"].append(_bound_wait)
-        return client
+        return session.make(default_client_factory(), TIMEOUT_S, _bound_wait)
 
     huggingface_hub.set_client_factory(make_client)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -128,7 +131,7 @@ def told(action: str, what: str = "") -> Iterator[None]:
         yield
     except Exception as error:
         known = _translated(error, action, what)
-        if known is None:
+        if known is None or known is error:
             raise
         raise known from error
 
@@ -153,7 +156,7 @@ def persist(
             return call()
         except Exception as error:
             known = _translated(error, action, what)
-            if known is None:
+            if known is None or known is error:
                 raise
             if not may_pass(error):
                 raise known from error
@@ -168,5 +171,13 @@ def persist(
 
 
 def _translated(error: Exception, action: str, what: str = "") -> LauncherError | None:
-    """What a user is told of an error of the client; none for a bug."""
+    """What a user is told of an error of the client; none for a bug.
+
+    Where this launcher itself refused to send something, the client may have made another error of it.
+    """
+    cause: BaseException | None = error
+    while cause:
+        if isinstance(cause, LauncherError):
+            return cause
+        cause = cause.__cause__
     return translate(error, action, what=what, secrets=(read_token() or "",))

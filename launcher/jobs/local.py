@@ -21,6 +21,7 @@ from launcher import home
 from launcher.errors import RefusedError, RequestError, ServiceError
 from launcher.hub import access
 from launcher.hub.client import Hub
+from launcher.hub.endpoint import require_endpoint
 from launcher.jobs import folder, supervise
 from launcher.jobs.base import Job, JobRequest, Left, now, require_hidden, secret_values
 from launcher.jobs.folder import COMMAND, NOTES, PLAN, REQUEST, STATUS, Run
@@ -75,6 +76,7 @@ class LocalBackend:
                 "runs on this machine need Linux or macOS.", "Leave --local out to run on Jobs, or use WSL."
             )
         find_uv()
+        require_endpoint(os.environ | request.env)
         _check_paths(request)
         require_hidden(request, secret_values(request.secrets))
         for place in (home.data(), Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache")):
