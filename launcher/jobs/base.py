@@ -17,6 +17,7 @@ from typing import Any, Protocol, Self
 from launcher.errors import RefusedError, RequestError, ServiceError
 from launcher.hub.client import read_token
 from launcher.plan.record import AnyPlan
+from launcher.spec import path_of
 from launcher.text import SHORTEST
 
 # The service's words. A stage that is in neither set is one that this launcher does not know.
@@ -70,7 +71,7 @@ class JobRequest:
         if self.artifacts:
             return ()
         named = (value for flag, value in pairwise(self.script_args) if flag == DATASET_FLAG)
-        return tuple(value for value in dict.fromkeys(named) if Path(value).is_file())
+        return tuple(value for value in dict.fromkeys(named) if (path := path_of(value)) and path.is_file())
 
     def arguments(self, sent: Mapping[str, str]) -> list[str]:
         """The arguments with each of the `files` under the path that the script finds it at."""

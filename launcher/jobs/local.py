@@ -25,6 +25,7 @@ from launcher.hub.endpoint import require_endpoint
 from launcher.jobs import folder, supervise
 from launcher.jobs.base import Job, JobRequest, Left, now, require_hidden, secret_values
 from launcher.jobs.folder import COMMAND, NOTES, PLAN, REQUEST, STATUS, Run
+from launcher.spec import path_of
 from launcher.text import safe
 
 NEEDED_GB = 5
@@ -256,7 +257,7 @@ def _check_paths(request: JobRequest) -> None:
     if request.plan.task == "sft":
         named["dataset"] = request.plan.decisions.dataset.value
     for option, name in named.items():
-        if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().exists():
+        if (path := path_of(name)) and not path.exists():
             raise RequestError(f"--{option} {name}: there is no such file or folder.", "Give a path that exists.")
 
 

@@ -26,7 +26,7 @@ from launcher.plan.record import AnyPlan
 from launcher.runs import arguments, record, trust, why
 from launcher.runs.find import fetch
 from launcher.runs.record import Kept, recorded, with_args
-from launcher.spec import DATA_SUFFIXES, RepoName, require_apart
+from launcher.spec import DATA_SUFFIXES, RepoName, path_of, require_apart
 from launcher.text import mask
 
 _OF_ONE_JOB = ("request", "artifacts", "resumes")
@@ -314,7 +314,9 @@ def _with_data(request: JobRequest, files: Mapping[str, str]) -> JobRequest:
     if not named:
         return request
     planned = request.plan.decisions.dataset.value
-    path = Path(named).expanduser()
+    path = path_of(named)
+    if path is None:
+        return request
     if named.startswith(f"{ARTIFACTS_MOUNT}/") and not path.exists():
         path = Path(planned).expanduser()
         args = arguments.changed(request.plan, request.script_args, {"dataset": str(path.absolute())})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import NoReturn
 
 from pydantic import ValidationError
@@ -22,7 +21,7 @@ from launcher.jobs.base import ARTIFACTS_MOUNT, JobRequest
 from launcher.plan.record import Decision, Plan
 from launcher.runs import arguments, record
 from launcher.runs.record import Kept, is_rendered, with_args
-from launcher.spec import REPO_ID, RunSpec
+from launcher.spec import REPO_ID, RunSpec, path_of
 from launcher.text import mask
 
 LEARNED = frozenset({
@@ -230,8 +229,8 @@ def _refuse_code(kept: Kept, plan: Plan) -> NoReturn:
 def _require_data(kept: Kept, plan: Plan) -> None:
     """Refuse a file of this machine that the run did not read: a record could name any, and publish what is in it."""
     dataset = plan.decisions.dataset.value
-    path = Path(dataset).expanduser()
-    if not path.exists():
+    path = path_of(dataset)
+    if path is None or not path.exists():
         return
     if path.is_dir() or record.recorded(kept.record.inputs, dataset) is None:
         raise RefusedError(

@@ -592,3 +592,40 @@ def test_arguments_change_the_plan_as_they_change_the_script() -> None:
     for wrong in (["--max-steps", "many"], ["--max-steps"]):
         with pytest.raises(RequestError, match=r"max.steps"):
             records.with_args(plan, wrong)
+
+
+# ---- What lies in the folder one stands in ---------------------------------------------------------------------------
+
+
+def test_nothing_here_is_sent_for_being_called_like_an_option(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Printed
+) -> None:
+    """Files and folders of this name: an output repo, a model, a dataset and a run stay what they are."""
+    (tmp_path / "my-model").write_text("a private file")
+    (tmp_path / "my-run").write_text("a private file")
+    (tmp_path / "HuggingFaceTB/SmolLM2-135M-Instruct").mkdir(parents=True)
+    (tmp_path / "trl-lib").mkdir()
+    (tmp_path / "trl-lib/Capybara").write_text("a private file")
+    (tmp_path / "smollm2-135m").mkdir()
+    for model in ("smollm2-135m", MODEL):
+        asked = (*ASKED[2:], "--model", model, "--dataset", "trl-lib/Capybara", "--run-name", "my-run")
+        assert launch(monkeypatch, *asked, "--detach", "-q") == 0
+    assert launch(monkeypatch, *ASKED, "--model", MODEL, "--dataset", "trl-lib/Capybara", "--detach") == 0
+    assert "is the Hub's: the one that lies here is ./trl-lib/Capybara" in " ".join(capsys.readouterr().err.split())
+    assert again(monkeypatch, next(iter(hub.jobs)), "--output-repo", "my-model") == 0
+    *firsts, last = hub.jobs.values()
+    assert [job.spec["command"][3:] for job in firsts] == [[]] * 3
+    assert last.spec["command"][3:] == ["--output-repo", "my-model"]
+    names = {Path(path).name for path in hub.buckets["tester/jobs-artifacts"].files}
+    assert names == {"sft_text.py", "plan.json"}
+
+
+def test_a_dataset_of_a_folders_name_is_the_hubs(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hub.add_repo("tester/squad", type="dataset")
+    (tmp_path / "tester/squad").mkdir(parents=True)
+    asked = api.plan(model="smollm2-135m", dataset="tester/squad", local=True, max_steps=1)
+    assert api.request_of(asked).script_args[:1] != ("--dataset",)
+    with pytest.raises(RequestError, match="folder on this machine"):
+        api.request_of(api.plan(model="smollm2-135m", dataset="./tester/squad", max_steps=1, flavor="a10g-small"))
+    here = api.request_of(api.plan(model="smollm2-135m", dataset="./tester/squad", max_steps=1, local=True))
+    assert here.script_args[:2] == ("--dataset", str(tmp_path / "tester/squad"))
