@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Killed and gone on with, and out of memory, on a GPU: text (4 bits, packed) and vision, through the rendered scripts.
+# Killed and gone on with, out of memory, stalled, and at a rate that makes NaN, on a GPU: text (4 bits, packed) and
+# vision, through the rendered scripts.
 #   bash bench/gpu_faults.sh OUT [PART...]     needs bench/gpu_setup.sh's archive unpacked in /tmp/site; about 6 minutes
-# Parts, all unless some are named: text vision (killed and gone on with), text-memory vision-memory (out of memory).
+# Parts, all unless some are named: text vision (killed and gone on with), text-memory vision-memory (out of memory),
+# stall nan (text).
 # Prints for each kind: the lines that decide, how far the adapter of the run that was killed is from an uninterrupted
 # one's beside how far two uninterrupted ones are from each other, and what became of a run with too little memory for
 # its batch.
 set -uo pipefail
 out=$(realpath -m "${1:?usage: gpu_faults.sh OUT [PART...]}")
 parts=("${@:2}")
-[ ${#parts[@]} -gt 0 ] || parts=(text vision text-memory vision-memory)
+[ ${#parts[@]} -gt 0 ] || parts=(text vision text-memory vision-memory stall nan)
 export PYTHONPATH=/tmp/site PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 root=/tmp/faults
 lines='^(step |eval step|checkpoint|resumed|out of memory|deadline|RESULT|error)|Error'
@@ -19,6 +21,20 @@ cat > "$root/cap/sitecustomize.py" <<'PY'
 import os, torch
 total = torch.cuda.get_device_properties(0).total_memory / 2**30
 torch.cuda.set_per_process_memory_fraction(float(os.environ["CAP_GIB"]) / total)
+PY
+# A kernel that never ends, in the fourth backward pass: by then, the clock says, it has gone on for 17 minutes.
+mkdir -p "$root/stall-here"
+cat > "$root/stall-here/sitecustomize.py" <<'PY'
+import time, torch
+clock, passed, calls, backward = time.monotonic, [0.0], [0], torch.Tensor.backward
+time.monotonic = lambda: clock() + passed[0]
+def stalling(self, *rest, **more):
+    calls[0] += 1
+    if calls[0] == 4:
+        torch.cuda._sleep(2**62)
+        passed[0] = 1020.0
+    return backward(self, *rest, **more)
+torch.Tensor.backward = stalling
 PY
 cat > "$root/compare.py" <<'PY'
 import sys
@@ -98,9 +114,26 @@ small_card() { # KIND SCRIPT FLAGS...
   } > "$out/$kind-memory.txt" 2>&1
 }
 
+wrong() { # PART FLAGS...: a text run that goes wrong, and its next attempt
+  local part=$1 where=$root/text
+  shift
+  local common=(--model "$where/model" --dataset "$where/rows" --eval-rows 0 --logging-steps 1 --trackio-project ""
+    --load-in 4bit --packing --max-length 1024 --batch-size 8 --checkpoint-minutes 0.001 --max-steps 8
+    --output-dir "$root/$part")
+  PYTHONPATH=$root/$part-here:$PYTHONPATH run "$part-first" job_scripts/sft_text.py "${common[@]}" "$@"
+  echo "status $?" >> "$out/$part-first.log"
+  [ "$part" = nan ] || run "$part-again" job_scripts/sft_text.py "${common[@]}" "$@"
+  {
+    for log in "$out/$part"-*.log; do
+      echo "---- $(basename "$log" .log)"
+      grep -E "$lines|^status|in stalling|in backward" "$log"
+    done
+  } > "$out/$part.txt" 2>&1
+}
+
 for kind in text:qwen3 vision:qwen3-vl; do
   where=$root/${kind%:*}
-  [[ " ${parts[*]} " == *" ${kind%:*}"* ]] || continue
+  [[ " ${parts[*]} " == *" ${kind%:*}"* || ${kind%:*} = text ]] || continue
   [ -d "$where/model" ] || python3 bench/family_models.py "${kind#*:}" "$where/model" > "$out/${kind%:*}-model.log" 2>&1 &
   [ -d "$where/rows" ] || PYTHONPATH=$PWD/bench:/tmp/site python3 -c \
     "import family_models, pathlib; family_models.write_${kind%:*}_rows(pathlib.Path('$where/rows'))" &
@@ -113,7 +146,9 @@ for part in "${parts[@]}"; do
     vision) interrupted vision job_scripts/sft_vlm.py --load-in 4bit --max-length 1024 --batch-size 8 --gradient-accumulation 1 & ;;
     text-memory) small_card text job_scripts/sft_text.py --load-in 4bit --no-packing --max-length 2048 & ;;
     vision-memory) small_card vision job_scripts/sft_vlm.py --load-in 4bit --max-length 2048 --image-size 448 --no-streaming & ;;
-    *) echo "unknown part '$part': choose text, vision, text-memory or vision-memory" >&2 && exit 2 ;;
+    stall) wrong stall & ;;
+    nan) wrong nan --learning-rate 4e9 & ;;
+    *) echo "unknown part '$part': choose text, vision, text-memory, vision-memory, stall or nan" >&2 && exit 2 ;;
   esac
 done
 wait

@@ -37,6 +37,7 @@ printed is `RESULT {json}`.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import gc
 import hashlib
 import itertools
@@ -63,7 +64,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from email.utils import parsedate_to_datetime
-from fnmatch import fnmatch
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -211,10 +211,10 @@ class Export:
             "pushed": bool(made) and all(copy.repo for copy in made),
             "exports": [asdict(copy) for copy in self.copies],
         }
-        print("RESULT " + json.dumps(finite(result), allow_nan=False), flush=True)
+        tell("RESULT " + json.dumps(finite(result), allow_nan=False))
         error = failed_copies(self.copies, str(options.adapter), options.merged_repo)
         if error:
-            print(f"error: {error.paragraph}", file=sys.stderr, flush=True)
+            error.tell()
         return error.status if error else 0
 
 
@@ -241,6 +241,8 @@ def check(options: Options) -> Found:
         require_convertible(base.name, base.config, base.sees, llama_cpp)
     beside = bool(options.adapter) and Path(str(options.adapter)).is_dir() and not options.output_dir
     output_dir = Path(str(options.adapter)) if beside else output_folder(options)
+    if not beside and create:
+        claim(options)
     whole_bytes = model_bytes(base.whole, base.whole_revision, base.config)
     parts = copy_bytes(asked_copies(options.merge, options.gguf), whole_bytes)
     if base.whole != base.name and not Path(base.whole).is_dir():
@@ -415,6 +417,10 @@ def given(options: Options, name: str) -> Any:
 # Lines for whoever follows the run, and errors that say what to do next.
 
 
+# Given by whoever started this, and known to no row: a line that ends with it is the script's own.
+MARK = f" #{os.environ['LAUNCH_MARK']}" if os.environ.get("LAUNCH_MARK") else ""
+
+
 class UserError(Exception):
     """What is wrong and what to do next: shown as one paragraph, without a traceback."""
 
@@ -422,19 +428,35 @@ class UserError(Exception):
         super().__init__(message, hint, status)
         self.paragraph, self.status = f"{message} {hint}".strip(), status
 
+    def tell(self) -> None:
+        tell(f"error: {self.paragraph}", sys.stderr)
+
+
+def tell(line: str, stream: Any = None) -> None:
+    """Say one line, whatever it quotes, to whoever follows the run."""
+    print(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", line) + MARK, file=stream, flush=True)
+
+
+def heard(line: str) -> str | None:
+    """What such a line says; none for any other."""
+    return line.removesuffix(MARK) if line.endswith(MARK) else None
+
 
 def phase(name: str) -> None:
-    print(f"== {name}", flush=True)
+    tell(f"== {name}")
 
 
 def note(text: str) -> None:
+    """Say what is for people only."""
     print(text, flush=True)
 
 
 def reason(error: BaseException) -> str:
     """The first line of what a library says, which often goes on for pages."""
     said = error.args[0] if isinstance(error, UserError) else str(error)
-    return next((line.strip(" .") for line in said.splitlines() if line.strip()), type(error).__name__)
+    # The Hub's client begins with the number of its request.
+    lines = [line.strip(" .") for line in said.splitlines() if line.strip() and not line.startswith("(Request ID")]
+    return lines[0] if lines else type(error).__name__
 
 
 def finite(value: Any) -> Any:
@@ -547,6 +569,7 @@ def device_name() -> str:
 STARTED = float(os.environ.get("LAUNCH_STARTED") or time.monotonic())
 # Seconds between SIGTERM and the end, within which the work is saved.
 GRACE_S = 25.0
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 # Of the time that is left, what the script's own end takes: its RESULT, Python's exit.
 LAST_S = 5.0
 
@@ -571,7 +594,8 @@ def deadline(timeout_s: float, folder: Path) -> float:
         noted = folder / f"began-{hashlib.sha256(job.encode()).hexdigest()[:12]}"
         if not noted.exists():
             noted.write_text(str(began), encoding="utf-8")
-        began = min(began, float(noted.read_text(encoding="utf-8") or began))
+        with suppress(ValueError):
+            began = min(began, float(noted.read_text(encoding="utf-8")))
     return now + timeout_s - (today - began)
 
 
@@ -594,7 +618,7 @@ class Clock:
         os.set_blocking(told, False)
         # It is written to although the main thread is deep in a library, where no handler of Python's is called.
         signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             signal.signal(number, self.on_signal)
         # What ends a child is not meant for this process.
         os.register_at_fork(after_in_child=self.forget)
@@ -602,7 +626,7 @@ class Clock:
 
     def forget(self) -> None:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -632,7 +656,7 @@ class Clock:
 
     def watch(self, heard: int) -> None:
         while True:
-            if select.select([heard], [], [], 0.5)[0] and {signal.SIGTERM, signal.SIGINT} & {*os.read(heard, 512)}:
+            if select.select([heard], [], [], 0.5)[0] and SIGNALS & {*os.read(heard, 512)}:
                 self.signalled = self.signalled or time.monotonic()
             if self.left_s() < self.last_s or (self.at_once and self.signalled):
                 with self.lock:
@@ -651,6 +675,24 @@ class Clock:
 CLOCK = Clock()
 
 
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """End with one line and a status, and without a traceback, where a user can do something about it."""
+    for stream in (sys.stdout, sys.stderr):
+        # A row is shown, as far as may be, on a terminal that knows ASCII only.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        yield
+    except UserError as problem:
+        CLOCK.last_words = None
+        problem.tell()
+        sys.exit(problem.status)
+    except KeyboardInterrupt:
+        CLOCK.last_words = None
+        tell("error: interrupted.", sys.stderr)
+        sys.exit(130)
+
+
 # ---- Push ------------------------------------------------------------------------------------------------------------
 # The push: known to be possible before the training, verified file by file, and kept with a command where it fails.
 
@@ -658,8 +700,6 @@ CLOCK = Clock()
 Answer = TypeVar("Answer")
 # The model is kept anyway, and a GPU costs money while it waits: eight attempts last a few minutes.
 ATTEMPTS, LONGEST_WAIT_S, LONGEST_WAITS_S = 8, 60.0, 900.0
-# What of an output folder is not the adapter's: checkpoints, what is hidden, copies, what Ollama reads beside these.
-NOT_ADAPTERS = ("checkpoints/*", ".*", "*/.*", "merged/*", "*.gguf", "Modelfile", "params", "template")
 
 
 def open_repo(name: str, private: bool, create: bool = True) -> str:
@@ -674,7 +714,6 @@ def open_repo(name: str, private: bool, create: bool = True) -> str:
     try:
         me = persist("asking who this token belongs to", api.whoami)
         name = name if "/" in name else f"{me['name']}/{name}"
-        check_token(me, name)
         try:
             found = persist(f"looking up {name}", lambda: api.model_info(name))
         except RepositoryNotFoundError:
@@ -693,47 +732,18 @@ def open_repo(name: str, private: bool, create: bool = True) -> str:
     except Exception as error:
         hint = "Check the name, the token and the network, or leave --output-repo away."
         raise UserError(f"{name} can't be written to ({reason(error)}).", hint, status=3) from error
-    # Found now, since the Hub may not answer when it is needed.
-    if "LAUNCH_ARTIFACTS" not in os.environ:
-        os.environ["LAUNCH_ARTIFACTS"] = find_artifacts(me)
     return name
 
 
-def check_token(me: dict[str, Any], repo: str) -> None:
-    """Refuse where what the Hub says of the token (`/api/whoami-v2`) rules out writing to the repo."""
-    owner, token = repo.split("/")[0], me.get("auth", {}).get("accessToken", {})
-    roles = {org["name"]: org.get("roleInOrg") for org in me.get("orgs", [])}
-    scopes = token.get("fineGrained", {}).get("scoped", [])
-    granted = {
-        permission
-        for scope in scopes
-        if scope.get("entity", {}).get("name") in (owner, repo)
-        for permission in scope.get("permissions", [])
-    }
-    if token.get("role") == "read":
-        problem = "the Hugging Face token may only read"
-    elif owner != me["name"] and owner not in roles:
-        problem = f"{me['name']} is not a member of {owner}"
-    elif roles.get(owner) == "read":
-        problem = f"{me['name']} may only read in {owner}"
-    elif token.get("role") == "fineGrained" and "repo.write" not in granted:
-        problem = f"the fine-grained token may not write to repos of {owner}"
-    else:
-        return
-    hint = "Make a token that may, at https://huggingface.co/settings/tokens, or choose another --output-repo."
-    raise UserError(f"{repo} can't be written to: {problem}.", hint, status=3)
+def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str] = ()) -> str:
+    """Upload these files of the folder in one commit, and again until the Hub holds each as it is here; its address.
 
-
-def push(folder: Path, repo: str, paths: Collection[str] = (), stale: Collection[str] = ()) -> str:
-    """Upload the folder in one commit, and again until the Hub holds every file as it is here; the repo's address.
-
-    `paths` are the files to upload, instead of all that belong to the adapter; `stale` are those to delete with it.
+    Files that are `stale` in the repo are deleted with it.
     Raises `UserError` with the command that brings the model to the repo later: it stays in the folder.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    api, folder = HfApi(), Path(folder)
-    files = sorted(paths) or pushed_files(folder)
+    api, folder, files = HfApi(), Path(folder), sorted({*paths})
 
     def attempt() -> None:
         # What the Hub holds already is left out of the commit, so that a lost answer makes no second one, which
@@ -753,12 +763,6 @@ def push(folder: Path, repo: str, paths: Collection[str] = (), stale: Collection
         raise UserError(f"the push to {repo} failed ({reason(error)}).", rescue(folder, repo)) from error
     note(f"pushed to {repo}, and every file is there as it is here: {', '.join(files)}")
     return f"{api.endpoint}/{repo}"
-
-
-def pushed_files(folder: Path) -> list[str]:
-    """What of the folder belongs to the adapter, as paths with `/`."""
-    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return [path for path in paths if not any(fnmatch(path, pattern) for pattern in NOT_ADAPTERS)]
 
 
 def persist(what: str, act: Callable[[], Answer]) -> Answer:
@@ -813,22 +817,6 @@ def rescue(folder: Path, repo: str) -> str:
         return f"The model is kept in {inside}/ of the Job's bucket; this names it: hf jobs inspect {job}"
     fetch = f"hf buckets sync {shlex.quote(f'{bucket}/{inside}')} {name}"
     return f"The model is kept in the Job's bucket; this fetches and pushes it: {fetch} && {upload} {name} ."
-
-
-def find_artifacts(me: dict[str, Any]) -> str:
-    """The address of the bucket's folder that a Job has at /data; empty where it can't be known."""
-    from huggingface_hub import HfApi
-
-    for owner in (me["name"], *(org["name"] for org in me.get("orgs", []))):
-        try:
-            job = HfApi().inspect_job(job_id=os.environ["JOB_ID"], namespace=owner)
-            [volume] = [volume for volume in job.volumes or [] if volume.mount_path == "/data"]
-        # Elsewhere than in a Job, in another's namespace, with a token that may not look.
-        except Exception:
-            continue
-        if volume.type == "bucket":
-            return "/".join(("hf://buckets", volume.source, *filter(None, [volume.path])))
-    return ""
 
 
 # ---- Adapter ---------------------------------------------------------------------------------------------------------
@@ -967,6 +955,10 @@ def fetch_model(name: str, revision: str | None) -> Path:
 # Where things lie: the Job's volume, the output, the disk, and what is a repo on the Hub.
 
 
+# In a folder that is a run's own, and locked while one works in it.
+OWN = ".launch"
+# Seconds between two signs of life on a volume, where nothing can be locked.
+ALIVE_S = 50.0
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
@@ -988,6 +980,74 @@ def output_folder(args: Any) -> Path:
     if args.output_dir:
         return Path(args.output_dir)
     return place / "output" if place else Path("outputs", args.run_name)
+
+
+def claim(args: Any) -> None:
+    """Make the output folder this run's own, until the process ends.
+
+    Raises `UserError` of status 2 where it holds what no run made: there nothing is replaced, deleted or pushed; of
+    status 3 where another run works in it, or it can't be written to.
+    """
+    folder = output_folder(args)
+    if str(folder.resolve()) == os.environ.get("LAUNCH_HOLDS"):
+        # By what started this process, or what it was before it began again.
+        return
+    try:
+        own = is_jobs_own(args) or any((folder / name).is_file() for name in (OWN, "checkpoints/attempt"))
+        if not own and folder.exists() and any(folder.iterdir()):
+            hint = "Give --output-dir another one, or an empty one."
+            raise UserError(f"the output folder {folder} is not empty, and no run made it.", hint, status=2)
+        folder.mkdir(parents=True, exist_ok=True)
+        if is_jobs_own(args):
+            show_life(folder.with_name("alive"))
+        else:
+            lock(folder / OWN)
+    except OSError as error:
+        hint = "Make room, or give --output-dir another folder."
+        raise UserError(f"the output folder {folder} can't be used ({reason(error)}).", hint, status=3) from error
+    os.environ["LAUNCH_HOLDS"] = str(folder.resolve())
+
+
+def lock(path: Path) -> None:
+    """Hold the file until this process ends, however it ends; it may begin again in its own place."""
+    file = os.open(path, os.O_CREAT | os.O_RDWR)
+    os.set_inheritable(file, True)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        hint = "Wait for its end, or give --output-dir another folder."
+        raise UserError(f"another run works in {path.parent}.", hint, status=3) from error
+    except OSError:
+        note(f"{path.parent} can't be locked: start no second run in it")
+
+
+def show_life(path: Path) -> None:
+    """Refuse where another Job writes its sign of life into that file, and write this one's from now on."""
+    job = os.environ.get("JOB_ID", "")
+
+    def read() -> tuple[str, float]:
+        try:
+            other, moment = path.read_text(encoding="utf-8").split()
+            return other, float(moment)
+        except (OSError, ValueError):
+            return job, 0.0
+
+    def write() -> None:
+        while True:
+            try:
+                path.write_text(f"{job} {time.time()}", encoding="utf-8")
+            except OSError as error:
+                note(f"{path} can't be written ({reason(error)})")
+            time.sleep(ALIVE_S)
+
+    before, waited_s = read(), 0.0
+    while before[0] != job and time.time() - before[1] < 3 * ALIVE_S and waited_s < 3 * ALIVE_S:
+        time.sleep(ALIVE_S / 10)
+        waited_s += ALIVE_S / 10
+        if read()[1] > before[1]:
+            hint = f"`launch wait {before[0]}` follows it, `launch cancel {before[0]}` stops it."
+            raise UserError(f"Job {before[0]} works on this run.", hint, status=3)
+    threading.Thread(target=write, daemon=True).start()
 
 
 def is_hub_id(name: str) -> bool:
@@ -1708,6 +1768,8 @@ ABOVE_0 = ("max_steps", "num_train_epochs", "batch_size", "gradient_accumulation
            "eval_steps", "lora_r", "lora_alpha")  # fmt: skip
 FROM_0 = ("eval_rows", "weight_decay", "seed", "sample_rows", "checkpoint_minutes", "timeout_s")
 SHARES = ("warmup_ratio", "lora_dropout")
+# More fits neither a seed of NumPy's nor a clock.
+LARGEST = 2**32
 AT_LEAST = {"image_size": (28, "pixels"), "max_length": (16, "tokens")}
 
 
@@ -1764,6 +1826,8 @@ def check_options(args: Any) -> None:
     held = vars(args)
     for name in held.keys() & {*ABOVE_0, *FROM_0, *SHARES, *AT_LEAST}:
         value = held[name]
+        if value is not None and value >= LARGEST:
+            refuse(args, name, f"should be below {LARGEST:,}")
         if name in ABOVE_0 and value is not None and not 0 < value < math.inf:
             refuse(args, name, "should be above 0")
         if name in FROM_0 and not 0 <= value < math.inf:
@@ -2420,9 +2484,6 @@ def learned_from(adapter: Path) -> tuple[list[str], dict[str, str]]:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_told():
         told = "Merged copies and GGUF files of a LoRA adapter's model."
         sys.exit(main(settle(read_options(Options, sys.argv[1:], told))))
-    except UserError as problem:
-        print(f"error: {problem.paragraph}", file=sys.stderr, flush=True)
-        sys.exit(problem.status)

@@ -40,6 +40,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import fcntl
 import gc
 import hashlib
 import itertools
@@ -60,10 +61,9 @@ import threading
 import time
 import types
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from email.utils import parsedate_to_datetime
-from fnmatch import fnmatch
 from functools import partial
 from importlib.metadata import version
 from itertools import groupby, islice, pairwise
@@ -246,7 +246,7 @@ def main(args: Options) -> Run | None:
         model.peft_config["default"].revision = args.revision
         settings = generation_of(model.generation_config, recommended(args, PLANNED), encoder.stop)
         model.get_base_model().generation_config = settings
-        save(run.output_dir, model, tokenizer, settings)
+        run.saved = save(run.output_dir, model, tokenizer, settings)
         note(f"saved in {run.output_dir}")
     guard.look_after(answers, evaluates=eval_data is not None)
     held_out = None if eval_data is None or args.streaming else len(eval_data)
@@ -263,6 +263,10 @@ def main(args: Options) -> Run | None:
 # Lines for whoever follows the run, and errors that say what to do next.
 
 
+# Given by whoever started this, and known to no row: a line that ends with it is the script's own.
+MARK = f" #{os.environ['LAUNCH_MARK']}" if os.environ.get("LAUNCH_MARK") else ""
+
+
 class UserError(Exception):
     """What is wrong and what to do next: shown as one paragraph, without a traceback."""
 
@@ -270,19 +274,35 @@ class UserError(Exception):
         super().__init__(message, hint, status)
         self.paragraph, self.status = f"{message} {hint}".strip(), status
 
+    def tell(self) -> None:
+        tell(f"error: {self.paragraph}", sys.stderr)
+
+
+def tell(line: str, stream: Any = None) -> None:
+    """Say one line, whatever it quotes, to whoever follows the run."""
+    print(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", line) + MARK, file=stream, flush=True)
+
+
+def heard(line: str) -> str | None:
+    """What such a line says; none for any other."""
+    return line.removesuffix(MARK) if line.endswith(MARK) else None
+
 
 def phase(name: str) -> None:
-    print(f"== {name}", flush=True)
+    tell(f"== {name}")
 
 
 def note(text: str) -> None:
+    """Say what is for people only."""
     print(text, flush=True)
 
 
 def reason(error: BaseException) -> str:
     """The first line of what a library says, which often goes on for pages."""
     said = error.args[0] if isinstance(error, UserError) else str(error)
-    return next((line.strip(" .") for line in said.splitlines() if line.strip()), type(error).__name__)
+    # The Hub's client begins with the number of its request.
+    lines = [line.strip(" .") for line in said.splitlines() if line.strip() and not line.startswith("(Request ID")]
+    return lines[0] if lines else type(error).__name__
 
 
 def finite(value: Any) -> Any:
@@ -416,6 +436,9 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, columns: list[str], args: Any) -> None:
         self.tokenizer, self.shape, self.args = tokenizer, find_shape(columns, TEXT_SHAPES), args
+        if tokenizer.eos_token_id is None:
+            hint = "Set eos_token in its tokenizer_config.json, or use the instruct model."
+            raise UserError(f"the tokenizer of {args.model} has no token that ends a text.", hint)
         self.chat, self.stop, self.fold = self.shape != ("text",), int(tokenizer.eos_token_id), False
         self.mask: Callable[[dict[str, Any]], dict[str, Any]] | None = None
         if self.chat and not tokenizer.chat_template:
@@ -495,6 +518,7 @@ def answer(model: Any, tokenizer: Any, messages: list[Message], stop: int, lengt
 STARTED = float(os.environ.get("LAUNCH_STARTED") or time.monotonic())
 # Seconds between SIGTERM and the end, within which the work is saved.
 GRACE_S = 25.0
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 # Of the time that is left, what the script's own end takes: its RESULT, Python's exit.
 LAST_S = 5.0
 
@@ -519,7 +543,8 @@ def deadline(timeout_s: float, folder: Path) -> float:
         noted = folder / f"began-{hashlib.sha256(job.encode()).hexdigest()[:12]}"
         if not noted.exists():
             noted.write_text(str(began), encoding="utf-8")
-        began = min(began, float(noted.read_text(encoding="utf-8") or began))
+        with suppress(ValueError):
+            began = min(began, float(noted.read_text(encoding="utf-8")))
     return now + timeout_s - (today - began)
 
 
@@ -542,7 +567,7 @@ class Clock:
         os.set_blocking(told, False)
         # It is written to although the main thread is deep in a library, where no handler of Python's is called.
         signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             signal.signal(number, self.on_signal)
         # What ends a child is not meant for this process.
         os.register_at_fork(after_in_child=self.forget)
@@ -550,7 +575,7 @@ class Clock:
 
     def forget(self) -> None:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -580,7 +605,7 @@ class Clock:
 
     def watch(self, heard: int) -> None:
         while True:
-            if select.select([heard], [], [], 0.5)[0] and {signal.SIGTERM, signal.SIGINT} & {*os.read(heard, 512)}:
+            if select.select([heard], [], [], 0.5)[0] and SIGNALS & {*os.read(heard, 512)}:
                 self.signalled = self.signalled or time.monotonic()
             if self.left_s() < self.last_s or (self.at_once and self.signalled):
                 with self.lock:
@@ -597,6 +622,24 @@ class Clock:
 
 
 CLOCK = Clock()
+
+
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """End with one line and a status, and without a traceback, where a user can do something about it."""
+    for stream in (sys.stdout, sys.stderr):
+        # A row is shown, as far as may be, on a terminal that knows ASCII only.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        yield
+    except UserError as problem:
+        CLOCK.last_words = None
+        problem.tell()
+        sys.exit(problem.status)
+    except KeyboardInterrupt:
+        CLOCK.last_words = None
+        tell("error: interrupted.", sys.stderr)
+        sys.exit(130)
 
 
 # ---- Config ----------------------------------------------------------------------------------------------------------
@@ -674,6 +717,8 @@ ABOVE_0 = ("max_steps", "num_train_epochs", "batch_size", "gradient_accumulation
            "eval_steps", "lora_r", "lora_alpha")  # fmt: skip
 FROM_0 = ("eval_rows", "weight_decay", "seed", "sample_rows", "checkpoint_minutes", "timeout_s")
 SHARES = ("warmup_ratio", "lora_dropout")
+# More fits neither a seed of NumPy's nor a clock.
+LARGEST = 2**32
 AT_LEAST = {"image_size": (28, "pixels"), "max_length": (16, "tokens")}
 
 
@@ -730,6 +775,8 @@ def check_options(args: Any) -> None:
     held = vars(args)
     for name in held.keys() & {*ABOVE_0, *FROM_0, *SHARES, *AT_LEAST}:
         value = held[name]
+        if value is not None and value >= LARGEST:
+            refuse(args, name, f"should be below {LARGEST:,}")
         if name in ABOVE_0 and value is not None and not 0 < value < math.inf:
             refuse(args, name, "should be above 0")
         if name in FROM_0 and not 0 <= value < math.inf:
@@ -790,7 +837,7 @@ def check_repos(args: Any) -> None:
 
 def read_split(args: Any, split: str) -> Any:
     """One split of the dataset, from the Hub or from here, whole or as a stream."""
-    from datasets import DatasetDict, exceptions, load_dataset, load_from_disk
+    from datasets import DatasetDict, exceptions, load_dataset, load_dataset_builder, load_from_disk
     from httpx import HTTPError
     from pyarrow.dataset import ParquetFragmentScanOptions
 
@@ -806,16 +853,30 @@ def read_split(args: Any, split: str) -> Any:
             ahead = {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)}
             options = ahead if loader == "parquet" else {}
             return load_dataset(loader, data_files=str(path), split=split, streaming=args.streaming, **options)
-        return load_dataset(
-            str(path) if path.is_dir() else args.dataset,
-            args.dataset_config,
-            split=split,
-            revision=args.dataset_revision,
-            streaming=args.streaming,
-        )
+        name = str(path) if path.is_dir() else args.dataset
+        builder = load_dataset_builder(name, args.dataset_config, revision=args.dataset_revision)
+        check_own(builder.config.data_files or {}, path if path.is_dir() else None, args.dataset)
+        if args.streaming:
+            return builder.as_streaming_dataset(split=split)
+        builder.download_and_prepare()
+        return builder.as_dataset(split=split)
     except (HTTPError, exceptions.DatasetsError, OSError, ValueError, KeyError, RuntimeError) as error:
         hint = "Check the name, the configuration, the split, the token and the network."
         raise UserError(f"the split {split} of {args.dataset} can't be read ({reason(error)}).", hint, 3) from error
+
+
+def check_own(files: dict[str, list[str]], folder: Path | None, name: str) -> None:
+    """Refuse a dataset whose README names files that are not its own: of this machine, of other repos, of the web."""
+    for path in (path for split in files.values() for path in split):
+        if folder is not None:
+            # What lies in the Hub's cache is linked to.
+            places = [folder.resolve(), *([folder.parents[1].resolve()] if folder.parent.name == "snapshots" else [])]
+            own = any(Path(path).resolve().is_relative_to(place) for place in places)
+        else:
+            own = path.startswith(f"hf://datasets/{name}@")
+        if not own:
+            hint = "Its author chose that: use another dataset, or give the file itself as --dataset."
+            raise UserError(f"the dataset {name} names {path}, which is no file of its own.", hint, status=3)
 
 
 def number_rows(rows: Any, args: Any, pictures: bool) -> Any:
@@ -858,6 +919,10 @@ def read_rows(args: Any, pictures: bool = False) -> tuple[Any, Any]:
 # Where things lie: the Job's volume, the output, the disk, and what is a repo on the Hub.
 
 
+# In a folder that is a run's own, and locked while one works in it.
+OWN = ".launch"
+# Seconds between two signs of life on a volume, where nothing can be locked.
+ALIVE_S = 50.0
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
@@ -879,6 +944,74 @@ def output_folder(args: Any) -> Path:
     if args.output_dir:
         return Path(args.output_dir)
     return place / "output" if place else Path("outputs", args.run_name)
+
+
+def claim(args: Any) -> None:
+    """Make the output folder this run's own, until the process ends.
+
+    Raises `UserError` of status 2 where it holds what no run made: there nothing is replaced, deleted or pushed; of
+    status 3 where another run works in it, or it can't be written to.
+    """
+    folder = output_folder(args)
+    if str(folder.resolve()) == os.environ.get("LAUNCH_HOLDS"):
+        # By what started this process, or what it was before it began again.
+        return
+    try:
+        own = is_jobs_own(args) or any((folder / name).is_file() for name in (OWN, "checkpoints/attempt"))
+        if not own and folder.exists() and any(folder.iterdir()):
+            hint = "Give --output-dir another one, or an empty one."
+            raise UserError(f"the output folder {folder} is not empty, and no run made it.", hint, status=2)
+        folder.mkdir(parents=True, exist_ok=True)
+        if is_jobs_own(args):
+            show_life(folder.with_name("alive"))
+        else:
+            lock(folder / OWN)
+    except OSError as error:
+        hint = "Make room, or give --output-dir another folder."
+        raise UserError(f"the output folder {folder} can't be used ({reason(error)}).", hint, status=3) from error
+    os.environ["LAUNCH_HOLDS"] = str(folder.resolve())
+
+
+def lock(path: Path) -> None:
+    """Hold the file until this process ends, however it ends; it may begin again in its own place."""
+    file = os.open(path, os.O_CREAT | os.O_RDWR)
+    os.set_inheritable(file, True)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        hint = "Wait for its end, or give --output-dir another folder."
+        raise UserError(f"another run works in {path.parent}.", hint, status=3) from error
+    except OSError:
+        note(f"{path.parent} can't be locked: start no second run in it")
+
+
+def show_life(path: Path) -> None:
+    """Refuse where another Job writes its sign of life into that file, and write this one's from now on."""
+    job = os.environ.get("JOB_ID", "")
+
+    def read() -> tuple[str, float]:
+        try:
+            other, moment = path.read_text(encoding="utf-8").split()
+            return other, float(moment)
+        except (OSError, ValueError):
+            return job, 0.0
+
+    def write() -> None:
+        while True:
+            try:
+                path.write_text(f"{job} {time.time()}", encoding="utf-8")
+            except OSError as error:
+                note(f"{path} can't be written ({reason(error)})")
+            time.sleep(ALIVE_S)
+
+    before, waited_s = read(), 0.0
+    while before[0] != job and time.time() - before[1] < 3 * ALIVE_S and waited_s < 3 * ALIVE_S:
+        time.sleep(ALIVE_S / 10)
+        waited_s += ALIVE_S / 10
+        if read()[1] > before[1]:
+            hint = f"`launch wait {before[0]}` follows it, `launch cancel {before[0]}` stops it."
+            raise UserError(f"Job {before[0]} works on this run.", hint, status=3)
+    threading.Thread(target=write, daemon=True).start()
 
 
 def is_hub_id(name: str) -> bool:
@@ -927,6 +1060,7 @@ class Checkpoints:
     folder: Path
     found: dict[str, Any]
     attempt: int
+    settings: dict[str, Any]
 
     def at(self, step: int) -> Path:
         return self.folder / f"checkpoint-{step}"
@@ -934,8 +1068,7 @@ class Checkpoints:
     @property
     def whole(self) -> list[int]:
         """The steps of those with a manifest."""
-        paths = self.folder.glob("checkpoint-*/manifest.json")
-        return sorted(int(path.parent.name.removeprefix("checkpoint-")) for path in paths)
+        return [step for step in steps_in(self.folder) if (self.at(step) / "manifest.json").is_file()]
 
     def seal(self, step: int, known: dict[str, Any]) -> int:
         """Make a whole checkpoint of what the trainer wrote for that step, and remove the older ones; its bytes."""
@@ -948,11 +1081,15 @@ class Checkpoints:
             json.dump(sizes, file)
             file.flush()
             os.fsync(file.fileno())
-        kept = [self.at(step) for step in self.whole[-KEPT:]]
-        for path in self.folder.glob("checkpoint-*"):
-            if path not in kept:
-                shutil.rmtree(path, ignore_errors=True)
+        for other in {*steps_in(self.folder)}.difference(self.whole[-KEPT:]):
+            shutil.rmtree(self.at(other), ignore_errors=True)
         return sum(size for size, _ in sizes.values())
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps that the folder has checkpoints of, whole or not."""
+    names = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
+    return sorted(int(name) for name in names if re.fullmatch("[1-9][0-9]{0,9}", name))
 
 
 def checkpoint_folder(args: Any) -> Path:
@@ -962,8 +1099,16 @@ def checkpoint_folder(args: Any) -> Path:
 
 
 def settings(args: Any) -> dict[str, Any]:
-    """What a checkpoint's steps depend on, by flag; how an optimizer step's rows are split may change."""
+    """What a checkpoint's steps depend on, by flag; how an optimizer step's rows are split may change.
+
+    Rows of this machine are known by their bytes, wherever they lie.
+    """
     chosen = {name: value for name, value in vars(args).items() if name not in NOT_LEARNED_FROM}
+    data = Path(args.dataset).expanduser()
+    if data.exists():
+        files = sorted(path for path in [data, *data.rglob("*")] if path.is_file())
+        hashes = " ".join(f"{path.relative_to(data).as_posix()} {sha256(path)}" for path in files)
+        chosen["dataset"] = f"data of the SHA-256 {hashlib.sha256(hashes.encode()).hexdigest()[:16]}"
     return chosen | {"batch_size": args.batch_size * args.gradient_accumulation}
 
 
@@ -972,7 +1117,7 @@ def result_before(args: Any) -> str | None:
     path = checkpoint_folder(args) / DONE
     if args.resume == "never" or not is_jobs_own(args) or not path.is_file():
         return None
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     try:
         return text if json.loads(text)["status"] == "done" else None
     except (ValueError, KeyError, TypeError):
@@ -984,34 +1129,47 @@ def open_checkpoints(args: Any) -> tuple[Any, Checkpoints]:
 
     Raises `UserError` where the newest is of a run with other settings. An earlier run that was done is started anew.
     """
-    folder = checkpoint_folder(args)
+    folder, chosen = checkpoint_folder(args), settings(args)
     if args.resume == "never" or ((folder / DONE).exists() and not is_jobs_own(args)):
-        shutil.rmtree(folder, ignore_errors=True)
+        forget(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    steps = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
     found: dict[str, Any] = {}
-    for step in sorted((int(step) for step in steps if step.isdecimal()), reverse=True):
-        problem = flaw(folder / f"checkpoint-{step}")
+    for step in reversed(steps_in(folder)):
+        place = folder / f"checkpoint-{step}"
+        problem = flaw(place)
         if problem is None:
-            found = json.loads((folder / f"checkpoint-{step}" / "run.json").read_text(encoding="utf-8"))
-            args = same_run(found, args)
+            found = json.loads((place / "run.json").read_text(encoding="utf-8"))
+            args = same_run(found, args, chosen)
             break
         note(f"the checkpoint of step {step} is not whole and left out ({problem})")
-        (folder / f"checkpoint-{step}" / "manifest.json").unlink(missing_ok=True)
+        (place / "manifest.json").unlink(missing_ok=True)
     if not found and any(folder.glob("step-*/manifest.json")):
         hint = "Go on with the script that made them, or give --resume never to start over."
         raise UserError(f"the checkpoints in {folder} are of an earlier version of this script.", hint, status=2)
     counter = folder / "attempt"
-    earlier = counter.read_text(encoding="utf-8") if counter.exists() else ""
+    earlier = counter.read_text(encoding="utf-8", errors="replace") if counter.exists() else ""
     # Begun again with a smaller batch, it is the same attempt.
-    attempt = int(earlier if earlier.isdecimal() else 0) + (0 if os.environ.get("LAUNCH_STARTED") else 1)
-    counter.write_text(str(attempt), encoding="utf-8")
-    return args, Checkpoints(folder, found, attempt)
+    before = int(earlier) if re.fullmatch("[0-9]{1,9}", earlier) else 0
+    attempt = before + (0 if os.environ.get("LAUNCH_STARTED") else 1)
+    try:
+        counter.write_text(str(attempt), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{counter} can't be written ({reason(error)}).", "Make room on its disk.", 3) from error
+    return args, Checkpoints(folder, found, attempt, chosen)
 
 
-def same_run(found: dict[str, Any], args: Any) -> Any:
+def forget(folder: Path) -> None:
+    """Remove the checkpoints and what else a run notes there, and nothing besides."""
+    for path in folder.glob("*"):
+        if re.fullmatch(r"(checkpoint|step)-[0-9]+", path.name):
+            shutil.rmtree(path, ignore_errors=True)
+        elif re.fullmatch(rf"attempt|{DONE}|began-[0-9a-f]+", path.name):
+            path.unlink(missing_ok=True)
+
+
+def same_run(found: dict[str, Any], args: Any, chosen: dict[str, Any]) -> Any:
     """The options with the checkpoint's batch where that is smaller; `UserError` with the first flag that differs."""
-    for name, value in settings(args).items():
+    for name, value in chosen.items():
         before, flag = found["settings"].get(name), f"--{name.replace('_', '-')}"
         if before != value:
             if name == "batch_size":
@@ -1027,13 +1185,22 @@ def same_run(found: dict[str, Any], args: Any) -> Any:
 def flaw(path: Path) -> str | None:
     """What keeps a checkpoint from being whole, or none."""
     try:
-        for name, (size, digest) in json.loads((path / "manifest.json").read_text(encoding="utf-8")).items():
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        for name, (size, digest) in manifest.items():
             if (path / name).stat().st_size != size or sha256(path / name) != digest:
                 return f"{name} is not as it was written"
+        known = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        numbers = [known[name] for name in ("step", "steps", "batch_size", "gradient_accumulation")]
+        if not (isinstance(known["settings"], dict) and isinstance(known["known"], dict) and min(numbers) > 0):
+            return "run.json is of another form"
+        if "adapter_model.safetensors" not in manifest:
+            return "it holds no adapter"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return reason(error)
+    except (TypeError, AttributeError, KeyError):
+        return "it is of another form"
     return None
 
 
@@ -1156,7 +1323,7 @@ class Watchdog:
             if self.watching.is_set() and silent_s > self.limit_s():
                 faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
                 told = f"error: stalled: no step has ended for {silent_s:.0f} s. The stacks above show where it hangs;"
-                print(f"{told} run this again: it goes on from the last checkpoint.", file=sys.stderr, flush=True)
+                tell(f"{told} run this again: it goes on from the last checkpoint.", sys.stderr)
                 os._exit(1)
 
 
@@ -1259,7 +1426,7 @@ class Guard:
             note("asked to stop: saving")
         elif not self.stopped and CLOCK.left_s() < self.reserve_s():
             self.stopped = "deadline"
-            note(f"deadline in {CLOCK.left_s():.0f}s: stopping")
+            tell(f"deadline in {CLOCK.left_s():.0f}s: stopping")
         return bool(self.stopped)
 
     def must_leave_step(self) -> bool:
@@ -1323,12 +1490,12 @@ class Guard:
             self.run.tracker.log({re.sub("^eval_", "eval/", name): value for name, value in logs.items()}, step)
         if "eval_loss" in logs:
             total = state.max_steps or (args.max_steps if args.max_steps > 0 else "?")
-            note(f"eval step {step}/{total} | loss {logs['eval_loss']:.4f}")
+            tell(f"eval step {step}/{total} | loss {logs['eval_loss']:.4f}")
         elif "loss" in logs:
             last_step, last_seen, last_time = self.mark
             speed, eta = (seen - last_seen) / (now - last_time), (state.max_steps - step) * (now - last_time)
             line = f"step {step}/{state.max_steps} | loss {logs['loss']:.4f} | lr {logs['learning_rate']:.2e}"
-            note(f"{line} | {speed:.0f} tok/s | eta {eta / max(step - last_step, 1):.0f}s")
+            tell(f"{line} | {speed:.0f} tok/s | eta {eta / max(step - last_step, 1):.0f}s")
             are_numbers = math.isfinite(logs["loss"]) and math.isfinite(logs.get("grad_norm") or 0.0)
             self.nan_logs = 0 if are_numbers else self.nan_logs + 1
             if self.nan_logs == MOST_NAN:
@@ -1343,7 +1510,8 @@ class Guard:
 
         trainer, step, self.due = self.trainer, self.trainer.state.global_step, False
         began, place = time.monotonic(), self.checkpoints.at(trainer.state.global_step)
-        if step == self.kept or not step or not is_finite(trainer.model):
+        # Weights may be numbers still where the loss is none any more, and of no use.
+        if step == self.kept or not step or self.nan_logs or not is_finite(trainer.model):
             return
         try:
             shutil.rmtree(place, ignore_errors=True)
@@ -1360,7 +1528,7 @@ class Guard:
             note(f"step {step} could not be kept in {self.checkpoints.folder} ({reason(error)})")
         else:
             self.kept, self.checkpoint_s = step, time.monotonic() - began
-            note(f"checkpoint step {step} | {self.checkpoint_s:.1f}s | {size / 1e6:.0f} MB")
+            tell(f"checkpoint step {step} | {self.checkpoint_s:.1f}s | {size / 1e6:.0f} MB")
         self.watchdog.beat()
         self.saved_at = time.monotonic()
 
@@ -1370,7 +1538,7 @@ class Guard:
         batch, state = self.asked.batch_size, self.trainer.state
         return counted | {
             "step": state.global_step, "steps": state.max_steps, "batch_size": batch,
-            "gradient_accumulation": self.asked.gradient_accumulation, "settings": settings(self.asked),
+            "gradient_accumulation": self.asked.gradient_accumulation, "settings": self.checkpoints.settings,
             "train_s": self.before_s + time.monotonic() - self.began, "known": self.known,
         }  # fmt: skip
 
@@ -1394,7 +1562,7 @@ class Guard:
         trainer, found = self.trainer, self.checkpoints.found
         path, step = self.checkpoints.at(self.start), self.start
         if step:
-            note(f"resumed from step {step}")
+            tell(f"resumed from step {step}")
         if self.asked.streaming:
             # Skipped as rows: transformers would make batches of all that it skips, and only within one pass.
             seen = step * self.asked.batch_size * self.asked.gradient_accumulation
@@ -1509,7 +1677,7 @@ def begin_again(args: Any, planned_gib: float) -> NoReturn:
         raise UserError(f"out of memory in training with one row at a time ({said}).", hint)
     smaller = next(size for size in range(batch // 2, 0, -1) if batch % size == 0)
     more = accumulation * batch // smaller
-    note(f"out of memory: batch {batch} -> {smaller}, accumulation {accumulation} -> {more} ({said})")
+    tell(f"out of memory: batch {batch} -> {smaller}, accumulation {accumulation} -> {more} ({said})")
     sys.stderr.flush()
     os.environ["LAUNCH_STARTED"] = str(STARTED)
     words = ["--batch-size", str(smaller), "--gradient-accumulation", str(more)]
@@ -1571,8 +1739,6 @@ def check_labels(trainer: Any, tokenizer: Any, stop: int, masked_wanted: bool, r
 Answer = TypeVar("Answer")
 # The model is kept anyway, and a GPU costs money while it waits: eight attempts last a few minutes.
 ATTEMPTS, LONGEST_WAIT_S, LONGEST_WAITS_S = 8, 60.0, 900.0
-# What of an output folder is not the adapter's: checkpoints, what is hidden, copies, what Ollama reads beside these.
-NOT_ADAPTERS = ("checkpoints/*", ".*", "*/.*", "merged/*", "*.gguf", "Modelfile", "params", "template")
 
 
 def open_repo(name: str, private: bool, create: bool = True) -> str:
@@ -1587,7 +1753,6 @@ def open_repo(name: str, private: bool, create: bool = True) -> str:
     try:
         me = persist("asking who this token belongs to", api.whoami)
         name = name if "/" in name else f"{me['name']}/{name}"
-        check_token(me, name)
         try:
             found = persist(f"looking up {name}", lambda: api.model_info(name))
         except RepositoryNotFoundError:
@@ -1606,47 +1771,18 @@ def open_repo(name: str, private: bool, create: bool = True) -> str:
     except Exception as error:
         hint = "Check the name, the token and the network, or leave --output-repo away."
         raise UserError(f"{name} can't be written to ({reason(error)}).", hint, status=3) from error
-    # Found now, since the Hub may not answer when it is needed.
-    if "LAUNCH_ARTIFACTS" not in os.environ:
-        os.environ["LAUNCH_ARTIFACTS"] = find_artifacts(me)
     return name
 
 
-def check_token(me: dict[str, Any], repo: str) -> None:
-    """Refuse where what the Hub says of the token (`/api/whoami-v2`) rules out writing to the repo."""
-    owner, token = repo.split("/")[0], me.get("auth", {}).get("accessToken", {})
-    roles = {org["name"]: org.get("roleInOrg") for org in me.get("orgs", [])}
-    scopes = token.get("fineGrained", {}).get("scoped", [])
-    granted = {
-        permission
-        for scope in scopes
-        if scope.get("entity", {}).get("name") in (owner, repo)
-        for permission in scope.get("permissions", [])
-    }
-    if token.get("role") == "read":
-        problem = "the Hugging Face token may only read"
-    elif owner != me["name"] and owner not in roles:
-        problem = f"{me['name']} is not a member of {owner}"
-    elif roles.get(owner) == "read":
-        problem = f"{me['name']} may only read in {owner}"
-    elif token.get("role") == "fineGrained" and "repo.write" not in granted:
-        problem = f"the fine-grained token may not write to repos of {owner}"
-    else:
-        return
-    hint = "Make a token that may, at https://huggingface.co/settings/tokens, or choose another --output-repo."
-    raise UserError(f"{repo} can't be written to: {problem}.", hint, status=3)
+def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str] = ()) -> str:
+    """Upload these files of the folder in one commit, and again until the Hub holds each as it is here; its address.
 
-
-def push(folder: Path, repo: str, paths: Collection[str] = (), stale: Collection[str] = ()) -> str:
-    """Upload the folder in one commit, and again until the Hub holds every file as it is here; the repo's address.
-
-    `paths` are the files to upload, instead of all that belong to the adapter; `stale` are those to delete with it.
+    Files that are `stale` in the repo are deleted with it.
     Raises `UserError` with the command that brings the model to the repo later: it stays in the folder.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    api, folder = HfApi(), Path(folder)
-    files = sorted(paths) or pushed_files(folder)
+    api, folder, files = HfApi(), Path(folder), sorted({*paths})
 
     def attempt() -> None:
         # What the Hub holds already is left out of the commit, so that a lost answer makes no second one, which
@@ -1666,12 +1802,6 @@ def push(folder: Path, repo: str, paths: Collection[str] = (), stale: Collection
         raise UserError(f"the push to {repo} failed ({reason(error)}).", rescue(folder, repo)) from error
     note(f"pushed to {repo}, and every file is there as it is here: {', '.join(files)}")
     return f"{api.endpoint}/{repo}"
-
-
-def pushed_files(folder: Path) -> list[str]:
-    """What of the folder belongs to the adapter, as paths with `/`."""
-    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return [path for path in paths if not any(fnmatch(path, pattern) for pattern in NOT_ADAPTERS)]
 
 
 def persist(what: str, act: Callable[[], Answer]) -> Answer:
@@ -1728,22 +1858,6 @@ def rescue(folder: Path, repo: str) -> str:
     return f"The model is kept in the Job's bucket; this fetches and pushes it: {fetch} && {upload} {name} ."
 
 
-def find_artifacts(me: dict[str, Any]) -> str:
-    """The address of the bucket's folder that a Job has at /data; empty where it can't be known."""
-    from huggingface_hub import HfApi
-
-    for owner in (me["name"], *(org["name"] for org in me.get("orgs", []))):
-        try:
-            job = HfApi().inspect_job(job_id=os.environ["JOB_ID"], namespace=owner)
-            [volume] = [volume for volume in job.volumes or [] if volume.mount_path == "/data"]
-        # Elsewhere than in a Job, in another's namespace, with a token that may not look.
-        except Exception:
-            continue
-        if volume.type == "bucket":
-            return "/".join(("hf://buckets", volume.source, *filter(None, [volume.path])))
-    return ""
-
-
 # ---- Markdown --------------------------------------------------------------------------------------------------------
 # What a user or the Hub named, as Markdown that means nothing else.
 
@@ -1781,12 +1895,12 @@ RECORD, PLAN, CARD, PICTURE = "run.json", "plan.json", "README.md", "loss.png"
 NOT_RECORDED = ("output_dir", "samples")
 
 
-def write_record(folder: Path, args: Any, result: dict[str, Any], model: Any) -> None:
+def write_record(folder: Path, args: Any, result: dict[str, Any], model: Any, saved: list[str]) -> None:
     """Write run.json and the script itself into the folder. Raises nothing."""
     try:
         script = Path(__file__).resolve()
         (folder / script.name).write_bytes(script.read_bytes())
-        record = describe_run(folder, script, args, result, model)
+        record = describe_run(folder, script, args, result, model, saved)
         draft = folder / f".{RECORD}"
         draft.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         draft.replace(folder / RECORD)
@@ -1796,7 +1910,9 @@ def write_record(folder: Path, args: Any, result: dict[str, Any], model: Any) ->
         note(f"{RECORD} could not be written, the run goes on without it ({reason(error)})")
 
 
-def describe_run(folder: Path, script: Path, args: Any, result: dict[str, Any], model: Any) -> dict[str, Any]:
+def describe_run(
+    folder: Path, script: Path, args: Any, result: dict[str, Any], model: Any, saved: list[str]
+) -> dict[str, Any]:
     """What run.json says; of environment variables the names only, in the plan too."""
     import platform
     from importlib.metadata import distributions
@@ -1810,7 +1926,7 @@ def describe_run(folder: Path, script: Path, args: Any, result: dict[str, Any], 
             named = plan["dataset"]
     commit = getattr(model.config, "_commit_hash", None) or commit_of(args.model, args.revision, "model")
     words = {args.dataset: named, f"--dataset={args.dataset}": f"--dataset={named}"}
-    files = [path for path in pushed_files(folder) if path not in (RECORD, CARD, PICTURE)]
+    files = sorted([*(path for path in saved if path != CARD), script.name])
     packages = {found.name: found.version for found in distributions()}
     return {
         "version": 1,
@@ -2169,10 +2285,11 @@ def run_exporter(args: Any, output_repo: str | None, *words: str) -> tuple[dict[
     result, problem = dict[str, Any](), ""
     with subprocess.Popen(command, env=os.environ | began, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         for line in lines_of(process):
-            if line.startswith("RESULT "):
-                result = json.loads(line.removeprefix("RESULT "))
-            elif line.startswith("error: "):
-                problem = line.removeprefix("error: ")
+            said = heard(line) or ""
+            if said.startswith("RESULT "):
+                result = json.loads(said.removeprefix("RESULT "))
+            elif said.startswith("error: "):
+                problem = said.removeprefix("error: ")
             else:
                 note(line)
         status = process.wait()
@@ -2214,6 +2331,8 @@ class Run:
     output_dir: Path
     checkpoints: Checkpoints
     output_repo: str | None = None
+    saved: list[str] = field(default_factory=list)
+    """The files of the model, as they were saved in the output folder."""
     result: dict[str, Any] = field(default_factory=dict)
     push_s: float = 0.0
     stopped: str | None = None
@@ -2231,7 +2350,7 @@ class Run:
     def leave(self, where: str) -> int:
         """The last words of a run that has to stop before its training ended; the process's status."""
         stopped, whole = "signal" if CLOCK.signalled else "deadline", self.checkpoints.whole
-        note(f"stopped {where} ({stopped}): {next_attempt(bool(whole))}")
+        tell(f"stopped {where} ({stopped}): {next_attempt(bool(whole))}")
         if self.args.output_repo and whole and (self.output_dir / "adapter_config.json").is_file():
             note(rescue(self.output_dir, self.args.output_repo))
         result = {
@@ -2240,7 +2359,7 @@ class Run:
             "output_dir": str(self.output_dir.resolve()), "output_repo": self.args.output_repo, "url": None,
             "pushed": False, "push_error": None,
         }  # fmt: skip
-        print(f"RESULT {json.dumps(result)}", flush=True)
+        tell(f"RESULT {json.dumps(result)}")
         return 0
 
     def describe(
@@ -2293,7 +2412,7 @@ class Run:
     def write(self, model: Any, history: list[Any]) -> None:
         """Write the record and the card beside the model."""
         if self.result["steps"]:
-            write_record(self.output_dir, self.args, self.result, model)
+            write_record(self.output_dir, self.args, self.result, model, self.saved)
             left_s = CLOCK.left_s() - 1.5 * self.push_s
             write_card(self.output_dir, self.args, self.planned, self.result, history, left_s)
 
@@ -2306,7 +2425,7 @@ class Run:
             trackio.finish()
         if self.result["stopped"]:
             kept = self.result["steps"] in self.checkpoints.whole
-            note(f"stopped after step {self.result['steps']}: {next_attempt(kept)}")
+            tell(f"stopped after step {self.result['steps']}: {next_attempt(kept)}")
         if not self.output_repo or not self.result["steps"]:
             return
         if CLOCK.signalled and CLOCK.left_s() <= LAST_S + 1.5 * self.push_s:
@@ -2314,7 +2433,10 @@ class Run:
         phase("push")
         with CLOCK.or_else(self.cut_off):
             try:
-                self.url = push(self.output_dir, self.output_repo)
+                # What this run wrote, and nothing that lies beside it.
+                written = (RECORD, CARD, PICTURE, Path(__file__).name)
+                there = [name for name in written if (self.output_dir / name).is_file()]
+                self.url = push(self.output_dir, self.output_repo, [*self.saved, *there])
             except UserError as problem:
                 self.push_error = problem
 
@@ -2347,7 +2469,7 @@ class Run:
         problem = self.push_error.args[0] if self.push_error else None
         pushed = {"url": self.url, "pushed": self.url is not None, "push_error": problem}
         line = json.dumps(finite(self.result | pushed), allow_nan=False)
-        print(f"RESULT {line}", flush=True)
+        tell(f"RESULT {line}")
         error = self.push_error or (None if self.result["stopped"] else self.copies_error)
         if not self.result["stopped"] and not error:
             (self.checkpoints.folder / DONE).write_text(line, encoding="utf-8")
@@ -2360,7 +2482,7 @@ class Run:
             self.push_error = UserError(f"the push to {self.output_repo} did not end in time.", kept)
         error = self.tell()
         if error:
-            print(f"error: {error.paragraph}", file=sys.stderr, flush=True)
+            error.tell()
         return error.status if error else 0
 
 
@@ -2369,8 +2491,9 @@ def begin(args: Any, planned: dict[str, Any]) -> Run | None:
     earlier = result_before(args)
     if earlier:
         note("an earlier attempt did all there was to do: nothing is left")
-        print(f"RESULT {earlier}", flush=True)
+        tell(f"RESULT {earlier}")
         return None
+    claim(args)
     args, checkpoints = open_checkpoints(args)
     run = Run(args, planned, output_folder(args), checkpoints, again="LAUNCH_STARTED" in os.environ)
     CLOCK.start(deadline(args.timeout_s, checkpoints.folder))
@@ -2403,10 +2526,10 @@ def check_disk(folder: Path, model: Any, optim: str) -> None:
     require_disk(folder, needed, told, "Free some, or give --output-dir on another disk.")
 
 
-def save(folder: Path, *parts: Any) -> None:
+def save(folder: Path, *parts: Any) -> list[str]:
     """Save the model and its tokenizer in the folder, whole or not at all: until they are written, all there stays.
 
-    Raises `UserError` where the disk is full or fails.
+    Returns the names of the files. Raises `UserError` where the disk is full or fails.
     """
     # Inside, where nothing has to be copied once it is whole.
     fresh = folder / ".saving"
@@ -2415,11 +2538,13 @@ def save(folder: Path, *parts: Any) -> None:
         fresh.mkdir(parents=True)
         for part in parts:
             part.save_pretrained(fresh)
+        saved = [path.relative_to(fresh).as_posix() for path in sorted(fresh.rglob("*")) if path.is_file()]
         for path in fresh.iterdir():
             if (folder / path.name).is_dir():
                 shutil.rmtree(folder / path.name)
             shutil.move(path, folder / path.name)
         fresh.rmdir()
+        return saved
     # Some writers have errors of their own for a full disk.
     except Exception as error:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -2432,7 +2557,7 @@ def save(folder: Path, *parts: Any) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_told():
         arguments = read_options(Options, sys.argv[1:], "Supervised fine-tuning of one model on one dataset.")
         check_options(arguments)
         check_data(arguments)
@@ -2440,7 +2565,3 @@ if __name__ == "__main__":
         if ended:
             # The GPU is free by now for what makes copies, in a process of its own.
             ended.finish()
-    except UserError as problem:
-        CLOCK.last_words = None
-        print(f"error: {problem.paragraph}", file=sys.stderr, flush=True)
-        sys.exit(problem.status)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
@@ -15,7 +14,7 @@ from shutil import rmtree
 
 from launcher import home
 from launcher.errors import RefusedError, ServiceError
-from launcher.jobs.local import PINNED, find_uv, unset
+from launcher.jobs.environment import misleading, uv_run
 from launcher.spec import RunSpec
 
 DATA = Path(__file__).parent / "data"
@@ -98,9 +97,9 @@ def _sweep(cache: Path) -> None:
 
 
 def _convert(folder: Path, on_line: Callable[[str], object]) -> None:
-    command = [find_uv(), "run", "--python", sys.executable, "--script", str(CONVERT), str(folder)]
-    dropped = {*unset(os.environ), *_ACCOUNT}
-    environment = {name: value for name, value in os.environ.items() if name not in dropped} | PINNED
+    command = [*uv_run(), "--script", str(CONVERT), str(folder)]
+    hidden = {*misleading(os.environ), *_ACCOUNT}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment["TQDM_DISABLE"] = "1"  # `on_line` is the progress; a bar has no lines
     said: deque[str] = deque(maxlen=6)
     with subprocess.Popen(

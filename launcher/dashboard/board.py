@@ -22,7 +22,6 @@ from launcher.errors import LauncherError, RequestError, ServiceError
 from launcher.jobs import base, folder
 from launcher.jobs.base import Job
 from launcher.jobs.events import Evaluation, Event, Step, watch
-from launcher.jobs.local import find_uv
 from launcher.plan.record import AnyPlan, Plan
 from launcher.runs.find import HubJob, LocalRun, find_run
 
@@ -104,13 +103,12 @@ def serve(board: Board, port: int | None, on_url: Callable[[str], None]) -> None
     """
     if port is not None:
         require_port(port)
-    uv = find_uv()
     with stopped_like_ctrl_c(), suppress(KeyboardInterrupt), ExitStack() as stack:
         env = board.plan.env if board.plan else {}
         places = {name: env[name] for name in _PLACES if name in env}
         if board.job and board.fed:
             places = {"TRACKIO_DIR": stack.enter_context(_fresh_folder(board.job))}
-        _talk(stack.enter_context(started(uv, places)), board, port, on_url)
+        _talk(stack.enter_context(started(places)), board, port, on_url)
 
 
 @contextmanager

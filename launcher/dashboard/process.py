@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import IO, Any
 
 from launcher import catalog
 from launcher.errors import RequestError
-from launcher.jobs.local import PINNED, unset
+from launcher.jobs.environment import misleading, uv_run
 
 SERVER = Path(__file__).with_name("server.py")
 HOST = "127.0.0.1"
@@ -46,14 +45,14 @@ def require_port(port: int) -> None:
 
 
 @contextmanager
-def started(uv: str, places: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+def started(places: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
     """The server, which ends when its stdin is closed; what it says on stderr is shown as it comes.
 
     `places` are variables that say where Trackio's data is.
     """
     stack = catalog.shipped().stack
     command = [
-        uv, "run", "--no-project", "--python", sys.executable, "--exclude-newer", stack.exclude_newer,
+        *uv_run("--no-project"), "--exclude-newer", stack.exclude_newer,
         "--with", f"trackio=={stack.pins['trackio']}", str(SERVER),
     ]  # fmt: skip
     with subprocess.Popen(
@@ -73,9 +72,9 @@ def started(uv: str, places: Mapping[str, str]) -> Iterator[subprocess.Popen[str
 
 def environment(of: Mapping[str, str], places: Mapping[str, str]) -> dict[str, str]:
     """The variables that the server gets: no account, and nothing that would take the metrics anywhere else."""
-    dropped = {*unset(of), *_ACCOUNT, "SYSTEM"}
+    dropped = {*misleading(of), *_ACCOUNT, "SYSTEM"}
     kept = {name: value for name, value in of.items() if name in _KEPT or not name.startswith(_PREFIXES)}
-    return {name: value for name, value in kept.items() if name not in dropped} | dict(places) | PINNED | _QUIET
+    return {name: value for name, value in kept.items() if name not in dropped} | dict(places) | _QUIET
 
 
 @contextmanager

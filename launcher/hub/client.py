@@ -15,16 +15,17 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher import __version__
-from launcher.errors import LauncherError
-from launcher.hub.endpoint import require_endpoint
+from launcher.hub import session
 from launcher.hub.errors import LONGEST_ASKED_S, asked_wait, may_have_worked, may_pass, translate
 
 if TYPE_CHECKING:
     import httpx2
     from huggingface_hub import HfApi
 
+    from launcher.errors import LauncherError
+
 TIMEOUT_S = 60.0
-"""Seconds until a request is given up; the client alone would wait for ever."""
+"""Seconds until a call is given up; the client alone would wait for ever."""
 LONGEST_WAIT_S = 60.0
 """Seconds that a `Retry-After` may ask for; the client alone would wait for hours."""
 
@@ -36,8 +37,8 @@ log = logging.getLogger("launcher.hub")
 class Pace:
     """How patient a call is: at most `tries`, the first pause doubled each time, and no new try after `total_s`.
 
-    One try is bounded by the client's own timeout (`TIMEOUT_S`) and, for an upload, by hf_xet's own retries, which
-    take up to four minutes.
+    One try is bounded by the client's deadlines and, for an upload, by hf_xet's own retries, which take up to four
+    minutes.
     """
 
     pause_s: float = 1.0
@@ -58,11 +59,7 @@ class Hub:
 
     @cached_property
     def api(self) -> HfApi:
-        """The client, of the endpoint that is set now and not when the package was imported.
-
-        Raises `RefusedError` for one that the token would be sent to in clear.
-        """
-        require_endpoint()
+        """The client, of the endpoint that is set now and not when the package was imported."""
         api: HfApi = library().HfApi(
             endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="launch", library_version=__version__
         )
@@ -88,15 +85,9 @@ class Hub:
 def library() -> Any:
     """The package, set up once for this process."""
     import huggingface_hub
-    from huggingface_hub.utils._http import default_client_factory
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    from launcher.hub import session
-
-    def make_client() -> Any:
-        return session.make(default_client_factory(), TIMEOUT_S, _bound_wait)
-
-    huggingface_hub.set_client_factory(make_client)
+    huggingface_hub.set_client_factory(lambda: session.make(TIMEOUT_S, _bound_wait))
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -131,7 +122,7 @@ def told(action: str, what: str = "") -> Iterator[None]:
         yield
     except Exception as error:
         known = _translated(error, action, what)
-        if known is None or known is error:
+        if known is None:
             raise
         raise known from error
 
@@ -156,7 +147,7 @@ def persist(
             return call()
         except Exception as error:
             known = _translated(error, action, what)
-            if known is None or known is error:
+            if known is None:
                 raise
             if not may_pass(error):
                 raise known from error
@@ -171,13 +162,5 @@ def persist(
 
 
 def _translated(error: Exception, action: str, what: str = "") -> LauncherError | None:
-    """What a user is told of an error of the client; none for a bug.
-
-    Where this launcher itself refused to send something, the client may have made another error of it.
-    """
-    cause: BaseException | None = error
-    while cause:
-        if isinstance(cause, LauncherError):
-            return cause
-        cause = cause.__cause__
+    """What a user is told of an error of the client; none for a bug."""
     return translate(error, action, what=what, secrets=(read_token() or "",))

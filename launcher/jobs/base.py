@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from launcher.errors import RefusedError, RequestError, ServiceError
+from launcher.hub import session
 from launcher.hub.client import read_token
 from launcher.plan.record import AnyPlan
 from launcher.spec import path_of
@@ -300,7 +301,11 @@ def secret_values(names: tuple[str, ...]) -> dict[str, str]:
 
 
 def require_hidden(request: JobRequest, values: dict[str, str]) -> None:
-    """Raise `RefusedError` where the value of a secret stands in what the service shows, or in the script."""
+    """Raise `RefusedError` where the value of a secret stands in what the service shows, or in the script.
+
+    So it does for an HF_ENDPOINT to which the run would send its token in clear.
+    """
+    session.require_endpoint(request.env.get("HF_ENDPOINT") or os.environ.get("HF_ENDPOINT"))
     told = json.dumps([request.describe(), request.plan.model_dump(mode="json")], ensure_ascii=False)
     shown = "".join([told, request.script, *request.beside.values()])
     for name, value in values.items():

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -21,9 +21,9 @@ from launcher import home
 from launcher.errors import RefusedError, RequestError, ServiceError
 from launcher.hub import access
 from launcher.hub.client import Hub
-from launcher.hub.endpoint import require_endpoint
 from launcher.jobs import folder, supervise
 from launcher.jobs.base import Job, JobRequest, Left, now, require_hidden, secret_values
+from launcher.jobs.environment import find_uv, misleading, uv_run
 from launcher.jobs.folder import COMMAND, NOTES, PLAN, REQUEST, STATUS, Run
 from launcher.spec import path_of
 from launcher.text import safe
@@ -32,30 +32,6 @@ NEEDED_GB = 5
 """Free disk that a run needs: the training stack, its cache and an adapter."""
 
 _START_S = 60
-# They would lead Python to code that no script names.
-_PYTHONS = (
-    "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "PYTHONHOME", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONSTARTUP",
-    "__PYVENV_LAUNCHER__", "PYTHONUSERBASE", "PYTHONINSPECT", "PYTHONBREAKPOINT", "PYTHONPLATLIBDIR", "PYTHONWARNINGS",
-)  # fmt: skip
-# Any variable of uv's or pip's may name an index, a package or a Python; these say only how, and where what is kept.
-_INSTALLERS = ("UV_", "PIP_")
-KEPT = frozenset({
-    "UV_CACHE_DIR", "UV_NO_CACHE", "UV_LINK_MODE", "UV_OFFLINE", "UV_NATIVE_TLS", "UV_SYSTEM_CERTS", "UV_HTTP_TIMEOUT",
-    "UV_HTTP_CONNECT_TIMEOUT", "UV_HTTP_RETRIES", "UV_CONCURRENT_DOWNLOADS", "UV_CONCURRENT_BUILDS",
-    "UV_CONCURRENT_INSTALLS", "UV_NO_PROGRESS", "PIP_CERT",
-})  # fmt: skip
-"""The variables of uv and pip that a script on this machine inherits; of any others it gets what its own run names."""
-PINNED = {"UV_NO_CONFIG": "1"}
-"""No uv.toml and no pyproject.toml of a folder above, or of the user, decides where packages come from."""
-
-
-def unset(of: Mapping[str, str], named: Iterable[str] = ()) -> set[str]:
-    """The variables that what is run with uv does not inherit: they would lead it to other code or other packages.
-
-    `named` are those that the user gave for this run.
-    """
-    installers = {name for name in of if name.upper().startswith(_INSTALLERS)}
-    return ({*_PYTHONS} | installers) - KEPT - {*named}
 
 
 class LocalBackend:
@@ -77,7 +53,6 @@ class LocalBackend:
                 "runs on this machine need Linux or macOS.", "Leave --local out to run on Jobs, or use WSL."
             )
         find_uv()
-        require_endpoint(os.environ | request.env)
         _check_paths(request)
         require_hidden(request, secret_values(request.secrets))
         for place in (home.data(), Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache")):
@@ -87,18 +62,20 @@ class LocalBackend:
     def submit(self, request: JobRequest) -> Job:
         """Start the script and return once its supervisor lives; it goes on when the launcher ends."""
         values = secret_values(request.secrets)
-        uv = find_uv()
+        uv = uv_run()
         run = self._again(request) if request.resumes else _name(folder.create(request, self.name))
         arguments = request.arguments({item: str(Path(item).absolute()) for item in request.files})
         command: dict[str, Any] = {
-            "env": {"PYTHONUNBUFFERED": "1", **PINNED, **request.env},
-            "unset": sorted(unset(os.environ, request.secrets)),
+            # uv's setting is for what a script itself runs with uv.
+            "env": {"PYTHONUNBUFFERED": "1", "UV_NO_CONFIG": "1", **request.env},
+            # The supervisor has a PYTHONPATH of its own.
+            "unset": sorted(misleading((*os.environ, "PYTHONPATH")) - {*request.secrets}),
             "secrets": sorted({*request.secrets, "HF_TOKEN"}),
             "timeout_s": request.timeout_s,
             "grace_s": self._grace_s,
         }
         script = run.folder / request.script_name
-        run.write(COMMAND, command | {"argv": [uv, "run", "--python", sys.executable, str(script), *arguments]})
+        run.write(COMMAND, command | {"argv": [*uv, str(script), *arguments]})
         job = Job(
             id=run.id, url=run.folder.as_uri(), backend=self.name, stage="SCHEDULING", message=None,
             flavor=request.flavor, labels=request.all_labels, created_at=now(),
@@ -238,18 +215,6 @@ def _start_supervisor(run: Run, values: dict[str, str]) -> None:
     if started.returncode != 0:
         supervise.record(run, stage="ERROR", message="its supervisor did not start", finished_at=now().isoformat())
         raise ServiceError("the run could not be started on this machine.", f"Look at {notes}.")
-
-
-def find_uv() -> str:
-    """The uv that comes with the launcher, else the one on the PATH."""
-    try:
-        import uv
-
-        return str(uv.find_uv_bin())
-    except (ImportError, FileNotFoundError) as error:
-        if found := shutil.which("uv"):
-            return found
-        raise RefusedError("uv, which runs the script, is not there.", "Install it: `pip install uv`.") from error
 
 
 def _check_paths(request: JobRequest) -> None:

@@ -18,6 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 from launcher.hub.client import Hub, library
+from launcher.hub.session import ENDLESS
 
 SILENCE_S = 75.0
 """Seconds without a byte after which a stream is taken for dead: the service sends a keep-alive every 30."""
@@ -53,7 +54,11 @@ def read(hub: Hub, namespace: str, job_id: str, *, follow: bool, ended: bool = F
 
     url = f"{hub.api.endpoint}/api/jobs/{namespace}/{job_id}/logs"
     timeout_s = SILENCE_S if follow else STALLED_S if ended else DRAINED_S
-    ask = library().get_session().stream("GET", url, headers=hub.api._build_hf_headers(), timeout=timeout_s)
+    ask = (
+        library()
+        .get_session()
+        .stream("GET", url, headers=hub.api._build_hf_headers(), timeout=timeout_s, extensions={ENDLESS: True})
+    )
     with nullcontext() if ended else suppress(ReadTimeout), ask as response, _watched(response):
         hf_raise_for_status(response)
         until = None if follow or ended else _until(response.headers.get("date"))

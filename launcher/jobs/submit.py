@@ -18,7 +18,6 @@ from uuid import uuid4
 from launcher.errors import InterruptedSubmissionError, LauncherError, RefusedError, RequestError, ServiceError
 from launcher.hub import access, repos
 from launcher.hub.client import Hub, Pace, library, persist
-from launcher.hub.endpoint import require_endpoint
 from launcher.jobs.base import (
     ARTIFACTS_BUCKET,
     ARTIFACTS_ENV,
@@ -46,7 +45,6 @@ def check(hub: Hub, request: JobRequest) -> None:
     A file that was sent along before is not looked for here.
     """
     plan = request.plan
-    require_endpoint(request.env)
     access.require_write(hub.account)
     access.require_jobs(hub.account, request.namespace)
     require_hidden(request, secret_values(request.secrets))

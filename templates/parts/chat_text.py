@@ -31,6 +31,9 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, columns: list[str], args: Any) -> None:
         self.tokenizer, self.shape, self.args = tokenizer, find_shape(columns, TEXT_SHAPES), args
+        if tokenizer.eos_token_id is None:
+            hint = "Set eos_token in its tokenizer_config.json, or use the instruct model."
+            raise UserError(f"the tokenizer of {args.model} has no token that ends a text.", hint)
         self.chat, self.stop, self.fold = self.shape != ("text",), int(tokenizer.eos_token_id), False
         self.mask: Callable[[dict[str, Any]], dict[str, Any]] | None = None
         if self.chat and not tokenizer.chat_template:

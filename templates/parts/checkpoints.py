@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +33,7 @@ class Checkpoints:
     folder: Path
     found: dict[str, Any]
     attempt: int
+    settings: dict[str, Any]
 
     def at(self, step: int) -> Path:
         return self.folder / f"checkpoint-{step}"
@@ -38,8 +41,7 @@ class Checkpoints:
     @property
     def whole(self) -> list[int]:
         """The steps of those with a manifest."""
-        paths = self.folder.glob("checkpoint-*/manifest.json")
-        return sorted(int(path.parent.name.removeprefix("checkpoint-")) for path in paths)
+        return [step for step in steps_in(self.folder) if (self.at(step) / "manifest.json").is_file()]
 
     def seal(self, step: int, known: dict[str, Any]) -> int:
         """Make a whole checkpoint of what the trainer wrote for that step, and remove the older ones; its bytes."""
@@ -52,11 +54,15 @@ class Checkpoints:
             json.dump(sizes, file)
             file.flush()
             os.fsync(file.fileno())
-        kept = [self.at(step) for step in self.whole[-KEPT:]]
-        for path in self.folder.glob("checkpoint-*"):
-            if path not in kept:
-                shutil.rmtree(path, ignore_errors=True)
+        for other in {*steps_in(self.folder)}.difference(self.whole[-KEPT:]):
+            shutil.rmtree(self.at(other), ignore_errors=True)
         return sum(size for size, _ in sizes.values())
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps that the folder has checkpoints of, whole or not."""
+    names = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
+    return sorted(int(name) for name in names if re.fullmatch("[1-9][0-9]{0,9}", name))
 
 
 def checkpoint_folder(args: Any) -> Path:
@@ -66,8 +72,16 @@ def checkpoint_folder(args: Any) -> Path:
 
 
 def settings(args: Any) -> dict[str, Any]:
-    """What a checkpoint's steps depend on, by flag; how an optimizer step's rows are split may change."""
+    """What a checkpoint's steps depend on, by flag; how an optimizer step's rows are split may change.
+
+    Rows of this machine are known by their bytes, wherever they lie.
+    """
     chosen = {name: value for name, value in vars(args).items() if name not in NOT_LEARNED_FROM}
+    data = Path(args.dataset).expanduser()
+    if data.exists():
+        files = sorted(path for path in [data, *data.rglob("*")] if path.is_file())
+        hashes = " ".join(f"{path.relative_to(data).as_posix()} {sha256(path)}" for path in files)
+        chosen["dataset"] = f"data of the SHA-256 {hashlib.sha256(hashes.encode()).hexdigest()[:16]}"
     return chosen | {"batch_size": args.batch_size * args.gradient_accumulation}
 
 
@@ -76,7 +90,7 @@ def result_before(args: Any) -> str | None:
     path = checkpoint_folder(args) / DONE
     if args.resume == "never" or not is_jobs_own(args) or not path.is_file():
         return None
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     try:
         return text if json.loads(text)["status"] == "done" else None
     except (ValueError, KeyError, TypeError):
@@ -88,34 +102,47 @@ def open_checkpoints(args: Any) -> tuple[Any, Checkpoints]:
 
     Raises `UserError` where the newest is of a run with other settings. An earlier run that was done is started anew.
     """
-    folder = checkpoint_folder(args)
+    folder, chosen = checkpoint_folder(args), settings(args)
     if args.resume == "never" or ((folder / DONE).exists() and not is_jobs_own(args)):
-        shutil.rmtree(folder, ignore_errors=True)
+        forget(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    steps = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
     found: dict[str, Any] = {}
-    for step in sorted((int(step) for step in steps if step.isdecimal()), reverse=True):
-        problem = flaw(folder / f"checkpoint-{step}")
+    for step in reversed(steps_in(folder)):
+        place = folder / f"checkpoint-{step}"
+        problem = flaw(place)
         if problem is None:
-            found = json.loads((folder / f"checkpoint-{step}" / "run.json").read_text(encoding="utf-8"))
-            args = same_run(found, args)
+            found = json.loads((place / "run.json").read_text(encoding="utf-8"))
+            args = same_run(found, args, chosen)
             break
         note(f"the checkpoint of step {step} is not whole and left out ({problem})")
-        (folder / f"checkpoint-{step}" / "manifest.json").unlink(missing_ok=True)
+        (place / "manifest.json").unlink(missing_ok=True)
     if not found and any(folder.glob("step-*/manifest.json")):
         hint = "Go on with the script that made them, or give --resume never to start over."
         raise UserError(f"the checkpoints in {folder} are of an earlier version of this script.", hint, status=2)
     counter = folder / "attempt"
-    earlier = counter.read_text(encoding="utf-8") if counter.exists() else ""
+    earlier = counter.read_text(encoding="utf-8", errors="replace") if counter.exists() else ""
     # Begun again with a smaller batch, it is the same attempt.
-    attempt = int(earlier if earlier.isdecimal() else 0) + (0 if os.environ.get("LAUNCH_STARTED") else 1)
-    counter.write_text(str(attempt), encoding="utf-8")
-    return args, Checkpoints(folder, found, attempt)
+    before = int(earlier) if re.fullmatch("[0-9]{1,9}", earlier) else 0
+    attempt = before + (0 if os.environ.get("LAUNCH_STARTED") else 1)
+    try:
+        counter.write_text(str(attempt), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{counter} can't be written ({reason(error)}).", "Make room on its disk.", 3) from error
+    return args, Checkpoints(folder, found, attempt, chosen)
 
 
-def same_run(found: dict[str, Any], args: Any) -> Any:
+def forget(folder: Path) -> None:
+    """Remove the checkpoints and what else a run notes there, and nothing besides."""
+    for path in folder.glob("*"):
+        if re.fullmatch(r"(checkpoint|step)-[0-9]+", path.name):
+            shutil.rmtree(path, ignore_errors=True)
+        elif re.fullmatch(rf"attempt|{DONE}|began-[0-9a-f]+", path.name):
+            path.unlink(missing_ok=True)
+
+
+def same_run(found: dict[str, Any], args: Any, chosen: dict[str, Any]) -> Any:
     """The options with the checkpoint's batch where that is smaller; `UserError` with the first flag that differs."""
-    for name, value in settings(args).items():
+    for name, value in chosen.items():
         before, flag = found["settings"].get(name), f"--{name.replace('_', '-')}"
         if before != value:
             if name == "batch_size":
@@ -131,11 +158,20 @@ def same_run(found: dict[str, Any], args: Any) -> Any:
 def flaw(path: Path) -> str | None:
     """What keeps a checkpoint from being whole, or none."""
     try:
-        for name, (size, digest) in json.loads((path / "manifest.json").read_text(encoding="utf-8")).items():
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        for name, (size, digest) in manifest.items():
             if (path / name).stat().st_size != size or sha256(path / name) != digest:
                 return f"{name} is not as it was written"
+        known = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        numbers = [known[name] for name in ("step", "steps", "batch_size", "gradient_accumulation")]
+        if not (isinstance(known["settings"], dict) and isinstance(known["known"], dict) and min(numbers) > 0):
+            return "run.json is of another form"
+        if "adapter_model.safetensors" not in manifest:
+            return "it holds no adapter"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return reason(error)
+    except (TypeError, AttributeError, KeyError):
+        return "it is of another form"
     return None

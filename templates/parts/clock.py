@@ -11,14 +11,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+
+from parts.say import UserError, tell
 
 # Kept where the process begins again (`os.execv`).
 STARTED = float(os.environ.get("LAUNCH_STARTED") or time.monotonic())
 # Seconds between SIGTERM and the end, within which the work is saved.
 GRACE_S = 25.0
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 # Of the time that is left, what the script's own end takes: its RESULT, Python's exit.
 LAST_S = 5.0
 
@@ -43,7 +46,8 @@ def deadline(timeout_s: float, folder: Path) -> float:
         noted = folder / f"began-{hashlib.sha256(job.encode()).hexdigest()[:12]}"
         if not noted.exists():
             noted.write_text(str(began), encoding="utf-8")
-        began = min(began, float(noted.read_text(encoding="utf-8") or began))
+        with suppress(ValueError):
+            began = min(began, float(noted.read_text(encoding="utf-8")))
     return now + timeout_s - (today - began)
 
 
@@ -66,7 +70,7 @@ class Clock:
         os.set_blocking(told, False)
         # It is written to although the main thread is deep in a library, where no handler of Python's is called.
         signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             signal.signal(number, self.on_signal)
         # What ends a child is not meant for this process.
         os.register_at_fork(after_in_child=self.forget)
@@ -74,7 +78,7 @@ class Clock:
 
     def forget(self) -> None:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -104,7 +108,7 @@ class Clock:
 
     def watch(self, heard: int) -> None:
         while True:
-            if select.select([heard], [], [], 0.5)[0] and {signal.SIGTERM, signal.SIGINT} & {*os.read(heard, 512)}:
+            if select.select([heard], [], [], 0.5)[0] and SIGNALS & {*os.read(heard, 512)}:
                 self.signalled = self.signalled or time.monotonic()
             if self.left_s() < self.last_s or (self.at_once and self.signalled):
                 with self.lock:
@@ -121,3 +125,21 @@ class Clock:
 
 
 CLOCK = Clock()
+
+
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """End with one line and a status, and without a traceback, where a user can do something about it."""
+    for stream in (sys.stdout, sys.stderr):
+        # A row is shown, as far as may be, on a terminal that knows ASCII only.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        yield
+    except UserError as problem:
+        CLOCK.last_words = None
+        problem.tell()
+        sys.exit(problem.status)
+    except KeyboardInterrupt:
+        CLOCK.last_words = None
+        tell("error: interrupted.", sys.stderr)
+        sys.exit(130)

@@ -13,7 +13,7 @@ from parts.say import UserError, reason
 
 def read_split(args: Any, split: str) -> Any:
     """One split of the dataset, from the Hub or from here, whole or as a stream."""
-    from datasets import DatasetDict, exceptions, load_dataset, load_from_disk
+    from datasets import DatasetDict, exceptions, load_dataset, load_dataset_builder, load_from_disk
     from httpx import HTTPError
     from pyarrow.dataset import ParquetFragmentScanOptions
 
@@ -29,16 +29,30 @@ def read_split(args: Any, split: str) -> Any:
             ahead = {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)}
             options = ahead if loader == "parquet" else {}
             return load_dataset(loader, data_files=str(path), split=split, streaming=args.streaming, **options)
-        return load_dataset(
-            str(path) if path.is_dir() else args.dataset,
-            args.dataset_config,
-            split=split,
-            revision=args.dataset_revision,
-            streaming=args.streaming,
-        )
+        name = str(path) if path.is_dir() else args.dataset
+        builder = load_dataset_builder(name, args.dataset_config, revision=args.dataset_revision)
+        check_own(builder.config.data_files or {}, path if path.is_dir() else None, args.dataset)
+        if args.streaming:
+            return builder.as_streaming_dataset(split=split)
+        builder.download_and_prepare()
+        return builder.as_dataset(split=split)
     except (HTTPError, exceptions.DatasetsError, OSError, ValueError, KeyError, RuntimeError) as error:
         hint = "Check the name, the configuration, the split, the token and the network."
         raise UserError(f"the split {split} of {args.dataset} can't be read ({reason(error)}).", hint, 3) from error
+
+
+def check_own(files: dict[str, list[str]], folder: Path | None, name: str) -> None:
+    """Refuse a dataset whose README names files that are not its own: of this machine, of other repos, of the web."""
+    for path in (path for split in files.values() for path in split):
+        if folder is not None:
+            # What lies in the Hub's cache is linked to.
+            places = [folder.resolve(), *([folder.parents[1].resolve()] if folder.parent.name == "snapshots" else [])]
+            own = any(Path(path).resolve().is_relative_to(place) for place in places)
+        else:
+            own = path.startswith(f"hf://datasets/{name}@")
+        if not own:
+            hint = "Its author chose that: use another dataset, or give the file itself as --dataset."
+            raise UserError(f"the dataset {name} names {path}, which is no file of its own.", hint, status=3)
 
 
 def number_rows(rows: Any, args: Any, pictures: bool) -> Any:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from parts.checkpoints import Checkpoints, settings
+from parts.checkpoints import Checkpoints
 from parts.clock import CLOCK, LAST_S, STARTED
 from parts.models import free, take_peak
-from parts.say import UserError, note, phase, reason
+from parts.say import UserError, note, phase, reason, tell
 from parts.watchdog import Watchdog
 
 # Bytes a second that a disk and an upload surely take, where nothing was measured yet.
@@ -114,7 +114,7 @@ class Guard:
             note("asked to stop: saving")
         elif not self.stopped and CLOCK.left_s() < self.reserve_s():
             self.stopped = "deadline"
-            note(f"deadline in {CLOCK.left_s():.0f}s: stopping")
+            tell(f"deadline in {CLOCK.left_s():.0f}s: stopping")
         return bool(self.stopped)
 
     def must_leave_step(self) -> bool:
@@ -178,12 +178,12 @@ class Guard:
             self.run.tracker.log({re.sub("^eval_", "eval/", name): value for name, value in logs.items()}, step)
         if "eval_loss" in logs:
             total = state.max_steps or (args.max_steps if args.max_steps > 0 else "?")
-            note(f"eval step {step}/{total} | loss {logs['eval_loss']:.4f}")
+            tell(f"eval step {step}/{total} | loss {logs['eval_loss']:.4f}")
         elif "loss" in logs:
             last_step, last_seen, last_time = self.mark
             speed, eta = (seen - last_seen) / (now - last_time), (state.max_steps - step) * (now - last_time)
             line = f"step {step}/{state.max_steps} | loss {logs['loss']:.4f} | lr {logs['learning_rate']:.2e}"
-            note(f"{line} | {speed:.0f} tok/s | eta {eta / max(step - last_step, 1):.0f}s")
+            tell(f"{line} | {speed:.0f} tok/s | eta {eta / max(step - last_step, 1):.0f}s")
             are_numbers = math.isfinite(logs["loss"]) and math.isfinite(logs.get("grad_norm") or 0.0)
             self.nan_logs = 0 if are_numbers else self.nan_logs + 1
             if self.nan_logs == MOST_NAN:
@@ -198,7 +198,8 @@ class Guard:
 
         trainer, step, self.due = self.trainer, self.trainer.state.global_step, False
         began, place = time.monotonic(), self.checkpoints.at(trainer.state.global_step)
-        if step == self.kept or not step or not is_finite(trainer.model):
+        # Weights may be numbers still where the loss is none any more, and of no use.
+        if step == self.kept or not step or self.nan_logs or not is_finite(trainer.model):
             return
         try:
             shutil.rmtree(place, ignore_errors=True)
@@ -215,7 +216,7 @@ class Guard:
             note(f"step {step} could not be kept in {self.checkpoints.folder} ({reason(error)})")
         else:
             self.kept, self.checkpoint_s = step, time.monotonic() - began
-            note(f"checkpoint step {step} | {self.checkpoint_s:.1f}s | {size / 1e6:.0f} MB")
+            tell(f"checkpoint step {step} | {self.checkpoint_s:.1f}s | {size / 1e6:.0f} MB")
         self.watchdog.beat()
         self.saved_at = time.monotonic()
 
@@ -225,7 +226,7 @@ class Guard:
         batch, state = self.asked.batch_size, self.trainer.state
         return counted | {
             "step": state.global_step, "steps": state.max_steps, "batch_size": batch,
-            "gradient_accumulation": self.asked.gradient_accumulation, "settings": settings(self.asked),
+            "gradient_accumulation": self.asked.gradient_accumulation, "settings": self.checkpoints.settings,
             "train_s": self.before_s + time.monotonic() - self.began, "known": self.known,
         }  # fmt: skip
 
@@ -249,7 +250,7 @@ class Guard:
         trainer, found = self.trainer, self.checkpoints.found
         path, step = self.checkpoints.at(self.start), self.start
         if step:
-            note(f"resumed from step {step}")
+            tell(f"resumed from step {step}")
         if self.asked.streaming:
             # Skipped as rows: transformers would make batches of all that it skips, and only within one pass.
             seen = step * self.asked.batch_size * self.asked.gradient_accumulation
@@ -364,7 +365,7 @@ def begin_again(args: Any, planned_gib: float) -> NoReturn:
         raise UserError(f"out of memory in training with one row at a time ({said}).", hint)
     smaller = next(size for size in range(batch // 2, 0, -1) if batch % size == 0)
     more = accumulation * batch // smaller
-    note(f"out of memory: batch {batch} -> {smaller}, accumulation {accumulation} -> {more} ({said})")
+    tell(f"out of memory: batch {batch} -> {smaller}, accumulation {accumulation} -> {more} ({said})")
     sys.stderr.flush()
     os.environ["LAUNCH_STARTED"] = str(STARTED)
     words = ["--batch-size", str(smaller), "--gradient-accumulation", str(more)]

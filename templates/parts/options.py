@@ -26,6 +26,8 @@ ABOVE_0 = ("max_steps", "num_train_epochs", "batch_size", "gradient_accumulation
            "eval_steps", "lora_r", "lora_alpha")  # fmt: skip
 FROM_0 = ("eval_rows", "weight_decay", "seed", "sample_rows", "checkpoint_minutes", "timeout_s")
 SHARES = ("warmup_ratio", "lora_dropout")
+# More fits neither a seed of NumPy's nor a clock.
+LARGEST = 2**32
 AT_LEAST = {"image_size": (28, "pixels"), "max_length": (16, "tokens")}
 
 
@@ -82,6 +84,8 @@ def check_options(args: Any) -> None:
     held = vars(args)
     for name in held.keys() & {*ABOVE_0, *FROM_0, *SHARES, *AT_LEAST}:
         value = held[name]
+        if value is not None and value >= LARGEST:
+            refuse(args, name, f"should be below {LARGEST:,}")
         if name in ABOVE_0 and value is not None and not 0 < value < math.inf:
             refuse(args, name, "should be above 0")
         if name in FROM_0 and not 0 <= value < math.inf:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
 import shutil
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from parts.say import UserError
+from parts.say import UserError, note, reason
 
+# In a folder that is a run's own, and locked while one works in it.
+OWN = ".launch"
+# Seconds between two signs of life on a volume, where nothing can be locked.
+ALIVE_S = 50.0
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
@@ -33,6 +40,74 @@ def output_folder(args: Any) -> Path:
     if args.output_dir:
         return Path(args.output_dir)
     return place / "output" if place else Path("outputs", args.run_name)
+
+
+def claim(args: Any) -> None:
+    """Make the output folder this run's own, until the process ends.
+
+    Raises `UserError` of status 2 where it holds what no run made: there nothing is replaced, deleted or pushed; of
+    status 3 where another run works in it, or it can't be written to.
+    """
+    folder = output_folder(args)
+    if str(folder.resolve()) == os.environ.get("LAUNCH_HOLDS"):
+        # By what started this process, or what it was before it began again.
+        return
+    try:
+        own = is_jobs_own(args) or any((folder / name).is_file() for name in (OWN, "checkpoints/attempt"))
+        if not own and folder.exists() and any(folder.iterdir()):
+            hint = "Give --output-dir another one, or an empty one."
+            raise UserError(f"the output folder {folder} is not empty, and no run made it.", hint, status=2)
+        folder.mkdir(parents=True, exist_ok=True)
+        if is_jobs_own(args):
+            show_life(folder.with_name("alive"))
+        else:
+            lock(folder / OWN)
+    except OSError as error:
+        hint = "Make room, or give --output-dir another folder."
+        raise UserError(f"the output folder {folder} can't be used ({reason(error)}).", hint, status=3) from error
+    os.environ["LAUNCH_HOLDS"] = str(folder.resolve())
+
+
+def lock(path: Path) -> None:
+    """Hold the file until this process ends, however it ends; it may begin again in its own place."""
+    file = os.open(path, os.O_CREAT | os.O_RDWR)
+    os.set_inheritable(file, True)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        hint = "Wait for its end, or give --output-dir another folder."
+        raise UserError(f"another run works in {path.parent}.", hint, status=3) from error
+    except OSError:
+        note(f"{path.parent} can't be locked: start no second run in it")
+
+
+def show_life(path: Path) -> None:
+    """Refuse where another Job writes its sign of life into that file, and write this one's from now on."""
+    job = os.environ.get("JOB_ID", "")
+
+    def read() -> tuple[str, float]:
+        try:
+            other, moment = path.read_text(encoding="utf-8").split()
+            return other, float(moment)
+        except (OSError, ValueError):
+            return job, 0.0
+
+    def write() -> None:
+        while True:
+            try:
+                path.write_text(f"{job} {time.time()}", encoding="utf-8")
+            except OSError as error:
+                note(f"{path} can't be written ({reason(error)})")
+            time.sleep(ALIVE_S)
+
+    before, waited_s = read(), 0.0
+    while before[0] != job and time.time() - before[1] < 3 * ALIVE_S and waited_s < 3 * ALIVE_S:
+        time.sleep(ALIVE_S / 10)
+        waited_s += ALIVE_S / 10
+        if read()[1] > before[1]:
+            hint = f"`launch wait {before[0]}` follows it, `launch cancel {before[0]}` stops it."
+            raise UserError(f"Job {before[0]} works on this run.", hint, status=3)
+    threading.Thread(target=write, daemon=True).start()
 
 
 def is_hub_id(name: str) -> bool:

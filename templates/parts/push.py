@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Callable, Collection
 from email.utils import parsedate_to_datetime
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +19,6 @@ from parts.say import UserError, note, reason
 Answer = TypeVar("Answer")
 # The model is kept anyway, and a GPU costs money while it waits: eight attempts last a few minutes.
 ATTEMPTS, LONGEST_WAIT_S, LONGEST_WAITS_S = 8, 60.0, 900.0
-# What of an output folder is not the adapter's: checkpoints, what is hidden, copies, what Ollama reads beside these.
-NOT_ADAPTERS = ("checkpoints/*", ".*", "*/.*", "merged/*", "*.gguf", "Modelfile", "params", "template")
 
 
 def open_repo(name: str, private: bool, create: bool = True) -> str:
@@ -36,7 +33,6 @@ def open_repo(name: str, private: bool, create: bool = True) -> str:
     try:
         me = persist("asking who this token belongs to", api.whoami)
         name = name if "/" in name else f"{me['name']}/{name}"
-        check_token(me, name)
         try:
             found = persist(f"looking up {name}", lambda: api.model_info(name))
         except RepositoryNotFoundError:
@@ -55,47 +51,18 @@ def open_repo(name: str, private: bool, create: bool = True) -> str:
     except Exception as error:
         hint = "Check the name, the token and the network, or leave --output-repo away."
         raise UserError(f"{name} can't be written to ({reason(error)}).", hint, status=3) from error
-    # Found now, since the Hub may not answer when it is needed.
-    if "LAUNCH_ARTIFACTS" not in os.environ:
-        os.environ["LAUNCH_ARTIFACTS"] = find_artifacts(me)
     return name
 
 
-def check_token(me: dict[str, Any], repo: str) -> None:
-    """Refuse where what the Hub says of the token (`/api/whoami-v2`) rules out writing to the repo."""
-    owner, token = repo.split("/")[0], me.get("auth", {}).get("accessToken", {})
-    roles = {org["name"]: org.get("roleInOrg") for org in me.get("orgs", [])}
-    scopes = token.get("fineGrained", {}).get("scoped", [])
-    granted = {
-        permission
-        for scope in scopes
-        if scope.get("entity", {}).get("name") in (owner, repo)
-        for permission in scope.get("permissions", [])
-    }
-    if token.get("role") == "read":
-        problem = "the Hugging Face token may only read"
-    elif owner != me["name"] and owner not in roles:
-        problem = f"{me['name']} is not a member of {owner}"
-    elif roles.get(owner) == "read":
-        problem = f"{me['name']} may only read in {owner}"
-    elif token.get("role") == "fineGrained" and "repo.write" not in granted:
-        problem = f"the fine-grained token may not write to repos of {owner}"
-    else:
-        return
-    hint = "Make a token that may, at https://huggingface.co/settings/tokens, or choose another --output-repo."
-    raise UserError(f"{repo} can't be written to: {problem}.", hint, status=3)
+def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str] = ()) -> str:
+    """Upload these files of the folder in one commit, and again until the Hub holds each as it is here; its address.
 
-
-def push(folder: Path, repo: str, paths: Collection[str] = (), stale: Collection[str] = ()) -> str:
-    """Upload the folder in one commit, and again until the Hub holds every file as it is here; the repo's address.
-
-    `paths` are the files to upload, instead of all that belong to the adapter; `stale` are those to delete with it.
+    Files that are `stale` in the repo are deleted with it.
     Raises `UserError` with the command that brings the model to the repo later: it stays in the folder.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    api, folder = HfApi(), Path(folder)
-    files = sorted(paths) or pushed_files(folder)
+    api, folder, files = HfApi(), Path(folder), sorted({*paths})
 
     def attempt() -> None:
         # What the Hub holds already is left out of the commit, so that a lost answer makes no second one, which
@@ -115,12 +82,6 @@ def push(folder: Path, repo: str, paths: Collection[str] = (), stale: Collection
         raise UserError(f"the push to {repo} failed ({reason(error)}).", rescue(folder, repo)) from error
     note(f"pushed to {repo}, and every file is there as it is here: {', '.join(files)}")
     return f"{api.endpoint}/{repo}"
-
-
-def pushed_files(folder: Path) -> list[str]:
-    """What of the folder belongs to the adapter, as paths with `/`."""
-    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return [path for path in paths if not any(fnmatch(path, pattern) for pattern in NOT_ADAPTERS)]
 
 
 def persist(what: str, act: Callable[[], Answer]) -> Answer:
@@ -175,19 +136,3 @@ def rescue(folder: Path, repo: str) -> str:
         return f"The model is kept in {inside}/ of the Job's bucket; this names it: hf jobs inspect {job}"
     fetch = f"hf buckets sync {shlex.quote(f'{bucket}/{inside}')} {name}"
     return f"The model is kept in the Job's bucket; this fetches and pushes it: {fetch} && {upload} {name} ."
-
-
-def find_artifacts(me: dict[str, Any]) -> str:
-    """The address of the bucket's folder that a Job has at /data; empty where it can't be known."""
-    from huggingface_hub import HfApi
-
-    for owner in (me["name"], *(org["name"] for org in me.get("orgs", []))):
-        try:
-            job = HfApi().inspect_job(job_id=os.environ["JOB_ID"], namespace=owner)
-            [volume] = [volume for volume in job.volumes or [] if volume.mount_path == "/data"]
-        # Elsewhere than in a Job, in another's namespace, with a token that may not look.
-        except Exception:
-            continue
-        if volume.type == "bucket":
-            return "/".join(("hf://buckets", volume.source, *filter(None, [volume.path])))
-    return ""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from parts.places import is_hub_id, sha256
-from parts.push import pushed_files
 from parts.say import finite, note, reason
 
 # The card is written after the record, and made of it.
@@ -19,12 +18,12 @@ RECORD, PLAN, CARD, PICTURE = "run.json", "plan.json", "README.md", "loss.png"
 NOT_RECORDED = ("output_dir", "samples")
 
 
-def write_record(folder: Path, args: Any, result: dict[str, Any], model: Any) -> None:
+def write_record(folder: Path, args: Any, result: dict[str, Any], model: Any, saved: list[str]) -> None:
     """Write run.json and the script itself into the folder. Raises nothing."""
     try:
         script = Path(__file__).resolve()
         (folder / script.name).write_bytes(script.read_bytes())
-        record = describe_run(folder, script, args, result, model)
+        record = describe_run(folder, script, args, result, model, saved)
         draft = folder / f".{RECORD}"
         draft.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         draft.replace(folder / RECORD)
@@ -34,7 +33,9 @@ def write_record(folder: Path, args: Any, result: dict[str, Any], model: Any) ->
         note(f"{RECORD} could not be written, the run goes on without it ({reason(error)})")
 
 
-def describe_run(folder: Path, script: Path, args: Any, result: dict[str, Any], model: Any) -> dict[str, Any]:
+def describe_run(
+    folder: Path, script: Path, args: Any, result: dict[str, Any], model: Any, saved: list[str]
+) -> dict[str, Any]:
     """What run.json says; of environment variables the names only, in the plan too."""
     import platform
     from importlib.metadata import distributions
@@ -48,7 +49,7 @@ def describe_run(folder: Path, script: Path, args: Any, result: dict[str, Any], 
             named = plan["dataset"]
     commit = getattr(model.config, "_commit_hash", None) or commit_of(args.model, args.revision, "model")
     words = {args.dataset: named, f"--dataset={args.dataset}": f"--dataset={named}"}
-    files = [path for path in pushed_files(folder) if path not in (RECORD, CARD, PICTURE)]
+    files = sorted([*(path for path in saved if path != CARD), script.name])
     packages = {found.name: found.version for found in distributions()}
     return {
         "version": 1,

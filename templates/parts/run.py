@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,10 +17,10 @@ from parts.checkpoints import DONE, Checkpoints, open_checkpoints, result_before
 from parts.clock import CLOCK, LAST_S, deadline
 from parts.guard import Guard
 from parts.models import device_name, free, set_environment
-from parts.places import output_folder
+from parts.places import claim, output_folder
 from parts.push import push, rescue
-from parts.record import write_record
-from parts.say import UserError, finite, note, phase
+from parts.record import CARD, PICTURE, RECORD, write_record
+from parts.say import UserError, finite, note, phase, tell
 from parts.second import make_copies, not_made
 
 DECIDES_MEMORY = ("model", "load_in", "max_length", "batch_size", "lora_r", "optim", "image_size")
@@ -37,6 +36,8 @@ class Run:
     output_dir: Path
     checkpoints: Checkpoints
     output_repo: str | None = None
+    saved: list[str] = field(default_factory=list)
+    """The files of the model, as they were saved in the output folder."""
     result: dict[str, Any] = field(default_factory=dict)
     push_s: float = 0.0
     stopped: str | None = None
@@ -54,7 +55,7 @@ class Run:
     def leave(self, where: str) -> int:
         """The last words of a run that has to stop before its training ended; the process's status."""
         stopped, whole = "signal" if CLOCK.signalled else "deadline", self.checkpoints.whole
-        note(f"stopped {where} ({stopped}): {next_attempt(bool(whole))}")
+        tell(f"stopped {where} ({stopped}): {next_attempt(bool(whole))}")
         if self.args.output_repo and whole and (self.output_dir / "adapter_config.json").is_file():
             note(rescue(self.output_dir, self.args.output_repo))
         result = {
@@ -63,7 +64,7 @@ class Run:
             "output_dir": str(self.output_dir.resolve()), "output_repo": self.args.output_repo, "url": None,
             "pushed": False, "push_error": None,
         }  # fmt: skip
-        print(f"RESULT {json.dumps(result)}", flush=True)
+        tell(f"RESULT {json.dumps(result)}")
         return 0
 
     def describe(
@@ -116,7 +117,7 @@ class Run:
     def write(self, model: Any, history: list[Any]) -> None:
         """Write the record and the card beside the model."""
         if self.result["steps"]:
-            write_record(self.output_dir, self.args, self.result, model)
+            write_record(self.output_dir, self.args, self.result, model, self.saved)
             left_s = CLOCK.left_s() - 1.5 * self.push_s
             write_card(self.output_dir, self.args, self.planned, self.result, history, left_s)
 
@@ -129,7 +130,7 @@ class Run:
             trackio.finish()
         if self.result["stopped"]:
             kept = self.result["steps"] in self.checkpoints.whole
-            note(f"stopped after step {self.result['steps']}: {next_attempt(kept)}")
+            tell(f"stopped after step {self.result['steps']}: {next_attempt(kept)}")
         if not self.output_repo or not self.result["steps"]:
             return
         if CLOCK.signalled and CLOCK.left_s() <= LAST_S + 1.5 * self.push_s:
@@ -137,7 +138,10 @@ class Run:
         phase("push")
         with CLOCK.or_else(self.cut_off):
             try:
-                self.url = push(self.output_dir, self.output_repo)
+                # What this run wrote, and nothing that lies beside it.
+                written = (RECORD, CARD, PICTURE, Path(__file__).name)
+                there = [name for name in written if (self.output_dir / name).is_file()]
+                self.url = push(self.output_dir, self.output_repo, [*self.saved, *there])
             except UserError as problem:
                 self.push_error = problem
 
@@ -170,7 +174,7 @@ class Run:
         problem = self.push_error.args[0] if self.push_error else None
         pushed = {"url": self.url, "pushed": self.url is not None, "push_error": problem}
         line = json.dumps(finite(self.result | pushed), allow_nan=False)
-        print(f"RESULT {line}", flush=True)
+        tell(f"RESULT {line}")
         error = self.push_error or (None if self.result["stopped"] else self.copies_error)
         if not self.result["stopped"] and not error:
             (self.checkpoints.folder / DONE).write_text(line, encoding="utf-8")
@@ -183,7 +187,7 @@ class Run:
             self.push_error = UserError(f"the push to {self.output_repo} did not end in time.", kept)
         error = self.tell()
         if error:
-            print(f"error: {error.paragraph}", file=sys.stderr, flush=True)
+            error.tell()
         return error.status if error else 0
 
 
@@ -192,8 +196,9 @@ def begin(args: Any, planned: dict[str, Any]) -> Run | None:
     earlier = result_before(args)
     if earlier:
         note("an earlier attempt did all there was to do: nothing is left")
-        print(f"RESULT {earlier}", flush=True)
+        tell(f"RESULT {earlier}")
         return None
+    claim(args)
     args, checkpoints = open_checkpoints(args)
     run = Run(args, planned, output_folder(args), checkpoints, again="LAUNCH_STARTED" in os.environ)
     CLOCK.start(deadline(args.timeout_s, checkpoints.folder))

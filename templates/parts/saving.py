@@ -24,10 +24,10 @@ def check_disk(folder: Path, model: Any, optim: str) -> None:
     require_disk(folder, needed, told, "Free some, or give --output-dir on another disk.")
 
 
-def save(folder: Path, *parts: Any) -> None:
+def save(folder: Path, *parts: Any) -> list[str]:
     """Save the model and its tokenizer in the folder, whole or not at all: until they are written, all there stays.
 
-    Raises `UserError` where the disk is full or fails.
+    Returns the names of the files. Raises `UserError` where the disk is full or fails.
     """
     # Inside, where nothing has to be copied once it is whole.
     fresh = folder / ".saving"
@@ -36,11 +36,13 @@ def save(folder: Path, *parts: Any) -> None:
         fresh.mkdir(parents=True)
         for part in parts:
             part.save_pretrained(fresh)
+        saved = [path.relative_to(fresh).as_posix() for path in sorted(fresh.rglob("*")) if path.is_file()]
         for path in fresh.iterdir():
             if (folder / path.name).is_dir():
                 shutil.rmtree(folder / path.name)
             shutil.move(path, folder / path.name)
         fresh.rmdir()
+        return saved
     # Some writers have errors of their own for a full disk.
     except Exception as error:
         shutil.rmtree(fresh, ignore_errors=True)

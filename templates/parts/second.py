@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from parts.clock import CLOCK
-from parts.say import UserError, note, phase
+from parts.say import UserError, heard, note, phase
 
 EXPORTER = "export.py"
 
@@ -66,10 +66,11 @@ def run_exporter(args: Any, output_repo: str | None, *words: str) -> tuple[dict[
     result, problem = dict[str, Any](), ""
     with subprocess.Popen(command, env=os.environ | began, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         for line in lines_of(process):
-            if line.startswith("RESULT "):
-                result = json.loads(line.removeprefix("RESULT "))
-            elif line.startswith("error: "):
-                problem = line.removeprefix("error: ")
+            said = heard(line) or ""
+            if said.startswith("RESULT "):
+                result = json.loads(said.removeprefix("RESULT "))
+            elif said.startswith("error: "):
+                problem = said.removeprefix("error: ")
             else:
                 note(line)
         status = process.wait()

@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 
+from parts.say import tell
+
 
 class Watchdog:
     """Ends the process when nothing was heard for `least_s`, 20 median steps, or twice what compiling takes."""
@@ -34,5 +36,5 @@ class Watchdog:
             if self.watching.is_set() and silent_s > self.limit_s():
                 faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
                 told = f"error: stalled: no step has ended for {silent_s:.0f} s. The stacks above show where it hangs;"
-                print(f"{told} run this again: it goes on from the last checkpoint.", file=sys.stderr, flush=True)
+                tell(f"{told} run this again: it goes on from the last checkpoint.", sys.stderr)
                 os._exit(1)

@@ -30,6 +30,7 @@ BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DATASET = "tester/houses"
 REPO = "tester/house-colours"
 ROWS = 20
+BESIDE = ("thesis.txt", "keys/id_rsa", "notes.json", "checkpoints/old.bin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,11 @@ def trained(trainings: Trainings, tiny: Path, tmp_path_factory: pytest.TempPathF
     script = place / "sft_text.py"
     script.write_text(render(plan, tables.stack), encoding="utf-8")
     (place / "plan.json").write_text(plan.model_dump_json(), encoding="utf-8")
+    # A run was here before, and its user has put more beside it.
+    folder = place / "outputs" / str(plan.values["run_name"])
+    for name in (".launch", *BESIDE):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("of nobody's business", encoding="utf-8")
     with Hub(place / "hub", port=trainings.port) as hub:
         hub.add_repo(BASE, folder=tiny)
         rows = "".join(json.dumps({"messages": chat}) + "\n" for chat in chats)
@@ -94,6 +100,14 @@ def test_the_repo_holds_all_that_belongs_to_the_model(trained: Trained) -> None:
     width, height = struct.unpack(">II", picture[16:24])
     assert width > 500
     assert height > 250
+
+
+def test_what_lies_beside_the_model_is_not_pushed(trained: Trained) -> None:
+    pushed = set(trained.hub.repos[REPO].files) - {".gitattributes"}
+    assert pushed == {*trained.run["files"], "run.json", "README.md", "loss.png"}
+    for name in BESIDE:
+        assert name not in pushed
+        assert (trained.folder / name).read_text(encoding="utf-8") == "of nobody's business"
 
 
 def test_the_settings_of_its_makers_are_kept(trained: Trained) -> None:

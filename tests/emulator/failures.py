@@ -9,7 +9,7 @@ from itertools import islice
 
 from tests.emulator.http import HubError, Response
 
-KINDS = ("after_commit", "reset", "cut", "slow", "stall")
+KINDS = ("after_commit", "reset", "cut", "slow", "stall", "drip")
 
 
 @dataclass
@@ -17,7 +17,8 @@ class Failure:
     """What happens to a request: an HTTP status before it has an effect, or one of KINDS.
 
     `after_commit` answers 502 although the request took effect; `reset` breaks the connection before it does; `cut`
-    breaks it in the middle of the answer; `stall` falls silent there and keeps the connection; `slow` waits first.
+    breaks it in the middle of the answer; `stall` falls silent there and keeps the connection; `slow` waits first;
+    `drip` sends the answer byte by byte, with `seconds` between two. A redirection leads to `location`.
     """
 
     kind: int | str
@@ -29,10 +30,13 @@ class Failure:
     seconds: float
     events: int = 1
     """How much of a stream arrives before it is `cut` or it stalls."""
+    location: str = ""
 
     def refusal(self) -> Response:
         status = self.kind if isinstance(self.kind, int) else 502
         response = HubError(status, self.message).response()
+        if self.location:
+            response.headers["Location"] = self.location
         if self.retry_after is not None:
             response.headers["Retry-After"] = str(self.retry_after)
             if status == 429 and isinstance(self.retry_after, int):

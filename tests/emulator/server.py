@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import secrets
 import socket
 import struct
@@ -136,9 +137,10 @@ class Hub(State):
         message: str = "the emulator was told to fail",
         seconds: float = 1.0,
         events: int = 1,
+        location: str = "",
     ) -> None:
         """Orders a failure (see Failure) for the next requests that begin with `route`, as in `POST /api/jobs`."""
-        self.failures.add(Failure(kind, route, times, retry_after, message, seconds, events))
+        self.failures.add(Failure(kind, route, times, retry_after, message, seconds, events, location))
 
     def answer(self, request: Request, authorization: str) -> tuple[Response, Failure | None]:
         """The answer to a request, after its effect, and the failure with which it is to be sent."""
@@ -224,6 +226,8 @@ class _Connection(BaseHTTPRequestHandler):
             if kind == "stall":
                 self.server.hub.closing.wait(failure.seconds if failure else 1.0)
             self._reset()
+        elif failure and kind == "drip" and isinstance(response.body, bytes):
+            self._drip(response, failure.seconds)
         elif isinstance(response.body, bytes):
             self._send_head(response, length=str(len(response.body)))
             if self.command != "HEAD":
@@ -238,6 +242,18 @@ class _Connection(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Says nothing: `hub.requests` holds it all."""
+
+    def _drip(self, response: Response, seconds: float) -> None:
+        """Sends the headers too byte by byte."""
+        assert isinstance(response.body, bytes)
+        sink, self.wfile = self.wfile, io.BytesIO()
+        self._send_head(response, length=str(len(response.body)))
+        whole, self.wfile = self.wfile.getvalue() + (b"" if self.command == "HEAD" else response.body), sink
+        for place in range(len(whole)):
+            if self.server.hub.closing.wait(seconds):
+                break
+            sink.write(whole[place : place + 1])
+        self.close_connection = True
 
     def _send_head(self, response: Response, length: str | None) -> None:
         self.send_response(response.status)

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any, SupportsIndex
 
 WAITS: list[float] = []
@@ -45,7 +46,9 @@ def main() -> int:
         name = script.open_repo(repo, "--private" in sys.argv)
         print("repo", name, flush=True)
         for folder in rest:
-            print("url", script.push(folder, name), flush=True)
+            paths = [path.relative_to(folder) for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+            files = [path.as_posix() for path in paths if not path.as_posix().startswith((".", "checkpoints/"))]
+            print("url", script.push(folder, name, files), flush=True)
     except script.UserError as problem:
         print(f"error: {problem.paragraph}", file=sys.stderr, flush=True)
         return int(problem.status)

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, Volume
 from uv import find_uv_bin
 
 from tests.emulator import Hub
-from tests.faults.script_driver import load
 
 DRIVER = Path(__file__).with_name("script_driver.py")
 COMMIT, TREE = "POST /api/models/tester/m/commit", "GET /api/models/tester/m/tree"
@@ -224,9 +223,9 @@ def test_an_organisation_takes_the_model(push: Push, hub: Hub, model: Path) -> N
 @pytest.mark.parametrize(
     ("repo", "user", "says"),
     [
-        ("m", {"role": "read"}, "may only read"),
-        ("m", {"role": "fineGrained", "permissions": ["job.write"]}, "the fine-grained token may not write"),
-        ("acme/m", {}, "tester is not a member of acme"),
+        ("m", {"role": "read"}, "m can't be written to (403"),
+        ("m", {"role": "fineGrained", "permissions": ["job.write"]}, "m can't be written to (403"),
+        ("acme/m", {}, "acme/m can't be written to (403"),
     ],
 )
 def test_a_token_that_may_not_write_is_refused(
@@ -249,7 +248,7 @@ def test_a_repo_of_another_owner_is_refused(push: Push, hub: Hub) -> None:
     hub.add_repo("other/m", files={"theirs.txt": "x"})
     done = push("other/m")
     assert done.code == 3
-    assert "tester is not a member of other" in done.error
+    assert "other/m can't be written to (403" in done.error
     assert held(hub, "other/m") == {"theirs.txt": b"x"}
 
 
@@ -274,39 +273,6 @@ def test_a_hub_that_is_away_is_known_before_the_training(push: Push, hub: Hub, r
     assert done.code == 3
     assert "can't be written to" in done.error
     assert len(done.waits) == 7
-
-
-@pytest.mark.parametrize(
-    ("repo", "me", "says"),
-    [
-        ("me/m", {"role": "read"}, "the Hugging Face token may only read"),
-        ("me/m", {"role": "fineGrained"}, "the fine-grained token may not write to repos of me"),
-        ("me/m", {"scopes": {"me": ["repo.content.read"]}}, "the fine-grained token may not write to repos of me"),
-        ("me/m", {"scopes": {"me": ["repo.write"]}}, None),
-        ("me/m", {"scopes": {"me/m": ["repo.write"]}}, None),
-        ("me/m", {"scopes": {"me/n": ["repo.write"]}}, "the fine-grained token may not write to repos of me"),
-        ("acme/m", {"scopes": {"me": ["repo.write"]}}, "the fine-grained token may not write to repos of acme"),
-        ("acme/m", {"scopes": {"acme": ["repo.write"]}}, None),
-        ("acme/m", {"role": "write"}, None),
-        ("readers/m", {"role": "write"}, "me may only read in readers"),
-        ("else/m", {"role": "write"}, "me is not a member of else"),
-    ],
-)
-def test_a_token_is_judged_by_what_the_hub_says_of_it(
-    script: Path, repo: str, me: dict[str, Any], says: str | None
-) -> None:
-    scopes = [{"entity": {"name": name}, "permissions": may} for name, may in me.get("scopes", {}).items()]
-    token = {"role": me.get("role", "fineGrained")} | ({"fineGrained": {"scoped": scopes}} if scopes else {})
-    orgs = [{"name": "acme", "roleInOrg": "contributor"}, {"name": "readers", "roleInOrg": "read"}]
-    known = {"name": "me", "orgs": orgs, "auth": {"accessToken": token}}
-    module = load(str(script))
-    if says is None:
-        module.check_token(known, repo)
-        return
-    with pytest.raises(module.UserError) as error:
-        module.check_token(known, repo)
-    assert error.value.status == 3
-    assert error.value.args[0] == f"{repo} can't be written to: {says}."
 
 
 # ---- It is kept ------------------------------------------------------------------------------------------------------
@@ -398,9 +364,13 @@ def test_the_model_of_a_job_is_fetched_from_its_bucket_and_pushed(
     hub.fail_next(503, COMMIT, times=LOST)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is experimental, as the client says at every call
-        started = HfApi(endpoint=hub.url, token=member.token).run_uv_job(
-            str(wrapper), script_args=[str(DRIVER), str(script), "m"], secrets={"HF_TOKEN": member.token},
-            namespace=namespace,
+        api, bucket = HfApi(endpoint=hub.url, token=member.token), f"{namespace}/jobs-artifacts"
+        api.create_bucket(bucket, private=True)
+        api.batch_bucket_files(bucket, add=[(wrapper, "x/wrapper.py")])
+        started = api.run_job(
+            image="uv", command=["uv", "run", "/data/wrapper.py", str(DRIVER), str(script), "m"], namespace=namespace,
+            secrets={"HF_TOKEN": member.token}, env={"LAUNCH_ARTIFACTS": f"hf://buckets/{bucket}/x"},
+            volumes=[Volume(type="bucket", source=bucket, mount_path="/data", path="x")],
         )  # fmt: skip
     job = hub.jobs[started.id]
     assert job.wait() == "ERROR"

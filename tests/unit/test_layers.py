@@ -24,7 +24,6 @@ FLOORS = (
 # Who imports others of the launcher inside functions, and what that saves.
 LATE = {
     "api": "`import launcher` loads nothing that a function of it does not need",
-    "hub.client": "the HTTP library comes with the client of the Hub, which a dry run never asks",
     "cli": "each command loads what it uses: `launch --help` takes a tenth of a second and not a whole one",
 }
 # `launcher` itself offers the functions of its `api`: whoever imports `launcher` for its version does not build on it.

@@ -6,10 +6,7 @@ import ast
 import json
 import os
 import subprocess
-import sys
-import zipfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +18,12 @@ from launcher import catalog, spec
 from launcher.errors import LauncherError, RefusedError, RequestError
 from launcher.estimate import dataset
 from launcher.jobs import folder
-from launcher.jobs.local import LocalBackend, unset
+from launcher.jobs.environment import uv_run
+from launcher.jobs.local import LocalBackend
 from launcher.jobs.service import HubBackend
 from tests.emulator import Hub
-from tests.unit.sample import HEADER, JOB_SCRIPTS, load_script, plan, request
+from tests.faults.trainings import Trainings
+from tests.unit.sample import JOB_SCRIPTS, load_script, plan, request
 
 ROOT = Path(__file__).parents[2]
 ESCAPES = (
@@ -305,6 +304,50 @@ except script.UserError as error:
     assert not (tmp_path / "ran").exists()
 
 
+READ = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("script", SCRIPT)
+script = sys.modules["script"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+for name in NAMES:
+    args = script.read_options(script.Options, ["--dataset", name, "--streaming", "--max-steps", "1"])
+    try:
+        print(name, list(script.read_split(args, "train")))
+    except script.UserError as error:
+        print(name, error.status, error.paragraph)
+"""
+
+
+def test_a_datasets_readme_names_files_of_its_own_only(trainings: Trainings, tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("of nobody's business\n", encoding="utf-8")
+    named = {
+        "tester/own": "rows.txt",
+        "tester/path": f"{tmp_path}/*.txt",
+        "tester/url": f"file://{tmp_path}/secret.txt",
+    }
+    folders = [tmp_path / name for name in ("tester/own", "tester/path", "tester/linked")]
+    with Hub(tmp_path / "hub", port=trainings.port) as hub:
+        for name, path in named.items():
+            card = f"---\nconfigs:\n- config_name: default\n  data_files: {json.dumps(path)}\n---\n"
+            hub.add_repo(name, type="dataset", files={"README.md": card, "rows.txt": "a row of its own\n"})
+            (tmp_path / name).mkdir(parents=True)
+            (tmp_path / name / "README.md").write_text(card, encoding="utf-8")
+            (tmp_path / name / "rows.txt").write_text("a row of its own\n", encoding="utf-8")
+        folders[2].mkdir()
+        (folders[2] / "rows.txt").symlink_to(tmp_path / "secret.txt")
+        names = [*named, *map(str, folders)]
+        reader = tmp_path / "reader.py"
+        text = READ.replace("SCRIPT", repr(str(JOB_SCRIPTS / "sft_text.py"))).replace("NAMES", repr(names))
+        reader.write_text(text, encoding="utf-8")
+        done = trainings.run_script(reader, tmp_path, env=hub.env() | {"HF_HUB_OFFLINE": "0"})
+    said = [line for line in done.log.splitlines() if line.startswith(tuple(names))]
+    assert [line for line in said if "a row of its own" in line] == [
+        f"{name} [{{'text': 'a row of its own'}}]" for name in ("tester/own", folders[0])
+    ]
+    assert sum("which is no file of its own" in line for line in said) == len(said) - 2 == 4
+    assert "of nobody's business" not in done.log + done.error
+
+
 def test_code_of_another_repo_is_refused_though_the_commit_is_pinned(hub: Hub, tmp_path: Path) -> None:
     own, others = ({"auto_map": {"AutoModel": name}} for name in ("modeling.Model", "evil/code--modeling.Model"))
     for repo, config in (("tester/own", own), ("tester/others", others)):
@@ -411,62 +454,8 @@ print(json.__file__.startswith(sys.base_prefix), os.environ.get("FROM_ENV_FILE")
     assert job.run_dir is not None
     assert not (tmp_path / "ran").exists()
     command = json.loads((job.run_dir / "command.json").read_text())
-    assert command["argv"] == [find_uv_bin(), "run", "--python", sys.executable, str(job.run_dir / "sft_text.py")]
-    assert set(command["unset"]) == unset(os.environ)
-
-
-@pytest.mark.parametrize(
-    "by", ["uv.toml", "pyproject.toml", "the user's uv.toml", "UV_DEFAULT_INDEX", "UV_CONFIG_FILE"]
-)
-def test_no_folder_and_no_variable_decides_where_packages_come_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
-) -> None:
-    """A real uv with a real uv.toml above: its index, which holds another package of that name, is not asked."""
-    index = tmp_path / "index"
-    index.mkdir()
-    _wheel(index)
-    said = f"no-index = true\nfind-links = [{str(index)!r}]\n"
-    above = tmp_path / "above"
-    monkeypatch.setenv("LAUNCH_HOME", str(above / "home"))
-    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
-    above.mkdir()
-    config = above / "uv.toml"
-    if by == "uv.toml":
-        config.write_text(said)
-    elif by == "pyproject.toml":
-        (above / by).write_text("[tool.uv]\n" + said)
-    elif by == "the user's uv.toml":
-        (tmp_path / "config" / "uv").mkdir(parents=True)
-        (tmp_path / "config" / "uv" / "uv.toml").write_text(said)
-        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    elif by == "UV_CONFIG_FILE":
-        (tmp_path / "other.toml").write_text(said)
-        monkeypatch.setenv("UV_CONFIG_FILE", str(tmp_path / "other.toml"))
-    else:
-        monkeypatch.setenv("UV_FIND_LINKS", str(index))
-        monkeypatch.setenv("UV_NO_INDEX", "1")
-    monkeypatch.setenv("UV_OFFLINE", "1")  # nothing but what was planted could be found
-    script = replace(request(""), script=HEADER.replace("[]", '["planted-package"]') + "import planted_package\n")
-    backend = LocalBackend()
-    job = backend.submit(script)
-    lines = list(backend.logs(job.id, follow=True))
-    assert "PLANTED" not in lines
-    assert backend.inspect(job.id).stage == "ERROR"
-    assert any("planted-package" in line for line in lines), lines
-    # What is given for the run is its own.
-    named = {"UV_FIND_LINKS": str(index), "UV_NO_INDEX": "1"}
-    job = backend.submit(replace(script, env=named))
-    assert list(backend.logs(job.id, follow=True))[-1] == "PLANTED"
-
-
-def _wheel(index: Path) -> None:
-    """The smallest package that says it was imported."""
-    info = "planted_package-1.0.dist-info"
-    with zipfile.ZipFile(index / "planted_package-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("planted_package.py", "print('PLANTED')\n")
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: planted-package\nVersion: 1.0\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "")
+    assert command["argv"] == [*uv_run(), str(job.run_dir / "sft_text.py")]
+    assert {"PYTHONPATH", "UV_PROJECT", "UV_OVERRIDE"} <= set(command["unset"])
 
 
 def test_a_local_run_starts_the_pinned_script_and_nothing_else(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from launcher.cli.app import app
-from launcher.dashboard import board
+from launcher.dashboard import board, process
 from launcher.dashboard.process import environment, require_port
 from launcher.errors import RefusedError, RequestError
-from launcher.jobs import folder, local
+from launcher.jobs import folder
 from launcher.jobs.base import Job, now
 from tests.unit.sample import plan, request
 
@@ -56,12 +56,12 @@ def test_what_can_not_be_shown_says_why(monkeypatch: pytest.MonkeyPatch) -> None
         board.find("nope")
     with pytest.raises(RequestError, match="a repo of the Hub, not a run"):
         board.find("me/model")
-    monkeypatch.setattr(board, "find_uv", _no_uv)
+    monkeypatch.setattr(process, "uv_run", _no_uv)
     with pytest.raises(RefusedError, match="uv"):
         board.serve(board.Board(), None, print)
 
 
-def _no_uv() -> str:
+def _no_uv(*_: str) -> list[str]:
     raise RefusedError("uv, which runs the script, is not there.", "")
 
 
@@ -95,9 +95,8 @@ def test_the_server_gets_no_account_and_no_place_to_send_to(tmp_path: Path) -> N
     given = {
         "HF_TOKEN": "hf_x", "HUGGING_FACE_HUB_TOKEN": "hf_x", "TRACKIO_SPACE_ID": "me/x", "TRACKIO_SERVER_URL": "http://x",
         "TRACKIO_WEBHOOK_URL": "http://x", "GRADIO_SHARE": "true", "GRADIO_SERVER_NAME": "0.0.0.0", "SYSTEM": "spaces",
-        "UV_INDEX_URL": "http://x", "PIP_INDEX_URL": "http://x",
         "SPACE_ID": "me/x", "PYTHONPATH": "/x", "TRACKIO_DIR": "/mine", "HF_HOME": "/home", "PATH": os.defpath,
-        "GRADIO_ANALYTICS_ENABLED": "True",
+        "UV_INDEX_URL": "http://x", "GRADIO_ANALYTICS_ENABLED": "True",
     }  # fmt: skip
     found = environment(given, {"HF_HOME": str(tmp_path)})
     assert {name: found[name] for name in ("TRACKIO_DIR", "HF_HOME", "PATH")} == {
@@ -108,5 +107,3 @@ def test_the_server_gets_no_account_and_no_place_to_send_to(tmp_path: Path) -> N
     assert (found["GRADIO_ANALYTICS_ENABLED"], found["HF_HUB_OFFLINE"]) == ("False", "1")
     gone = set(given) - {"TRACKIO_DIR", "HF_HOME", "PATH", "GRADIO_ANALYTICS_ENABLED"}
     assert not gone & set(found)
-    assert local.unset({}).isdisjoint(found)
-    assert found["UV_NO_CONFIG"] == "1"

@@ -1,4 +1,4 @@
-"""Whom the token and a Job's secrets are sent to: nobody but the Hub that was named, and not in clear."""
+"""Where the token and the secrets go, and how long an answer may take, with the real client and two real servers."""
 
 from __future__ import annotations
 
@@ -10,53 +10,52 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.utils import _http
 
-from launcher.errors import RefusedError, RequestError
-from launcher.hub import client, repos
-from launcher.hub.endpoint import require_encrypted
-from launcher.jobs import local
+from launcher.errors import RefusedError, ServiceError
+from launcher.hub import client, datasets, repos
+from launcher.hub.client import library
+from launcher.hub.session import ENDLESS, require_endpoint
+from launcher.jobs.local import LocalBackend
+from launcher.jobs.service import HubBackend
+from launcher.jobs.submit import check
 from tests.emulator import Hub
-from tests.emulator.http import Request, Response
-from tests.faults.command import launch
-from tests.unit import sample
+from tests.unit.sample import request
 
-MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-ASKED = ("--model", "smollm2-135m", "--flavor", "a10g-small", "--max-steps", "7", "--detach", "-q")
+SECRET = "s3cret-of-the-run"
 
 
 @dataclass
 class Other:
-    """Another host: it answers whatever it is asked, and keeps what it got."""
+    """A server that answers all with `{}` and keeps what it got."""
 
-    address: str = ""
-    got: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
-    answer: bytes = b"{}"
+    port: int = 0
+    got: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
 
 
 @pytest.fixture
 def other() -> Iterator[Other]:
-    found = Other()
+    kept = Other()
 
     class Handler(BaseHTTPRequestHandler):
-        def handle_any(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            found.got.append((f"{self.command} {self.path}", {k.lower(): v for k, v in self.headers.items()}, body))
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length") or 0))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            kept.got.append((self.command, self.path, headers, body))
             self.send_response(200)
-            self.send_header("Content-Length", str(len(found.answer)))
-            self.send_header("ETag", '"1"')
+            self.send_header("content-length", "2")
             self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(found.answer)
+            self.wfile.write(b"{}")
 
-        do_GET = do_HEAD = do_POST = do_PUT = handle_any
+        do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Says nothing."""
+            pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    found.address = f"http://localhost:{server.server_port}"
-    yield found
+    kept.port = server.server_address[1]
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    yield kept
     server.shutdown()
     server.server_close()
 
@@ -64,129 +63,145 @@ def other() -> Iterator[Other]:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with Hub(tmp_path / "hub", run=False) as hub:
-        for name, value in hub.env().items():
+        for name, value in (hub.env() | {"RUN_SECRET": SECRET}).items():
             monkeypatch.setenv(name, value)
-        hub.add_repo(MODEL, files={"config.json": "{}"})
+        hub.add_repo("unsloth/SmolLM2-135M-Instruct", files={"config.json": "{}"})
+        hub.add_repo("HuggingFaceTB/SmolLM2-135M-Instruct", files={"config.json": "{}"})
         hub.add_repo("trl-lib/Capybara", type="dataset")
         yield hub
 
 
-def moved(hub: Hub, monkeypatch: pytest.MonkeyPatch, route: str, to: str, status: int) -> None:
-    """The Hub answers that route with a redirect."""
-    answer = hub.answer
+def submit() -> object:
+    return HubBackend(client.Hub(0.01)).submit(request("pass", secrets=("HF_TOKEN", "RUN_SECRET")))
 
-    def redirect(request: Request, authorization: str) -> Any:
-        if f"{request.method} {request.path}".startswith(route):
-            return Response(b"", status, {"Location": to + request.path}), None
-        return answer(request, authorization)
 
-    monkeypatch.setattr(hub, "answer", redirect)
+CALLS: dict[str, tuple[str, Callable[[], object]]] = {
+    "whoami": ("GET /api/whoami-v2", lambda: client.Hub(0.01).account),
+    "bucket": ("POST /api/buckets", submit),
+    "upload": ("POST /api/buckets/{namespace}/{name}/batch", submit),
+    "job": ("POST /api/jobs", submit),
+    "list": ("GET /api/jobs", lambda: HubBackend(client.Hub(0.01)).list()),
+    "inspect": ("GET /api/jobs", lambda: HubBackend(client.Hub(0.01)).inspect("tester/" + "a" * 24)),
+    "model": ("GET /api/models", lambda: repos.look_up(client.Hub(0.01), "model", "a/b", None)),
+    "config": ("HEAD /a/b/resolve", lambda: repos.config(client.Hub(0.01), "a/b", None)),
+}
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_jobs_secrets_follow_no_redirect_to_another_host(
-    hub: Hub, other: Other, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], status: int
-) -> None:
-    moved(hub, monkeypatch, "POST /api/jobs/", other.address, status)
-    monkeypatch.setenv("WANDB_KEY", "some value of its own")
-    assert launch(monkeypatch, *ASKED, "--secrets", "WANDB_KEY") == 3
+@pytest.mark.parametrize("call", [name for name in CALLS if name != "config"])
+def test_nothing_is_sent_on_to_another_host(hub: Hub, other: Other, call: str, status: int) -> None:
+    route, ask = CALLS[call]
+    hub.fail_next(status, route, location=f"http://127.0.0.1:{other.port}/there")
+    with pytest.raises(RefusedError, match=r"another host, 127\.0\.0\.1: it was not") as raised:
+        ask()
+    assert raised.value.exit_code == 3
     assert other.got == []
-    assert not hub.jobs
-    said = " ".join(capsys.readouterr().err.split())
-    assert "wants what was sent to it to be sent to localhost" in said
-    assert hub.token not in said
+    assert hub.jobs == {}
+    assert hub.failures.queue == []
 
 
-@pytest.mark.parametrize("route", ["POST /api/repos/create", "POST /api/models/", "POST /api/buckets"])
-def test_no_call_that_sends_something_follows(
-    hub: Hub, other: Other, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, route: str
-) -> None:
-    hub.add_repo("tester/mine", files={"a": "b"})
-    moved(hub, monkeypatch, route, other.address, 307)
-    api = client.Hub().api
-    calls: dict[str, Callable[[], object]] = {
-        "POST /api/repos/create": lambda: api.create_repo("tester/new"),
-        "POST /api/models/": lambda: api.upload_file(path_or_fileobj=b"x", path_in_repo="x", repo_id="tester/mine"),
-        "POST /api/buckets": lambda: api.create_bucket("tester/bucket"),
-    }
-    with pytest.raises(RefusedError, match="wants what was sent"):
-        calls[route]()
+@pytest.mark.parametrize("location", ["//{other}/there", "HTTP://{other}/there", "http://user@{other}/there"])
+def test_however_the_other_host_is_written(hub: Hub, other: Other, location: str) -> None:
+    hub.fail_next(307, "POST /api/jobs", location=location.format(other=f"127.0.0.1:{other.port}"))
+    with pytest.raises((RefusedError, ServiceError)):
+        submit()
     assert other.got == []
+    assert hub.jobs == {}
 
 
-def test_a_download_is_led_to_storage_without_the_token(
-    hub: Hub, other: Other, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other.answer = b'{"model_type": "llama"}'
-    moved(hub, monkeypatch, f"GET /{MODEL}/resolve/", other.address, 302)
-    found = client.library().get_session().get(
-        f"{hub.env()['HF_ENDPOINT']}/{MODEL}/resolve/main/config.json", headers={"Authorization": f"Bearer {hub.token}"}
-    )  # fmt: skip
-    assert found.json() == {"model_type": "llama"}
-    [(_, headers, _)] = other.got
+def test_a_repo_that_was_renamed_leads_to_the_same_host(hub: Hub) -> None:
+    hub.add_repo("tester/old", files={"config.json": '{"model_type": "llama"}'})
+    hub.rename_repo("tester/old", "tester/new")
+    assert repos.look_up(client.Hub(), "model", "tester/old", None).id == "tester/new"
+    assert repos.config(client.Hub(), "tester/old", None) == {"model_type": "llama"}
+
+
+def test_a_download_goes_on_elsewhere_without_the_token(hub: Hub, other: Other) -> None:
+    hub.fail_next(302, "GET /a/b/resolve", location=f"http://127.0.0.1:{other.port}/file?signed")
+    tools = library().utils
+    answer = tools.get_session().get(f"{hub.url}/a/b/resolve/main/x", headers=tools.build_hf_headers())
+    assert answer.json() == {}
+    [(method, path, headers, body)] = other.got
+    assert (method, path, body) == ("GET", "/file?signed", b"")
     assert "authorization" not in headers
     assert hub.token not in str(headers)
 
 
-def test_a_repo_of_another_name_is_still_followed(hub: Hub) -> None:
-    hub.add_repo("tester/old", files={"config.json": '{"a": 1}'})
-    hub.rename_repo("tester/old", "tester/new")
-    assert repos.config(client.Hub(), "tester/old", None) == {"a": 1}
-    client.Hub().api.upload_file(path_or_fileobj=b"x", path_in_repo="x", repo_id="tester/old")
-    assert "x" in hub.repos["tester/new"].files
+@pytest.mark.parametrize("host", ["0.0.0.0", "hub.example", "127.0.0.1.example", "localhost.example", "[fe80::1]", "7"])
+def test_nothing_is_sent_in_clear(hub: Hub, other: Other, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", f"http://{host}:{other.port}")  # Linux takes 0.0.0.0 for this machine
+    for ask in (lambda: client.Hub(0.01).account, submit, CALLS["config"][1]):
+        with pytest.raises(RefusedError, match="in clear: nothing was sent") as raised:
+            ask()
+        assert raised.value.exit_code == 3
+    assert other.got == []
 
 
-@pytest.mark.parametrize(
-    "address",
-    ["http://hub.example", "http://10.0.0.1:8000", "HTTP://hub.example", " http://hub.example", "http://0.0.0.0:1",
-     "http://127.0.0.1.hub.example", "http://127.0.0.1@hub.example", "http://localhost.hub.example", "http://[::]:1",
-     "http://hub.example#127.0.0.1", "http://\nhub.example"],
-)  # fmt: skip
-def test_nothing_is_sent_in_clear_to_another_machine(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], address: str
-) -> None:
-    sent = list[str]()
-
-    def look_up(*args: object, **_: object) -> list[object]:
-        sent.append(str(args))
-        return []
-
-    monkeypatch.setattr("socket.getaddrinfo", look_up)
-    monkeypatch.setenv("HF_ENDPOINT", address)
-    assert launch(monkeypatch, *ASKED) == 3
-    assert launch(monkeypatch, "ps") == 3
-    assert "plain http" in capsys.readouterr().err
-    assert sent == []
+def test_nor_to_the_dataset_viewer(hub: Hub, other: Other, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAUNCH_DATASET_VIEWER", f"http://0.0.0.0:{other.port}")
+    found = datasets.size(client.Hub(0.01), "trl-lib/Capybara", None, "train", None)
+    assert found.rows is None
+    assert "in clear" in found.source
+    assert other.got == []
 
 
-@pytest.mark.parametrize(
-    "address",
-    ["https://hub.example", "http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1", "http://127.9.9.9", ""],
-)
-def test_what_is_encrypted_or_here_is_asked(address: str) -> None:
-    require_encrypted(address, "it")
-
-
-def test_a_redirect_to_plain_http_is_refused_for_a_download_too(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    moved(hub, monkeypatch, f"GET /{MODEL}/resolve/", "http://storage.example", 302)
-    with pytest.raises(RefusedError, match=r"plain http to storage\.example"):
-        repos.config(client.Hub(), MODEL, None)
-
-
-def test_a_run_here_is_not_given_such_a_hub_either(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its script asks the Hub by itself, with the same token."""
-    with pytest.raises(RefusedError, match=r"HF_ENDPOINT is plain http to hub\.example"):
-        local.LocalBackend().check(sample.request("pass", env={"HF_ENDPOINT": "http://hub.example"}))
+def test_nor_by_a_script_that_would_send_it(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = request("pass", env={"HF_ENDPOINT": "http://hub.example"})
+    for refuses in (LocalBackend().check, lambda asked: check(client.Hub(0.01), asked)):
+        with pytest.raises(RefusedError, match="in clear"):
+            refuses(bad)
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
-    with pytest.raises(RefusedError, match=r"HF_ENDPOINT is plain http to hub\.example"):
-        local.LocalBackend().check(sample.request("pass"))
+    with pytest.raises(RefusedError, match="in clear"):
+        LocalBackend().check(request("pass"))
 
 
-def test_a_job_is_not_given_one(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert launch(monkeypatch, *ASKED, "--env", "HF_ENDPOINT=http://hub.example") == 3
-    assert not hub.jobs
+@pytest.mark.parametrize(
+    "address", [None, "", "https://hub.example", "http://localhost:8", "http://127.0.0.1", "http://[::1]:8", "no url"]
+)
+def test_what_may_be_asked(address: str | None) -> None:
+    require_endpoint(address)
 
 
-def test_what_is_no_address_is_said() -> None:
-    with pytest.raises(RequestError, match="is no URL"):
-        require_encrypted("http://[", "HF_ENDPOINT")
+@pytest.fixture
+def impatient(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(client, "TIMEOUT_S", 0.5)
+    _http.close_session()
+    yield
+    _http.close_session()
+
+
+# At this pace a whole answer, 600 bytes and more, takes half a minute, and no byte is late.
+@pytest.mark.parametrize("call", [name for name in CALLS if name not in ("inspect", "job")])
+@pytest.mark.usefixtures("impatient")
+def test_an_answer_that_drips_is_given_up(hub: Hub, call: str) -> None:
+    hub.add_repo("a/b", files={"config.json": "{}"})
+    route, ask = CALLS[call]
+    hub.fail_next("drip", route, times=20, seconds=0.05)
+    with pytest.raises(ServiceError, match="did not answer in time"):
+        ask()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_job_whose_answer_drips_is_found_and_not_made_twice(hub: Hub) -> None:
+    hub.fail_next("drip", "POST /api/jobs", seconds=0.05)
+    submit()
+    assert len(hub.jobs) == 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_download_that_drips_is_given_up(hub: Hub) -> None:
+    hub.add_repo("a/b", files={"config.json": "{}" + " " * 1000})
+    hub.fail_next("drip", "GET /a/b/resolve", times=20, seconds=0.05)
+    with pytest.raises(ServiceError, match="did not answer in time"):
+        repos.config(client.Hub(0.01), "a/b", None)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_log_may_go_on_for_ever(hub: Hub) -> None:
+    hub.fail_next("drip", "GET /api/whoami-v2", seconds=0.003)
+    tools = library().utils
+    ask = tools.get_session().stream(
+        "GET", f"{hub.url}/api/whoami-v2", headers=tools.build_hf_headers(), timeout=5, extensions={ENDLESS: True}
+    )
+    with ask as answer:
+        assert answer.read().startswith(b'{"type": "user"')

@@ -22,7 +22,7 @@ SCRIPT = JOB_SCRIPTS / "sft_text.py"
 def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-S", str(SCRIPT), *args],
-        env=os.environ | env, capture_output=True, text=True, timeout=10, check=False,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"} | env, capture_output=True, text=True, timeout=10, check=False,
     )  # fmt: skip
 
 
@@ -47,6 +47,11 @@ def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
         (["--model", "./missing"], "./missing"),
         (["--nonsense"], "--nonsense"),
         (["--max-steps", "many"], "many"),
+        (["--seed", "9" * 5000], "--seed"),
+        (["--timeout-s", "9" * 400], "--timeout-s"),
+        (["--checkpoint-minutes", "1e308"], "--checkpoint-minutes 1e+308"),
+        (["--run-name", "caf\udce9 x"], "--run-name caf"),
+        (["--dataset", "⟦ missing ⟧.jsonl"], "missing"),
     ],
 )
 def test_bad_arguments_are_one_paragraph(args: list[str], says: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -29,13 +30,13 @@ def asked(script: str, folder: Path, *args: str) -> Any:
 
 def write(script: str, folder: Path, step: int, **changes: Any) -> Path:
     """A whole checkpoint of that step, of a run with the flags of `asked`."""
-    made = Checkpoints(folder / "checkpoints", {}, 1)
+    made = Checkpoints(folder / "checkpoints", {}, 1, {})
     place = made.at(step)
     place.mkdir(parents=True)
     (place / "adapter_model.safetensors").write_bytes(bytes(range(256)) * 8)
     (place / "optimizer.pt").write_bytes(b"moments" * 100)
     known = {
-        "step": step, "batch_size": 8, "gradient_accumulation": 2, "known": {},
+        "step": step, "steps": 16, "batch_size": 8, "gradient_accumulation": 2, "known": {},
         "settings": settings(asked(script, folder)),
     }  # fmt: skip
     assert made.seal(step, known | changes) > 2048 + 700
@@ -216,3 +217,65 @@ def test_checkpoints_of_a_job_lie_beside_its_output(
 
 def test_a_record_is_json(script: str, tmp_path: Path) -> None:
     assert json.loads(json.dumps(settings(asked(script, tmp_path)))) == settings(asked(script, tmp_path))
+
+
+SHAPES = [
+    "[]", "{}", "null", "3", '{"a": 1}', '{"a": [1]}', '{"a": ["b", "c"]}', '{"\\u0000": [1, "x"]}', '{"a": {"b": 1}}',
+    "[" * 3000, "\udcff", "NaN", '{"run.json": [2, 3]}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SHAPES)
+@pytest.mark.parametrize("name", ["manifest.json", "run.json"])
+def test_a_checkpoint_of_another_shape_is_left_out_in_each_attempt(
+    script: str, tmp_path: Path, name: str, text: str
+) -> None:
+    write(script, tmp_path, 4)
+    place = write(script, tmp_path, 6)
+    (place / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+    if name == "run.json":
+        content = (place / name).read_bytes()
+        manifest = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
+        manifest[name] = [len(content), hashlib.sha256(content).hexdigest()]
+        (place / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    for attempt in (1, 2):
+        _, found = open_checkpoints(asked(script, tmp_path))
+        assert (found.found["step"], found.attempt) == (4, attempt)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"-3", b"9" * 5000, "\u0663".encode(), b"1.5", b" 2"])
+def test_what_else_lies_there_may_be_anything(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setenv("LAUNCH_DATA_DIR", str(tmp_path))
+    args = options("--batch-size", "8", "--gradient-accumulation", "2", script=script)
+    write(script, tmp_path, 4, settings=settings(args))
+    for name in ("attempt", "done"):
+        (tmp_path / "checkpoints" / name).write_bytes(content)
+    shutil.copytree(tmp_path / "checkpoints" / "checkpoint-4", tmp_path / "checkpoints" / "checkpoint-old")
+    assert result_before(args) is None
+    _, found = open_checkpoints(args)
+    assert (found.found["step"], found.attempt, found.whole) == (4, 1, [4])
+
+
+def test_a_disk_that_is_full_at_the_start_is_an_error_with_what_to_do(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match="can't be written") as error:
+        open_checkpoints(asked(script, tmp_path))
+    assert error.value.status == 3
+
+
+def test_rows_that_were_changed_between_two_attempts_are_refused(script: str, tmp_path: Path) -> None:
+    rows, moved = tmp_path / "rows.jsonl", tmp_path / "elsewhere.jsonl"
+    rows.write_text('{"text": "one"}\n', encoding="utf-8")
+    write(script, tmp_path, 4, settings=settings(asked(script, tmp_path, "--dataset", str(rows))))
+    shutil.copy(rows, moved)
+    assert find(asked(script, tmp_path, "--dataset", str(moved)))["step"] == 4
+    rows.write_text('{"text": "two"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"--dataset is data of the SHA-256 .* here and data of the SHA-256 .* in the"):
+        find(asked(script, tmp_path, "--dataset", str(rows)))

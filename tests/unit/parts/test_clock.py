@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -39,6 +40,16 @@ def test_a_second_attempt_has_what_the_first_left_of_the_timeout(
     assert deadline(3600, tmp_path) == pytest.approx(first - 600, abs=5)
     # A Job that resumes this one has a timeout of its own.
     monkeypatch.setenv("JOB_ID", "another")
+    assert deadline(3600, tmp_path) == pytest.approx(first, abs=5)
+
+
+@pytest.mark.parametrize("noted", ["", "half past", "\0", "nan nan"])
+def test_a_beginning_that_can_not_be_read_is_this_attempts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, noted: str
+) -> None:
+    monkeypatch.setenv("JOB_ID", "job")
+    first = deadline(3600, tmp_path)
+    next(tmp_path.glob("began-*")).write_text(noted)
     assert deadline(3600, tmp_path) == pytest.approx(first, abs=5)
 
 
@@ -87,11 +98,12 @@ def test_what_does_not_return_in_time_is_ended_with_last_words() -> None:
         assert (early.stdout.read(), early.wait(30)) == ("stuck\non time\n", 0)
 
 
-def test_before_the_training_a_signal_is_enough() -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_before_the_training_a_signal_is_enough(number: signal.Signals) -> None:
     with stuck(math.inf, "at once", 60) as asked:
         assert asked.stdout
         assert asked.stdout.readline() == "stuck\n"
-        asked.send_signal(signal.SIGTERM)
+        asked.send_signal(number)
         assert (asked.stdout.read(), asked.wait(30)) == ("last words\n", 7)
 
 
@@ -117,3 +129,23 @@ def test_a_signal_ends_it_within_its_grace_whatever_a_library_does() -> None:
         assert deaf.stdout.readline() == "deaf\n"
         deaf.send_signal(signal.SIGTERM)
         assert deaf.wait(50) == 9
+
+
+INTERRUPTED = """
+import time
+from parts.clock import errors_told
+with errors_told():
+    print("⟦ \\udcff ⟧", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_ctrl_c_in_the_first_moments_is_one_line_in_any_encoding() -> None:
+    command, env = [sys.executable, "-c", INTERRUPTED], os.environ | {"PYTHONIOENCODING": "ascii"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=TEMPLATES, env=env
+    ) as begun:
+        assert begun.stdout and begun.stderr
+        assert begun.stdout.readline() == "\\u27e6 \\udcff \\u27e7\n"
+        begun.send_signal(signal.SIGINT)
+        assert (begun.stderr.read(), begun.wait(30)) == ("error: interrupted.\n", 130)

@@ -9,8 +9,6 @@ from types import SimpleNamespace
 import pytest
 from parts import adapter, copies, copy_cards
 from parts.copies import Copy
-from parts.ollama import FOR_OLLAMA
-from parts.push import pushed_files
 from parts.say import UserError
 
 
@@ -40,13 +38,6 @@ def test_a_models_size_is_that_of_its_weights_in_16_bits(tmp_path: Path) -> None
         (tmp_path / name).write_bytes(bytes(size))
     assert adapter.model_bytes(str(tmp_path), None, {"dtype": "bfloat16"}) == 100
     assert adapter.model_bytes(str(tmp_path), None, {"text_config": {"torch_dtype": "float32"}}) == 50
-
-
-def test_the_adapter_is_pushed_without_copies_of_an_earlier_run(tmp_path: Path) -> None:
-    (tmp_path / "merged").mkdir()
-    for name in ("adapter_model.safetensors", "README.md", "merged/model.safetensors", "r.Q4_K_M.gguf", *FOR_OLLAMA):
-        (tmp_path / name).touch()
-    assert pushed_files(tmp_path) == ["README.md", "adapter_model.safetensors"]
 
 
 def make_base(folder: Path, **config: object) -> str:

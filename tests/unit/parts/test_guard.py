@@ -54,7 +54,9 @@ def guard(folder: Path, timeout_s: float = 0, **state: Any) -> Guard:
         tokens_seen=0, tokens_trained=0, largest_batch=0,
     )  # fmt: skip
     planned = {"compile_s": 0, "peak_gib": 20.0}
-    run = Namespace(args=args, planned=planned, checkpoints=Checkpoints(folder, {}, 1), output_repo=None, tracker=None)
+    run = Namespace(
+        args=args, planned=planned, checkpoints=Checkpoints(folder, {}, 1, {}), output_repo=None, tracker=None
+    )
     made = Guard(run, trainer)
     made.checkpoint_s = 2.0
     for name, value in state.items():
@@ -152,6 +154,11 @@ def test_weights_that_are_no_numbers_become_no_checkpoint(
     made = guard(tmp_path)
     made.trainer.model.parameters = lambda: [Weight(), Weight(is_number=False)]
     made.trainer.state.global_step = 3
+    made.save()
+    assert list(tmp_path.iterdir()) == []
+    # The loss was none already.
+    made.trainer.model.parameters = lambda: [Weight()]
+    log(made, 3, NAN)
     made.save()
     assert list(tmp_path.iterdir()) == []
 

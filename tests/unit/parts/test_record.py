@@ -30,9 +30,11 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def record(folder: Path, *argv: str, **config: Any) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    (folder / "of somebody else's").touch()
     sys.argv = ["sft_text.py", *argv]
     model = SimpleNamespace(config=SimpleNamespace(**config))
-    part.write_record(folder, options(*argv), RESULT, model)
+    part.write_record(folder, options(*argv), RESULT, model, ["adapter_model.safetensors"])
     found: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     return found
 
@@ -49,7 +51,9 @@ def test_by_hand_there_is_no_plan(beside: Path, tmp_path: Path) -> None:
     assert found["script"]["sha256"] == sha256(beside.read_bytes()).hexdigest()
     assert (tmp_path / "out" / "sft_text.py").read_bytes() == beside.read_bytes()
     assert found["revisions"] == {"model": "c" * 40, "dataset": None}
-    assert found["files"]["sft_text.py"] == found["script"]["sha256"]
+    assert found["files"] == {
+        "adapter_model.safetensors": sha256(b"weights").hexdigest(), "sft_text.py": found["script"]["sha256"],
+    }  # fmt: skip
     assert found["packages"]["pytest"] == pytest.__version__
     assert found["result"] == {"device": "cpu", "steps": 3, "train_loss": None}
 
@@ -77,7 +81,7 @@ def test_a_record_that_fails_costs_nothing_and_leaves_no_old_one(
 ) -> None:
     (tmp_path / "run.json").write_text("of other weights", encoding="utf-8")
     beside.unlink()
-    part.write_record(tmp_path, options(), RESULT, SimpleNamespace(config=SimpleNamespace()))
+    part.write_record(tmp_path, options(), RESULT, SimpleNamespace(config=SimpleNamespace()), [])
     assert not (tmp_path / "run.json").exists()
     assert "run.json could not be written" in capsys.readouterr().out
 

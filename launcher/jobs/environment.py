@@ -1,0 +1,46 @@
+"""What uv finds where it runs something on this machine: no folder and no shell around it say what it installs.
+
+A `uv.toml` or a `pyproject.toml` in any folder above, or a variable such as UV_INDEX_URL, would take the pinned
+packages from another index, and what comes from there runs with the user's token.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterable
+
+from launcher.errors import RefusedError
+
+_KEPT = frozenset({
+    "UV_CACHE_DIR", "UV_COMPILE_BYTECODE", "UV_CONCURRENT_DOWNLOADS", "UV_HTTP_TIMEOUT", "UV_HTTP_RETRIES",
+    "UV_LINK_MODE", "UV_NATIVE_TLS", "UV_NO_CACHE", "UV_NO_PROGRESS", "UV_OFFLINE", "UV_PYTHON_DOWNLOADS",
+    "UV_SYSTEM_CERTS",
+})  # fmt: skip
+# They would lead uv, or the Python it starts, to the launcher's own environment or to code of somebody else.
+_LEADING = frozenset({
+    "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "PYTHONHOME", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONSTARTUP",
+    "__PYVENV_LAUNCHER__", "PYTHONUSERBASE", "PYTHONINSPECT", "PYTHONBREAKPOINT", "PYTHONPLATLIBDIR", "PYTHONWARNINGS",
+})  # fmt: skip
+
+
+def misleading(names: Iterable[str]) -> set[str]:
+    """Those of the variables that uv and what it runs must not see: whatever says what is installed, and from where."""
+    return {name for name in names if name in _LEADING or (name.startswith(("UV_", "PIP_")) and name not in _KEPT)}
+
+
+def uv_run(*options: str) -> list[str]:
+    """The beginning of a command that runs a script with this Python; `RefusedError` where there is no uv."""
+    return [find_uv(), "run", "--no-config", *options, "--python", sys.executable]
+
+
+def find_uv() -> str:
+    """The uv that comes with the launcher, else the one on the PATH."""
+    try:
+        import uv
+
+        return str(uv.find_uv_bin())
+    except (ImportError, FileNotFoundError) as error:
+        if found := shutil.which("uv"):
+            return found
+        raise RefusedError("uv, which runs the script, is not there.", "Install it: `pip install uv`.") from error

@@ -1,0 +1,44 @@
+"""Rows: what of a dataset is its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from parts.data import check_own
+from parts.say import UserError
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd",
+        "file:///etc/passwd",
+        "https://elsewhere.org/rows.json",
+        "hf://datasets/me/other@main/rows.json",
+        "hf://datasets/me/rows2@main/rows.json",
+        "zip://rows.json::/home/me/rows.zip",
+        "rows.json",
+    ],
+)
+def test_a_file_that_is_not_the_datasets_own_is_refused(path: str) -> None:
+    own = "hf://datasets/me/rows@0a1b/train.json"
+    check_own({"train": [own]}, None, "me/rows")
+    with pytest.raises(UserError, match="no file of its own") as error:
+        check_own({"train": [own], "test": [path]}, None, "me/rows")
+    assert path in error.value.paragraph
+    assert error.value.status == 3
+
+
+def test_a_folder_holds_its_files_itself_or_in_the_hubs_cache(tmp_path: Path) -> None:
+    cache = tmp_path / "datasets--me--rows"
+    folder, blob, outside = cache / "snapshots" / "0a1b", cache / "blobs" / "f", tmp_path / "secret.txt"
+    for path in (folder / "rows.txt", blob, outside):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (folder / "cached.txt").symlink_to(blob)
+    (folder / "link.txt").symlink_to(outside)
+    check_own({"train": [str(folder / "rows.txt"), str(folder / "cached.txt")]}, folder, "rows")
+    for path in (folder / "link.txt", outside, folder / ".." / ".." / ".." / "secret.txt"):
+        with pytest.raises(UserError, match="no file of its own"):
+            check_own({"train": [str(path)]}, folder, "rows")
