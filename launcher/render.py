@@ -99,9 +99,9 @@ def script_name(plan: AnyPlan) -> str:
     return _name_of(_script_of(plan))
 
 
-def options_of(plan: AnyPlan) -> tuple[str, ...]:
-    """The names of the options that the plan's script takes, in Python's spelling."""
-    return tuple(option.name for option in script_options(_script_of(plan)))
+def options_of(plan: AnyPlan) -> tuple[ScriptOption, ...]:
+    """The options that the plan's script takes."""
+    return script_options(_script_of(plan))
 
 
 def _script_of(plan: AnyPlan) -> str:

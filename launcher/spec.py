@@ -138,6 +138,17 @@ def check_place(name: str) -> str:
     return name
 
 
+def path_of(name: str) -> Path | None:
+    """The path that the name of a model or a dataset is; none for that of a repo, whatever lies here under that name.
+
+    A path begins with `.`, `/` or `~`, ends like a data file, or has a form that no repo has.
+    """
+    path = Path(name).expanduser()
+    if name.startswith((".", "/", "~")) or path.suffix in DATA_SUFFIXES:
+        return path
+    return None if REPO_ID.fullmatch(name) or _REPO_NAME.fullmatch(name) else path
+
+
 Gguf = Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"]
 Duration = Annotated[str, AfterValidator(_check_duration)]
 RepoName = Annotated[str, AfterValidator(_check_output_repo)]
@@ -168,7 +179,7 @@ class RunSpec(BaseModel):
         default=False,
         scripts=SCRIPTS,
     )
-    chat_template: str | None = _option(
+    chat_template: Name | None = _option(
         "Unsloth template name, for models that bring none.", MODEL, scripts=TRAINING_SCRIPTS, open=True
     )
 

@@ -20,7 +20,7 @@ from launcher.catalog.architecture import Arch
 from launcher.catalog.tensors import Quantized, Weights
 from launcher.catalog.vision import VisionTower
 from launcher.errors import RefusedError, RequestError, unknown
-from launcher.spec import REPO_ID
+from launcher.spec import REPO_ID, path_of
 
 Modality = Literal["text", "vision"]
 
@@ -181,9 +181,9 @@ class Catalog(_Entry):
         """
         if name.lower() in self.models:
             return self.models[name.lower()]
-        if Path(name).expanduser().is_dir():
-            return _from_folder(Path(name).expanduser().resolve())
-        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        if path := path_of(name):
+            if path.is_dir():
+                return _from_folder(path.resolve())
             raise RequestError(f"--model {name}: there is no such folder.", "Give an alias, a Hub repo id or a folder.")
         for model in self.models.values():
             if name == model.repo:
@@ -193,7 +193,8 @@ class Catalog(_Entry):
             if name == model.upstream:
                 return model.model_copy(update={"repo": name, "gated": model.upstream_gated})
         if not REPO_ID.fullmatch(name):
-            raise unknown("model", name, self.models, "launch models")
+            error = unknown("model", name, self.models, "launch models")
+            raise RequestError(error.message, f"The folder here is ./{name}.") if Path(name).is_dir() else error
         if fetch_config is None:
             raise RequestError(f"--model {name} is not in the catalog, and its config.json was not looked up.")
         config = fetch_config(name, revision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -13,14 +14,15 @@ from launcher import api
 from launcher.cli import follow
 from launcher.cli.follow import print_json, say
 from launcher.cli.options import Detach, Json, Quiet, RunName, takes_spec
-from launcher.errors import RequestError
+from launcher.errors import RefusedError, RequestError
 from launcher.spec import RunSpec, build_export
 from launcher.view.console import err, out
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from launcher.plan.record import AnyPlan
+    from launcher.jobs.base import JobRequest
+    from launcher.plan.record import AnyPlan, Plan
 
 
 @takes_spec
@@ -110,6 +112,9 @@ def rerun(
     merged_repo: Annotated[
         str | None, typer.Option(help="Another one for the merged model (else merged/ there).", metavar="NAME")
     ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(help="Most dollars the run may cost, timeout included.", metavar="X")
+    ] = None,
     local: Annotated[bool, typer.Option("--local", help="Run here, not on Jobs.")] = False,
     trust_script: Annotated[
         str | None, typer.Option(help="SHA-256 of a script that you have read, to run it all the same.", metavar="HASH")
@@ -125,7 +130,11 @@ def rerun(
     from launcher.runs import again
 
     tables, hub = catalog.load(), Hub()
-    found = again.find(name, tables, trust_script, again.Places(output_repo, merged_repo))
+
+    def planned(asked: RunSpec) -> Plan:
+        return api.plan(asked, online=not asked.local)
+
+    found = again.find(name, tables, planned, trust_script, again.Places(output_repo, merged_repo))
     request = again.adapt(found.request, tables, timeout, flavor)
     if not found.own:
         again.require_own_places(request.plan, hub)
@@ -134,8 +143,22 @@ def rerun(
     if not quiet:
         show_plan(request.plan)
     say(found.notes)
+    if request.flavor != machine.LOCAL:
+        again.require_within(request, max_cost)
+        if found.doubt and max_cost is None:
+            _require_yes(found.doubt, request, asks=not (quiet or as_json or detach))
     backend = jobs.get("local" if request.flavor == machine.LOCAL else "hub", hub)
     follow.submit(request, backend, detach=detach, as_json=as_json, quiet=quiet)
+
+
+def _require_yes(doubt: str, request: JobRequest, asks: bool) -> None:
+    """Ask at a terminal; `RefusedError` where nobody can be asked, or says no."""
+    if asks and sys.stdin.isatty() and err().is_terminal:
+        if typer.confirm(f"{doubt} Start it?", err=True):
+            return
+        raise RefusedError("nothing was started.")
+    most = math.ceil(request.plan.cost.max_usd * 100) / 100
+    raise RefusedError(doubt, f"To start it all the same, add --max-cost {most:.2f}")
 
 
 def export(

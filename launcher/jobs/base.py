@@ -8,10 +8,11 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from launcher.errors import RefusedError, RequestError, ServiceError
 from launcher.hub import session
 from launcher.hub.client import read_token
 from launcher.plan.record import AnyPlan
+from launcher.spec import path_of
 from launcher.text import SHORTEST
 
 # The service's words. A stage that is in neither set is one that this launcher does not know.
@@ -37,6 +39,7 @@ ARTIFACTS_ENV = "LAUNCH_ARTIFACTS"
 PLAN_FILE = "plan.json"
 MARK_ENV = "LAUNCH_MARK"
 """Tells a run how the lines end that it says for the launcher: new each time, so that nothing it reads can know it."""
+DATASET_FLAG = "--dataset"
 TIMEOUT_FLAG = "--timeout-s"
 """Tells the script when it is stopped, in seconds from its start."""
 
@@ -48,8 +51,8 @@ _TIMES = ("created_at", "started_at", "finished_at")
 class JobRequest:
     """Everything a backend needs to run a script; secrets are named, their values are read at submission.
 
-    An argument that names an existing file is sent along, and rewritten to where the Job finds it. A request that goes
-    on with the Job `resumes` names that Job's `artifacts`, as an `hf://` URI, where such files are already.
+    The dataset's file is sent along, and its argument rewritten to where the Job finds it. A request that goes on with
+    the Job `resumes` names that Job's `artifacts`, as an `hf://` URI, where such files are already.
     """
 
     plan: AnyPlan
@@ -71,10 +74,19 @@ class JobRequest:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The arguments that name an existing file, by the rule of `run_uv_job`."""
+        """The dataset's file, where the arguments name one; another option may be called like a file, and is none."""
         if self.artifacts:
             return ()
-        return tuple(argument for argument in dict.fromkeys(self.script_args) if Path(argument).is_file())
+        named = (value for flag, value in pairwise(self.script_args) if flag == DATASET_FLAG)
+        return tuple(value for value in dict.fromkeys(named) if (path := path_of(value)) and path.is_file())
+
+    def arguments(self, sent: Mapping[str, str]) -> list[str]:
+        """The arguments with each of the `files` under the path that the script finds it at."""
+        before = ("", *self.script_args)
+        return [
+            sent.get(item, item) if flag == DATASET_FLAG else item
+            for flag, item in zip(before, self.script_args, strict=False)
+        ]
 
     @property
     def all_labels(self) -> dict[str, str]:
@@ -90,7 +102,8 @@ class JobRequest:
     def describe(self) -> dict[str, Any]:
         """The Job as the service would run it, for people and for `--dry-run --json`; reads no network, no token."""
         remote = self.remote_names
-        arguments = [f"{ARTIFACTS_MOUNT}/{remote[item]}" if item in remote else item for item in self.script_args]
+        sent = {item: f"{ARTIFACTS_MOUNT}/{remote[item]}" for item in self.files}
+        arguments = self.arguments(sent)
         artifacts = self.artifacts or f"{_BUCKETS}{self.namespace or '<you>'}/{ARTIFACTS_BUCKET}/<a fresh folder>"
         source, folder = split_artifacts(artifacts)
         own = {"request": "<a fresh id>", "artifacts": folder} | ({"resumes": self.resumes} if self.resumes else {})

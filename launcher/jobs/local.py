@@ -27,6 +27,7 @@ from launcher.jobs import folder, supervise
 from launcher.jobs.base import MARK_ENV, Job, JobRequest, Left, new_mark, now, require_hidden, secret_values
 from launcher.jobs.environment import find_uv, misleading, uv_run
 from launcher.jobs.folder import COMMAND, NOTES, PLAN, REQUEST, STATUS, Run
+from launcher.spec import path_of
 from launcher.text import safe
 
 NEEDED_GB = 5
@@ -79,10 +80,11 @@ class LocalBackend:
 
     def _prepare(self, run: Run, request: JobRequest, uv: list[str]) -> None:
         """Put into the run's folder what its supervisor needs."""
-        mark, files = new_mark(), set(request.files)
-        arguments = [str(Path(item).absolute()) if item in files else item for item in request.script_args]
+        mark = new_mark()
+        arguments = request.arguments({item: str(Path(item).absolute()) for item in request.files})
         command: dict[str, Any] = {
-            "env": {"PYTHONUNBUFFERED": "1", **request.env, MARK_ENV: mark},
+            # uv's setting is for what a script itself runs with uv.
+            "env": {"PYTHONUNBUFFERED": "1", "UV_NO_CONFIG": "1", **request.env, MARK_ENV: mark},
             # The supervisor has a PYTHONPATH of its own.
             "unset": sorted(misleading((*os.environ, "PYTHONPATH")) - {*request.secrets}),
             "secrets": sorted({*request.secrets, "HF_TOKEN"}),
@@ -240,7 +242,7 @@ def _check_paths(request: JobRequest) -> None:
     if request.plan.task == "sft":
         named["dataset"] = request.plan.decisions.dataset.value
     for option, name in named.items():
-        if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().exists():
+        if (path := path_of(name)) and not path.exists():
             raise RequestError(f"--{option} {name}: there is no such file or folder.", "Give a path that exists.")
 
 

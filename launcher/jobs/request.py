@@ -9,13 +9,12 @@ from pathlib import Path
 from launcher import __version__, catalog
 from launcher.catalog.machine import LOCAL
 from launcher.errors import RequestError
-from launcher.jobs.base import TIMEOUT_FLAG, JobRequest
+from launcher.jobs.base import DATASET_FLAG, TIMEOUT_FLAG, JobRequest
 from launcher.plan.record import AnyPlan
 from launcher.render import COPIES, render, render_copies, script_name
-from launcher.spec import DATA_SUFFIXES, REPO_ID
+from launcher.spec import DATA_SUFFIXES, path_of
 
 _LABEL_LENGTH = 100
-_DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
 def from_plan(plan: AnyPlan, catalog: catalog.Catalog) -> JobRequest:
@@ -69,7 +68,7 @@ def _labels(plan: AnyPlan) -> dict[str, str]:
     """The launcher's own labels, in the letters that the service takes; a local path is only its last name."""
     if plan.task == "sft":
         dataset = plan.decisions.dataset.value
-        source = {"model": plan.asked.model, "dataset": Path(dataset).name if Path(dataset).exists() else dataset}
+        source = {"model": plan.asked.model, "dataset": path.name if (path := path_of(dataset)) else dataset}
     else:
         source = {"model": plan.decisions.model.value, "adapter": _last(plan.decisions.adapter.value)}
     own = source | {"model": _last(source["model"])}
@@ -95,24 +94,24 @@ def _check_model(plan: AnyPlan, local: bool) -> None:
 
 def _dataset_args(dataset: str, local: bool) -> tuple[str, ...]:
     """A dataset on this machine is passed as an argument: the Hub client uploads the file and rewrites the path."""
-    path = Path(dataset).expanduser()
+    path = path_of(dataset)
+    if path is None:
+        return ()
     if path.is_file():
         if path.suffix not in DATA_SUFFIXES:
             raise RequestError(
                 f"--dataset {dataset}: a file should end in {', '.join(DATA_SUFFIXES)}.",
                 "Convert it, or name a Hub dataset.",
             )
-        return ("--dataset", str(path.resolve()))
-    if path.is_dir() and (local or not REPO_ID.fullmatch(dataset)):
+        return (DATASET_FLAG, str(path.resolve()))
+    if path.is_dir():
         if not local:
             raise RequestError(
                 f"--dataset {dataset} is a folder on this machine, which a Job can't see.",
                 "Name one of its files, push it as a Hub dataset, or add --local.",
             )
-        return ("--dataset", str(path.resolve()))
-    if not (REPO_ID.fullmatch(dataset) or _DATASET_NAME.fullmatch(dataset)) or path.suffix in DATA_SUFFIXES:
-        raise RequestError(
-            f"--dataset {dataset}: there is no such file here, and it is not a Hub dataset's name.",
-            "Give a path that exists, or NAMESPACE/NAME.",
-        )
-    return ()
+        return (DATASET_FLAG, str(path.resolve()))
+    raise RequestError(
+        f"--dataset {dataset}: there is no such file here, and it is not a Hub dataset's name.",
+        "Give a path that exists, or NAMESPACE/NAME.",
+    )

@@ -37,7 +37,7 @@ from launcher.jobs.base import (
 )
 from launcher.jobs.info import by_age, checked, stage_of
 from launcher.plan.record import Plan
-from launcher.spec import DATA_SUFFIXES
+from launcher.spec import path_of
 
 if TYPE_CHECKING:
     from huggingface_hub import JobInfo
@@ -59,7 +59,7 @@ def check(hub: Hub, request: JobRequest) -> None:
     access.require_jobs(hub.account, request.namespace)
     require_hidden(request, secret_values(request.secrets))
     access.require_places(hub, *plan.places)
-    if _is_path(plan.facts.repo):
+    if path_of(plan.facts.repo):
         raise RequestError(
             f"--model {plan.facts.repo} is a folder of this machine, which a Job can't see.",
             "Push it to the Hub first (`hf upload`), or train here with --local.",
@@ -74,21 +74,15 @@ def check(hub: Hub, request: JobRequest) -> None:
 
 def _check_dataset(hub: Hub, plan: Plan) -> None:
     dataset = plan.decisions.dataset.value
-    path = Path(dataset).expanduser()
-    if path.is_file():
+    path = path_of(dataset)
+    if path and path.is_file():
         return
-    if path.is_dir() or _is_path(dataset) or dataset.endswith(DATA_SUFFIXES):
+    if path:
         what = "is a folder, and only a file is sent along" if path.is_dir() else "is not there"
         raise RequestError(
             f"--dataset {dataset} {what}.", "Give one json, jsonl, csv or parquet file, or push it to the Hub."
         )
     repos.require_readable(hub, "dataset", dataset, plan.decisions.dataset_revision.value)
-
-
-def _is_path(name: str) -> bool:
-    with suppress(OSError):
-        return name.startswith((".", "/", "~")) or Path(name).is_absolute()
-    return False
 
 
 class Submission:

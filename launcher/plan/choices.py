@@ -11,7 +11,7 @@ from launcher.catalog import Catalog, Flavor, Modality, Model
 from launcher.errors import RefusedError, RequestError, unknown
 from launcher.estimate.copies import Copies
 from launcher.plan.record import ASKED, Decision
-from launcher.spec import RunSpec, require_apart
+from launcher.spec import RunSpec, path_of, require_apart
 
 Precision = Literal["4bit", "16bit"]
 
@@ -137,6 +137,16 @@ def dataset(asked: RunSpec, modality: Modality) -> Decision[str]:
     if asked.dataset:
         return Decision(asked.dataset, ASKED)
     return Decision(DEFAULT_DATASET[modality], f"the default for {modality}")
+
+
+def namesakes(asked: RunSpec) -> tuple[str, ...]:
+    """What lies here under the name of a repo that was asked for, and is not meant by it."""
+    named = {"model": asked.model, "dataset": asked.dataset or ""}
+    return tuple(
+        f"--{option} {name} is the Hub's: the one that lies here is ./{name}"
+        for option, name in named.items()
+        if name and path_of(name) is None and Path(name).exists()
+    )
 
 
 def streaming(asked: RunSpec, modality: Modality, max_steps: int | None) -> Decision[bool]:

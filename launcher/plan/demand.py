@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from launcher.catalog import Modality, Model
 from launcher.errors import RequestError, ServiceError
@@ -15,7 +14,7 @@ from launcher.plan import choices
 from launcher.plan.choices import Precision
 from launcher.plan.record import Decision
 from launcher.plan.workload import Workload
-from launcher.spec import RunSpec
+from launcher.spec import RunSpec, path_of
 
 # What looks up the size of a Hub dataset: (dataset, config, split, revision).
 LookUp = Callable[[str, str | None, str, str | None], DataSize]
@@ -130,7 +129,7 @@ def _data_size(asked: RunSpec, kind: Modality, look_up: LookUp | None) -> DataSi
 
     A service that does not answer only matters where the plan can't do without it.
     """
-    path = Path(asked.dataset).expanduser() if asked.dataset else None
+    path = path_of(asked.dataset) if asked.dataset else None
     if path is not None and path.exists():
         return dataset.measure(path, asked.dataset_split)
     if look_up is None:
@@ -146,6 +145,8 @@ def _dataset_gb(asked: RunSpec, kind: Modality) -> float | None:
     """GB that the data takes on the disk with the copy that `datasets` writes; None where it is not known."""
     if asked.dataset is None:
         return 2 * _DEFAULT_DATASET_GB[kind]
-    path = Path(asked.dataset).expanduser()
+    path = path_of(asked.dataset)
+    if path is None or not path.exists():
+        return None
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return 2 * sum(file.stat().st_size for file in files) / 1e9 if path.exists() else None
+    return 2 * sum(file.stat().st_size for file in files) / 1e9

@@ -9,7 +9,7 @@ from datetime import date
 from launcher import __version__, spec
 from launcher.catalog import Catalog, FetchConfig, FetchWeights, Flavor, Modality, Model
 from launcher.catalog.machine import LOCAL
-from launcher.errors import RequestError
+from launcher.errors import RefusedError, RequestError
 from launcher.estimate import copies, duration
 from launcher.estimate.copies import Copies
 from launcher.estimate.values import Vram
@@ -37,7 +37,7 @@ def make_plan(
 
     Raises `RequestError` for what a Job can't see or the model can't be, `RefusedError` where it does not fit.
     """
-    _require_seen(asked, adapter)
+    _require_seen(asked, adapter, of)
     model = _base(asked, adapter, catalog, fetch_config, fetch_weights)
     choices.require_convertible(model, asked.gguf, catalog)
     modality = _modality(adapter, of, model)
@@ -93,9 +93,16 @@ def command(plan: ExportPlan) -> str:
     return " ".join(words)
 
 
-def _require_seen(asked: ExportSpec, adapter: Adapter) -> None:
-    """Raise for a folder of this machine that a Job would need."""
+def _require_seen(asked: ExportSpec, adapter: Adapter, of: Plan | None) -> None:
+    """Raise for a folder of this machine that a Job would need, or that a repo alone says is to be published."""
     if asked.local:
+        pushed = asked.output_repo or asked.merged_repo
+        if of is None and pushed and adapter.local_base and not adapter.local:
+            raise RefusedError(
+                f"{adapter.place} says that it was trained on {adapter.base}, a folder of this machine, and the copies "
+                "would publish that model.",
+                "Leave --output-repo and --merged-repo away, or give the folder of an adapter that is here.",
+            )
         return
     if adapter.local:
         raise RequestError(

@@ -79,7 +79,7 @@ def make_plan(
         duration=fit.duration,
         duration_reason=places.duration(asked, placed.fit, wanted.amount),
         cost=duration.cost(fit.flavor, fit.duration.total_s, timeout_s.value),
-        warnings=(*model.notes, *places.warnings(asked, placed, timeout_s.value)),
+        warnings=(*model.notes, *choices.namesakes(asked), *places.warnings(asked, placed, timeout_s.value)),
         offers=tuple(other.offer() for other in placed.fits),
     )
 

@@ -8,13 +8,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from launcher.catalog import Stack
 from launcher.errors import ServiceError
 from launcher.plan.record import ASKED, Decision
-from launcher.spec import COMMIT, DATA_SUFFIXES, REPO_ID
+from launcher.spec import COMMIT, REPO_ID, path_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +32,6 @@ class Seen:
 # What asks the Hub: (model or dataset, repo, revision or none).
 Resolve = Callable[[str, str, str | None], Seen]
 
-# Old datasets of the Hub have no namespace.
-_DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 # A card is anybody's, and its licence goes into other cards: what is not of these forms is left out.
 _LICENCE = {
     "licence": re.compile(r"[a-z0-9][a-z0-9.-]{0,63}"),
@@ -89,11 +86,7 @@ def licence(known: str | None, seen: Seen) -> dict[str, str]:
 
 def _on_hub(kind: str, name: str) -> bool:
     """Whether the name is that of a repo, by the rules that a request is made by."""
-    if Path(name).expanduser().exists():
-        return False
-    return bool(REPO_ID.fullmatch(name) or (kind == "dataset" and _DATASET.fullmatch(name))) and not name.endswith(
-        DATA_SUFFIXES
-    )
+    return path_of(name) is None and (kind == "dataset" or bool(REPO_ID.fullmatch(name)))
 
 
 # ---- The container image ---------------------------------------------------------------------------------------------

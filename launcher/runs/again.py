@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ from launcher.hub import access
 from launcher.hub.client import Hub
 from launcher.jobs import folder
 from launcher.jobs import request as requests
-from launcher.jobs.base import ARTIFACTS_ENV, ARTIFACTS_MOUNT, DEFAULT_IMAGE, TIMEOUT_FLAG, Backend, Job, JobRequest
+from launcher.jobs.base import ARTIFACTS_ENV, ARTIFACTS_MOUNT, DEFAULT_IMAGE, Backend, Job, JobRequest
 from launcher.jobs.folder import REQUEST, Run
 from launcher.plan import export
 from launcher.plan.record import AnyPlan
-from launcher.runs import record, trust, why
+from launcher.runs import arguments, record, trust, why
 from launcher.runs.find import fetch
-from launcher.runs.record import Kept, flags, recorded, with_args, without
-from launcher.spec import DATA_SUFFIXES, RepoName, require_apart
+from launcher.runs.record import Kept, recorded, with_args
+from launcher.spec import DATA_SUFFIXES, RepoName, path_of, require_apart
 from launcher.text import mask
 
 _OF_ONE_JOB = ("request", "artifacts", "resumes")
@@ -38,6 +39,8 @@ class Again:
     request: JobRequest
     own: bool = False
     notes: tuple[str, ...] = ()
+    doubt: str = ""
+    """What the user has to agree to first, if anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +50,19 @@ class Places:
     output_repo: str | None = None
     merged_repo: str | None = None
 
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The names of those that are given."""
+        return tuple(name for name, repo in asdict(self).items() if repo)
 
-def find(name: str, tables: Catalog, trusted: str | None = None, places: Places = Places()) -> Again:
+
+def find(
+    name: str, tables: Catalog, planner: trust.Planner, trusted: str | None = None, places: Places = Places()
+) -> Again:
     """The request of a run, ready to be submitted as a new one.
 
     `trusted` is the SHA-256 of a script that the user has read; `places` are told to the script by its arguments.
+    What a stranger's run takes and costs is asked of `planner`.
     Raises `RefusedError` for a script that is neither this launcher's nor trusted, and `RequestError` for a run or a
     data file that is not there any more, and for places that can't be meant.
     """
@@ -60,8 +71,11 @@ def find(name: str, tables: Catalog, trusted: str | None = None, places: Places 
         trusts = trust.require_trust(found, tables, trusted)
         known = found.record
         args, told = _pushing_to(places, with_args(record.plan_of(found), known.args), known.args)
-        request, left_out = trust.request(found, args, tables, trusts)
-        return Again(_with_data(request, known.inputs), notes=told + left_out)
+        meant = with_args(record.plan_of(found), args)
+        trust.require_chosen_places(found, meant, places.chosen, trusts, lambda: Hub().user)
+        request, left_out = trust.request(found, args, tables, trusts, planner)
+        doubt = trust.doubt(found, request.plan) if request.plan.task == "sft" else ""
+        return Again(_with_data(request, known.inputs), notes=told + left_out, doubt=doubt)
     if trusted:
         raise RequestError(
             f"--trust-script: {name} was started by you, with a script of its own.", "Leave --trust-script away."
@@ -72,7 +86,7 @@ def find(name: str, tables: Catalog, trusted: str | None = None, places: Places 
         request = _with_data(replace(found, artifacts=None, resumes=None), {})
     args, notes = _pushing_to(places, request.plan, request.script_args)
     try:
-        plan = request.plan.changed(_repos(args))
+        plan = request.plan.changed(_repos(request.plan, args))
     except ValidationError as error:
         raise from_validation(error) from error
     # A request that was put together again does not name what lay beside its script.
@@ -122,19 +136,30 @@ def adapt(request: JobRequest, catalog: Catalog, timeout: str | None, flavor: st
 
     Raises `RequestError` for values that can't be meant, and `RefusedError` where the run does not fit.
     """
-    if not timeout and not flavor:
+    if request.flavor == LOCAL and not timeout and not flavor:
         return request
     args, plan = request.script_args, request.plan
-    timeout_s = _timeout_s(args) or plan.decisions.timeout_s.value
+    timeout_s = _timeout_s(plan, args) or plan.decisions.timeout_s.value
     if timeout:
         timeout_s = _seconds(timeout)
-        args = (*without(args, ("timeout_s",)), TIMEOUT_FLAG, str(timeout_s))
-    machine = _machine(plan, catalog, flavor)
+        args = arguments.changed(plan, args, {"timeout_s": str(timeout_s)})
+    machine = _machine(plan, catalog, flavor) if flavor else catalog.flavors.get(request.flavor)
     changed = plan.changed({"flavor": flavor or request.flavor, "timeout_s": timeout_s})
-    if machine and changed != plan:
+    if machine:  # whoever wrote the plan is not asked for its price
         cost = duration.cost(machine, _total_s(plan, machine), timeout_s)
         changed = changed.model_copy(update={"cost": cost})
     return replace(request, plan=changed, flavor=flavor or request.flavor, timeout_s=timeout_s, script_args=args)
+
+
+def require_within(request: JobRequest, max_cost: float | None) -> None:
+    """Raise `RefusedError` where the run may cost more than that."""
+    usd = request.plan.cost.max_usd
+    if max_cost is not None and usd > max_cost:
+        raise RefusedError(
+            f"the run may cost ${usd:.2f} on {request.flavor} until its timeout of {request.timeout_s // 60} minutes, "
+            f"and --max-cost is ${max_cost:.2f}.",
+            "Give more, a shorter --timeout, or another --flavor.",
+        )
 
 
 def bring_here(request: JobRequest, here: Flavor) -> JobRequest:
@@ -145,9 +170,9 @@ def bring_here(request: JobRequest, here: Flavor) -> JobRequest:
         raise RefusedError(
             "this machine has no GPU, and Unsloth trains vision models on a GPU only.", "Leave --local away."
         )
-    args = without(request.script_args, ("timeout_s",) if here.num_gpus else ("timeout_s", "device"))
-    args += () if here.num_gpus else ("--device=cpu",)
-    args += (TIMEOUT_FLAG, str(request.timeout_s))
+    told: dict[str, arguments.Value | None] = {} if here.num_gpus else {"device": "cpu"}
+    told |= {"timeout_s": str(request.timeout_s)}
+    args = arguments.changed(request.plan, request.script_args, told)
     # Without a push, no account is needed here.
     pushes = any(request.plan.places[:2])
     secrets = tuple(name for name in request.secrets if name != "HF_TOKEN" or pushes)
@@ -212,12 +237,12 @@ def _pushing_to(places: Places, plan: AnyPlan, args: tuple[str, ...]) -> tuple[t
     if merged and not plan.decisions.merge.value:
         raise RequestError(f"--merged-repo {merged}: the run makes no merged copy.", "Leave it away.")
     if output:
-        args = (*without(args, ("output_repo",)), "--output-repo", _checked("--output-repo", output))
+        args = arguments.changed(plan, args, {"output_repo": _checked("--output-repo", output)})
     if merged:
-        args = (*without(args, ("merged_repo",)), "--merged-repo", _checked("--merged-repo", merged))
+        args = arguments.changed(plan, args, {"merged_repo": _checked("--merged-repo", merged)})
     elif output and first_merged:
         # Empty is none to the script. The first run's repo would hold this run's weights under its own name.
-        args = (*without(args, ("merged_repo",)), "--merged-repo=")
+        args = arguments.changed(plan, args, {"merged_repo": ""})
         notes = (
             f"the merged copy goes into merged/ of {output}, not into {first_merged}; --merged-repo NAME gives it "
             "a repo of its own.",
@@ -226,9 +251,9 @@ def _pushing_to(places: Places, plan: AnyPlan, args: tuple[str, ...]) -> tuple[t
     return args, notes
 
 
-def _repos(args: tuple[str, ...]) -> dict[str, str | None]:
+def _repos(plan: AnyPlan, args: tuple[str, ...]) -> dict[str, arguments.Value | None]:
     """The repos that the arguments name, by the plan's fields; none for an empty one."""
-    return {name: value or None for name, value in flags(args) if name in ("output_repo", "merged_repo")}
+    return {name: value or None for name, value in arguments.read(plan, args).items() if name in trust.PLACES}
 
 
 def _checked(option: str, name: str) -> str:
@@ -239,10 +264,8 @@ def _checked(option: str, name: str) -> str:
         raise RequestError(f"{option} {mask(repr(name))}: {said}.", "Such as me/my-model.") from error
 
 
-def _machine(plan: AnyPlan, catalog: Catalog, flavor: str | None) -> Flavor | None:
-    """The flavor to run on, which must hold what the plan needs; none for this machine and for what is not known."""
-    if flavor is None:
-        return catalog.flavors.get(plan.decisions.flavor.value)
+def _machine(plan: AnyPlan, catalog: Catalog, flavor: str) -> Flavor:
+    """The flavor to run on instead, which must hold what the plan needs."""
     if plan.decisions.flavor.value == LOCAL:
         raise RequestError(f"--flavor {flavor}: a local run has no flavor.", "Leave it away.")
     machine = catalog.flavors.get(flavor)
@@ -277,22 +300,26 @@ def _seconds(timeout: str) -> int:
         raise RequestError(f"--timeout {timeout!r} {error}.", "Such as --timeout 2h.") from error
 
 
-def _timeout_s(args: tuple[str, ...]) -> int | None:
+def _timeout_s(plan: AnyPlan, args: tuple[str, ...]) -> int | None:
     """The timeout that an earlier resumption gave the script."""
-    values = [value for name, value in flags(args) if name == "timeout_s" and value]
-    return int(values[-1]) if values and values[-1].isdigit() else None
+    told = str(arguments.read(plan, args).get("timeout_s", ""))
+    return int(told) if re.fullmatch("[0-9]{1,9}", told) else None
 
 
 def _with_data(request: JobRequest, files: Mapping[str, str]) -> JobRequest:
     """The request with its data file where that lies now; raises where it is gone, or is another one."""
-    named = next((value for name, value in flags(request.script_args) if name == "dataset" and value), None)
-    if named is None or request.plan.task != "sft":
+    if request.plan.task != "sft":
+        return request
+    named = str(arguments.read(request.plan, request.script_args).get("dataset", ""))
+    if not named:
         return request
     planned = request.plan.decisions.dataset.value
-    path = Path(named).expanduser()
+    path = path_of(named)
+    if path is None:
+        return request
     if named.startswith(f"{ARTIFACTS_MOUNT}/") and not path.exists():
         path = Path(planned).expanduser()
-        args = (*without(request.script_args, ("dataset",)), "--dataset", str(path.absolute()))
+        args = arguments.changed(request.plan, request.script_args, {"dataset": str(path.absolute())})
         request = replace(request, script_args=args)
     if not path.exists() and (path.suffix in DATA_SUFFIXES or path.is_absolute()):
         raise RequestError(f"the dataset of the run, {path}, is not there any more.", "Put it back, then try again.")

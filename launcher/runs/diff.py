@@ -17,7 +17,7 @@ from launcher.jobs import folder
 from launcher.jobs.events import summarize
 from launcher.jobs.folder import RECORD, REQUEST, Run
 from launcher.plan.record import READ, AnyPlan
-from launcher.runs import record
+from launcher.runs import arguments, record
 from launcher.runs.find import File, fetch, find
 from launcher.runs.record import Kept
 
@@ -171,9 +171,9 @@ def _of_run(run: Run) -> Side:
 def _of_record(name: str, kept: Kept) -> Side:
     known, plan = kept.record, record.plan_of(kept)
     args, dataset = known.args, plan.decisions.dataset.value
-    named = [value for flag, value in record.flags(args) if flag == "dataset" and value]
-    if any(Path(value).name == Path(dataset).name for value in named):
-        args = record.without(args, ("dataset",))  # the same file, where the Job had it
+    named = arguments.read(plan, args).get("dataset")
+    if named and Path(str(named)).name == Path(dataset).name:
+        args = arguments.changed(plan, args, {"dataset": None})  # the same file, where the Job had it
     plan = record.with_args(plan, args)
     revisions = _planned(plan) | _known(known.revisions.model_dump())
     return Side(name, plan, revisions, known.packages, known.script.sha256, known.result)

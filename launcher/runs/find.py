@@ -177,4 +177,5 @@ def _from_hub(repo: str, revision: str | None) -> Kept:
     where = f"{repo}@{commit}" if commit else repo
     found = record.parse(repos.file(hub, repo, RECORD, commit, LARGEST), f"{RECORD} of {where}")
     page = f"https://huggingface.co/{repo}/blob/{commit or 'main'}/{found.script.name}"
-    return record.pair(found, repos.file(hub, repo, found.script.name, commit, LARGEST), where, page)
+    script = repos.file(hub, repo, found.script.name, commit, LARGEST)
+    return record.pair(found, script, where, page, repo)

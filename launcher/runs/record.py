@@ -12,10 +12,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from launcher.catalog import Catalog
-from launcher.errors import RefusedError, RequestError
+from launcher.errors import RefusedError, RequestError, from_validation
 from launcher.jobs.events import sound
 from launcher.plan.record import Plan
-from launcher.render import options_of, render
+from launcher.render import render
+from launcher.runs import arguments
 from launcher.text import plain
 
 LARGEST = 4_000_000
@@ -77,6 +78,8 @@ class Kept:
     script: bytes
     where: str
     page: str
+    repo: str | None = None
+    """The repo of the Hub that it lies in."""
 
     @property
     def text(self) -> str:
@@ -123,7 +126,7 @@ def require_seen(value: object, where: str) -> None:
         )
 
 
-def pair(record: Record, script: bytes, where: str, page: str) -> Kept:
+def pair(record: Record, script: bytes, where: str, page: str, repo: str | None = None) -> Kept:
     """The record with its script; `RefusedError` where it is not the script that was recorded."""
     digest = hashlib.sha256(script).hexdigest()
     if digest != record.script.sha256:
@@ -136,7 +139,7 @@ def pair(record: Record, script: bytes, where: str, page: str) -> Kept:
         script.decode()
     except UnicodeDecodeError as error:
         raise RequestError(f"{where}: {record.script.name} is not UTF-8.", "It is not a script of launch.") from error
-    return Kept(record, script, where, page)
+    return Kept(record, script, where, page, repo)
 
 
 def plan_of(kept: Kept) -> Plan:
@@ -169,54 +172,25 @@ def is_rendered(script: bytes, plan: Plan, tables: Catalog) -> bool:
 
 
 def with_args(plan: Plan, args: Iterable[str]) -> Plan:
-    """The plan as the script's arguments change it; `RequestError` for values that can't be meant."""
+    """The plan as the script's arguments change it; `RequestError` for what the script would refuse."""
     values_of = plan.values | dict(plan.facts)
-    known = {name: values_of[name] for name in options_of(plan) if name in values_of}
     values: dict[str, Any] = {}
-    for name, value in flags(args):
-        field = name.removeprefix("no_") if value is None else name
-        if field not in known:
+    for name, value in arguments.read(plan, args).items():
+        if name not in values_of or name == "timeout_s":  # the Job's own limit is what counts
             continue
-        if value is None and isinstance(known[field], bool):
-            values[field] = not name.startswith("no_")
-        elif value is None:
-            raise RequestError(f"--{name} of the script has no value.", "The record was changed, or is torn.")
-        elif field == "gguf":
-            values[field] = (*values.get(field, ()), value)
-        elif field == "lora_targets":
-            values[field] = tuple(value.split(","))
+        if name == "lora_targets":
+            values[name] = tuple(str(value).split(","))
         else:
-            values[field] = None if field == "merged_repo" and not value else value
-            values |= {"repo": value} if field == "model" else {}
-            values |= {_STOPS[field]: None} if field in _STOPS else {}
+            values[name] = None if name == "merged_repo" and not value else value
+            values |= {"repo": value} if name == "model" else {}
+            values |= {_STOPS[name]: None} if name in _STOPS else {}
     try:
         return plan.changed(values)
     except ValidationError as error:
-        wrong = ", ".join(f"--{'.'.join(map(str, item['loc'][:1]))} {item['msg']}" for item in error.errors())
-        raise RequestError(f"the script's arguments can't be read: {wrong}.", "The record was changed.") from error
-
-
-def flags(args: Iterable[str]) -> Iterator[tuple[str, str | None]]:
-    """Each flag of the script's arguments, in Python's spelling, with its value or none."""
-    words = list(args)
-    for place, word in enumerate(words):
-        if not word.startswith("--"):
-            continue
-        name, sign, value = word[2:].partition("=")
-        following = words[place + 1] if place + 1 < len(words) else "--"
-        yield name.replace("-", "_"), value if sign else None if following.startswith("--") else following
-
-
-def without(args: Iterable[str], names: Iterable[str]) -> tuple[str, ...]:
-    """The arguments without those flags and their values."""
-    kept: list[str] = []
-    dropped, drops = set(names), False
-    for word in args:
-        if word.startswith("--"):
-            drops = word[2:].partition("=")[0].replace("-", "_") in dropped
-        if not drops:
-            kept.append(word)
-    return tuple(kept)
+        said = from_validation(error)
+        raise RequestError(
+            f"the script's arguments can't be read: {said.message}", "The record was changed."
+        ) from error
 
 
 def recorded(files: Mapping[str, str], name: str) -> str | None:

@@ -83,3 +83,22 @@ def test_a_wrong_config_is_explained(tmp_path: Path, content: str, said: str) ->
 def test_a_missing_config_is_explained(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="No such file"):
         spec.build({"model": "x"}, tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_path"),
+    [
+        ("squad", False), ("me/rows", False), ("unsloth/Qwen3-8B", False), ("qwen3-8b", False), ("gpt2.v2", False),
+        ("./squad", True), ("../squad", True), ("/squad", True), ("~/squad", True), ("squad/", True), ("a/b/c", True),
+        ("rows.jsonl", True), ("me/rows.csv", True), ("my rows", True), (".", True),
+    ],
+)  # fmt: skip
+def test_a_path_is_told_from_a_repo_by_its_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, is_path: bool
+) -> None:
+    """Whatever lies in the folder that one stands in: a folder of a repo's name changes nothing."""
+    monkeypatch.chdir(tmp_path)
+    assert (spec.path_of(name) is not None) is is_path
+    if not name.startswith(("/", "~", "..")):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+    assert (spec.path_of(name) is not None) is is_path

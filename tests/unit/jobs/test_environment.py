@@ -119,6 +119,24 @@ def test_nothing_that_lies_around_says_where_packages_are_from(
         assert list(backend.logs(job.id, follow=True))[-1] == "chosen"
 
 
+def test_what_a_script_runs_with_uv_is_led_by_no_folder_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the one that makes copies gets its cmake."""
+    monkeypatch.setenv("LAUNCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    inner = tmp_path / "home" / "inner.py"
+    inner.parent.mkdir()
+    inner.write_text(BODY)
+    command = [find_uv(), "run", "--quiet", "--python", sys.executable, str(inner)]
+    with index("planted") as planted, index("chosen") as chosen:
+        PLANTS["uv.toml"](tmp_path, planted, monkeypatch)
+        backend = LocalBackend()
+        job = backend.submit(
+            request(f"import subprocess; subprocess.run({command!r})", env={"UV_DEFAULT_INDEX": chosen})
+        )
+        assert list(backend.logs(job.id, follow=True))[-1] == "chosen"
+
+
 def test_what_uv_and_pip_are_told_by_the_shell_is_kept_only_where_it_chooses_no_package() -> None:
     chooses = {
         "UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_CONFIG_FILE", "UV_PYTHON", "UV_FIND_LINKS", "UV_TORCH_BACKEND",

@@ -38,15 +38,15 @@ def test_the_dry_run_knows_what_the_client_would_do() -> None:
 
 
 def test_a_request_is_described_as_the_service_would_run_it(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "my rows.jsonl").write_text("{}")
-    first, second = (str(tmp_path / name / "my rows.jsonl") for name in ("a", "b"))
-    described = request("pass", script_args=("--dataset", first, "--eval", second), secrets=("HF_TOKEN",)).describe()
+    data, other = tmp_path / "my rows.jsonl", tmp_path / "my-model"
+    data.write_text("{}")
+    other.write_text("a file that is called like a repo")
+    args = ("--dataset", str(data), "--output-repo", str(other), str(data))
+    described = request("pass", script_args=args, secrets=("HF_TOKEN",)).describe()
     assert described == {
         "image": base.DEFAULT_IMAGE,
         "command": ["uv", "run", "/data/sft_text.py", "--dataset", "/data/my_rows.jsonl",
-                    "--eval", "/data/my_rows(0).jsonl"],
+                    "--output-repo", str(other), str(data)],
         "flavor": "cpu-basic",
         "timeout_s": 60,
         "attempts": 1,

@@ -489,3 +489,11 @@ def test_a_folder_is_read_and_a_wrong_one_is_named(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("not JSON")
     found = adapter.read_folder(tmp_path)
     assert (found.place, found.base, found.local) == (str(tmp_path.resolve()), "a/b", True)
+
+
+def test_a_folder_that_a_repo_names_as_its_base_is_not_published(tmp_path: Path) -> None:
+    """Whoever wrote that adapter_config.json could name any model of this machine."""
+    places: list[dict[str, Any]] = [{"output_repo": "me/copies"}, {"merged_repo": "me/merged"}]
+    for options in places:
+        with pytest.raises(RefusedError, match="would publish that model"):
+            exported(str(tmp_path), place="else/adapter", merge="16bit", local=True, **options)

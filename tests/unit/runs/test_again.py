@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from launcher import catalog
+from launcher import api, catalog
 from launcher.catalog import Flavor
 from launcher.errors import RefusedError, RequestError
 from launcher.jobs import folder as runs
 from launcher.plan.record import Plan
 from launcher.render import render
 from launcher.runs import again as reruns
+from launcher.runs import arguments
 from launcher.runs import record as records
 from tests.emulator import Hub
 from tests.faults.command import launch
@@ -44,7 +45,19 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def planned(**changes: Any) -> Plan:
-    return sample.plan(**{"flavor": "a10g-small", "num_gpus": 1, "secrets": ("HF_TOKEN",), "timeout_s": 3600} | changes)
+    return sample.plan(
+        **{"flavor": "a10g-small", "num_gpus": 1, "repo": MODEL, "secrets": ("HF_TOKEN",), "timeout_s": 1800} | changes
+    )
+
+
+def honest(**changes: Any) -> Plan:
+    """The same with what this launcher itself says of memory, time and price."""
+    of = planned(**changes)
+    here = api.plan(
+        model=MODEL, flavor="a10g-small", dataset=of.decisions.dataset.value, max_steps=5, max_length=512, batch_size=2,
+        gradient_accumulation=1, packing=False, load_in="16bit", lora_r=8, eval_rows=0, optim="adamw_torch",
+    )  # fmt: skip
+    return of.model_copy(update={name: getattr(here, name) for name in ("vram", "host", "duration", "cost")})
 
 
 def files(of: Plan | None, text: str | None = None, **changes: Any) -> dict[str, bytes]:
@@ -78,7 +91,7 @@ def sent(hub: Hub) -> list[bytes]:
 
 
 def again(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
-    return launch(monkeypatch, "rerun", *map(str, args), "--detach", "-q")
+    return launch(monkeypatch, "rerun", *map(str, args), "--max-cost", "200", "--detach", "-q")
 
 
 def without_times(labels: dict[str, str]) -> dict[str, str]:
@@ -187,7 +200,7 @@ def test_a_job_is_brought_here_with_the_same_script() -> None:
         "pass", of=of, secrets=secrets, flavor="a10g-small", timeout_s=900, script_args=args, image="me/image:1"
     )
     here = reruns.bring_here(request, LAPTOP)
-    assert here.script_args == ("--dataset", "rows.jsonl", "--device=cpu", "--timeout-s", "900")
+    assert here.script_args == ("--dataset", "rows.jsonl", "--device", "cpu", "--timeout-s", "900")
     assert (here.flavor, here.image, here.secrets) == ("local", None, ("KEY",))
     assert (here.script, here.plan) == (request.script, request.plan)
     pushing = replace(request, plan=planned(output_repo="me/model"))
@@ -220,7 +233,7 @@ def test_a_record_is_enough(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert sent(hub) == [content["sft_text.py"]] * 4
     specs = [job.spec for job in hub.jobs.values()]
     assert {spec["flavor"] for spec in specs} == {"a10g-small"}
-    assert {spec["timeoutSeconds"] for spec in specs} == {3600}
+    assert {spec["timeoutSeconds"] for spec in specs} == {1800}
     assert {job.namespace for job in hub.jobs.values()} == {"tester"}
 
 
@@ -405,7 +418,7 @@ def test_a_data_file_that_a_job_had_is_looked_for_where_the_user_had_it(
 
 
 def test_anothers_repo_is_not_pushed_to(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
-    content = files(planned(output_repo="else/model"))
+    content = files(honest(output_repo="else/model"))
     hub.add_repo("else/model", files=content)
     assert again(monkeypatch, "else/model") == 3
     said = " ".join(capsys.readouterr().err.split())
@@ -571,9 +584,48 @@ def test_arguments_change_the_plan_as_they_change_the_script() -> None:
     assert (options.private, found.facts.lora_targets) == (True, ("q_proj", "v_proj"))
     assert render(found.as_rendered, TABLES.stack) == render(plan, TABLES.stack)
     assert Plan.model_validate_json(found.model_dump_json()) == found
-    assert records.without(args, ("gguf", "num_train_epochs", "model")) == (
+    fewer = arguments.changed(plan, args, {"gguf": None, "num_train_epochs": "3", "model": None, "run_name": "-x"})
+    assert fewer == (
         "--no-packing", "--learning-rate", "1e-3", "--device", "cpu", "--private", "--lora-targets", "q_proj,v_proj",
+        "--num-train-epochs", "3", "--run-name=-x",
     )  # fmt: skip
     for wrong in (["--max-steps", "many"], ["--max-steps"]):
         with pytest.raises(RequestError, match=r"max.steps"):
             records.with_args(plan, wrong)
+
+
+# ---- What lies in the folder one stands in ---------------------------------------------------------------------------
+
+
+def test_nothing_here_is_sent_for_being_called_like_an_option(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Printed
+) -> None:
+    """Files and folders of this name: an output repo, a model, a dataset and a run stay what they are."""
+    (tmp_path / "my-model").write_text("a private file")
+    (tmp_path / "my-run").write_text("a private file")
+    (tmp_path / "HuggingFaceTB/SmolLM2-135M-Instruct").mkdir(parents=True)
+    (tmp_path / "trl-lib").mkdir()
+    (tmp_path / "trl-lib/Capybara").write_text("a private file")
+    (tmp_path / "smollm2-135m").mkdir()
+    for model in ("smollm2-135m", MODEL):
+        asked = (*ASKED[2:], "--model", model, "--dataset", "trl-lib/Capybara", "--run-name", "my-run")
+        assert launch(monkeypatch, *asked, "--detach", "-q") == 0
+    assert launch(monkeypatch, *ASKED, "--model", MODEL, "--dataset", "trl-lib/Capybara", "--detach") == 0
+    assert "is the Hub's: the one that lies here is ./trl-lib/Capybara" in " ".join(capsys.readouterr().err.split())
+    assert again(monkeypatch, next(iter(hub.jobs)), "--output-repo", "my-model") == 0
+    *firsts, last = hub.jobs.values()
+    assert [job.spec["command"][3:] for job in firsts] == [[]] * 3
+    assert last.spec["command"][3:] == ["--output-repo", "my-model"]
+    names = {Path(path).name for path in hub.buckets["tester/jobs-artifacts"].files}
+    assert names == {"sft_text.py", "plan.json"}
+
+
+def test_a_dataset_of_a_folders_name_is_the_hubs(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hub.add_repo("tester/squad", type="dataset")
+    (tmp_path / "tester/squad").mkdir(parents=True)
+    asked = api.plan(model="smollm2-135m", dataset="tester/squad", local=True, max_steps=1)
+    assert api.request_of(asked).script_args[:1] != ("--dataset",)
+    with pytest.raises(RequestError, match="folder on this machine"):
+        api.request_of(api.plan(model="smollm2-135m", dataset="./tester/squad", max_steps=1, flavor="a10g-small"))
+    here = api.request_of(api.plan(model="smollm2-135m", dataset="./tester/squad", max_steps=1, local=True))
+    assert here.script_args[:2] == ("--dataset", str(tmp_path / "tester/squad"))
