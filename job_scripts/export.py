@@ -592,10 +592,15 @@ def deadline(timeout_s: float, folder: Path) -> float:
     if job:
         # A Job that resumes this one has a timeout of its own.
         noted = folder / f"began-{hashlib.sha256(job.encode()).hexdigest()[:12]}"
-        if not noted.exists():
-            noted.write_text(str(began), encoding="utf-8")
-        with suppress(ValueError):
-            began = min(began, float(noted.read_text(encoding="utf-8")))
+        try:
+            if not noted.exists():
+                noted.write_text(str(began), encoding="utf-8")
+            earlier = float(noted.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            note(f"{noted} does not say when this Job began: counted from now ({reason(error)})")
+        else:
+            # A Job that is older than its timeout by a day is none: that is no beginning.
+            began = min(began, earlier) if earlier > today - timeout_s - 86400 else began
     return now + timeout_s - (today - began)
 
 
@@ -989,8 +994,9 @@ def claim(args: Any) -> None:
     status 3 where another run works in it, or it can't be written to.
     """
     folder = output_folder(args)
-    if str(folder.resolve()) == os.environ.get("LAUNCH_HOLDS"):
-        # By what started this process, or what it was before it began again.
+    # By what started this process, or what it was before it began again: a lock outlives that, a thread does not.
+    held = str(folder.resolve()) == os.environ.get("LAUNCH_HOLDS")
+    if held and not is_jobs_own(args):
         return
     try:
         own = is_jobs_own(args) or any((folder / name).is_file() for name in (OWN, "checkpoints/attempt"))

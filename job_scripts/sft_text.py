@@ -61,7 +61,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -395,7 +395,11 @@ def end_of_turn(processor: Any, tokenizer: Any, said: Callable[[str], Any]) -> i
     tail = processor.apply_chat_template(probe, tokenize=False).rpartition("ANSWER")[2]
     ids = tokenizer(tail, add_special_tokens=False).input_ids
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return int(next((id for id in ids if id in special), tokenizer.eos_token_id))
+    stop = next((id for id in ids if id in special), tokenizer.eos_token_id)
+    if stop is None:
+        hint = "Set eos_token in its tokenizer_config.json, or use the instruct model."
+        raise UserError("the tokenizer has no token that ends a text.", hint)
+    return int(stop)
 
 
 def find_mask(processor: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -541,10 +545,15 @@ def deadline(timeout_s: float, folder: Path) -> float:
     if job:
         # A Job that resumes this one has a timeout of its own.
         noted = folder / f"began-{hashlib.sha256(job.encode()).hexdigest()[:12]}"
-        if not noted.exists():
-            noted.write_text(str(began), encoding="utf-8")
-        with suppress(ValueError):
-            began = min(began, float(noted.read_text(encoding="utf-8")))
+        try:
+            if not noted.exists():
+                noted.write_text(str(began), encoding="utf-8")
+            earlier = float(noted.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            note(f"{noted} does not say when this Job began: counted from now ({reason(error)})")
+        else:
+            # A Job that is older than its timeout by a day is none: that is no beginning.
+            began = min(began, earlier) if earlier > today - timeout_s - 86400 else began
     return now + timeout_s - (today - began)
 
 
@@ -953,8 +962,9 @@ def claim(args: Any) -> None:
     status 3 where another run works in it, or it can't be written to.
     """
     folder = output_folder(args)
-    if str(folder.resolve()) == os.environ.get("LAUNCH_HOLDS"):
-        # By what started this process, or what it was before it began again.
+    # By what started this process, or what it was before it began again: a lock outlives that, a thread does not.
+    held = str(folder.resolve()) == os.environ.get("LAUNCH_HOLDS")
+    if held and not is_jobs_own(args):
         return
     try:
         own = is_jobs_own(args) or any((folder / name).is_file() for name in (OWN, "checkpoints/attempt"))
@@ -1120,19 +1130,23 @@ def result_before(args: Any) -> str | None:
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         return text if json.loads(text)["status"] == "done" else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def open_checkpoints(args: Any) -> tuple[Any, Checkpoints]:
     """The options, with the batch that fitted the memory before, and the folder, ready for this attempt.
 
-    Raises `UserError` where the newest is of a run with other settings. An earlier run that was done is started anew.
+    Raises `UserError` where the newest is of a run with other settings, and of status 3 where nothing can be written.
+    An earlier run that was done is started anew.
     """
     folder, chosen = checkpoint_folder(args), settings(args)
     if args.resume == "never" or ((folder / DONE).exists() and not is_jobs_own(args)):
         forget(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
     found: dict[str, Any] = {}
     for step in reversed(steps_in(folder)):
         place = folder / f"checkpoint-{step}"
@@ -1147,15 +1161,20 @@ def open_checkpoints(args: Any) -> tuple[Any, Checkpoints]:
         hint = "Go on with the script that made them, or give --resume never to start over."
         raise UserError(f"the checkpoints in {folder} are of an earlier version of this script.", hint, status=2)
     counter = folder / "attempt"
-    earlier = counter.read_text(encoding="utf-8", errors="replace") if counter.exists() else ""
-    # Begun again with a smaller batch, it is the same attempt.
-    before = int(earlier) if re.fullmatch("[0-9]{1,9}", earlier) else 0
-    attempt = before + (0 if os.environ.get("LAUNCH_STARTED") else 1)
     try:
+        earlier = counter.read_text(encoding="utf-8", errors="replace") if counter.exists() else ""
+        # Begun again with a smaller batch, it is the same attempt.
+        before = int(earlier) if re.fullmatch("[0-9]{1,9}", earlier) else 0
+        attempt = before + (0 if os.environ.get("LAUNCH_STARTED") else 1)
         counter.write_text(str(attempt), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{counter} can't be written ({reason(error)}).", "Make room on its disk.", 3) from error
+        raise unwritable(counter, error) from error
     return args, Checkpoints(folder, found, attempt, chosen)
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    hint = "Make room on its disk and remove what stands in its way, or give --output-dir another folder."
+    return UserError(f"{path} can't be written ({reason(error)}).", hint, status=3)
 
 
 def forget(folder: Path) -> None:
@@ -1163,7 +1182,7 @@ def forget(folder: Path) -> None:
     for path in folder.glob("*"):
         if re.fullmatch(r"(checkpoint|step)-[0-9]+", path.name):
             shutil.rmtree(path, ignore_errors=True)
-        elif re.fullmatch(rf"attempt|{DONE}|began-[0-9a-f]+", path.name):
+        elif re.fullmatch(rf"attempt|{DONE}|began-[0-9a-f]+", path.name) and not path.is_dir():
             path.unlink(missing_ok=True)
 
 
@@ -1193,6 +1212,8 @@ def flaw(path: Path) -> str | None:
         numbers = [known[name] for name in ("step", "steps", "batch_size", "gradient_accumulation")]
         if not (isinstance(known["settings"], dict) and isinstance(known["known"], dict) and min(numbers) > 0):
             return "run.json is of another form"
+        if path.name != f"checkpoint-{known['step']}":
+            return f"it is of step {known['step']}"
         if "adapter_model.safetensors" not in manifest:
             return "it holds no adapter"
     except FileNotFoundError as error:

@@ -82,7 +82,11 @@ def end_of_turn(processor: Any, tokenizer: Any, said: Callable[[str], Any]) -> i
     tail = processor.apply_chat_template(probe, tokenize=False).rpartition("ANSWER")[2]
     ids = tokenizer(tail, add_special_tokens=False).input_ids
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return int(next((id for id in ids if id in special), tokenizer.eos_token_id))
+    stop = next((id for id in ids if id in special), tokenizer.eos_token_id)
+    if stop is None:
+        hint = "Set eos_token in its tokenizer_config.json, or use the instruct model."
+        raise UserError("the tokenizer has no token that ends a text.", hint)
+    return int(stop)
 
 
 def find_mask(processor: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -93,19 +93,23 @@ def result_before(args: Any) -> str | None:
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         return text if json.loads(text)["status"] == "done" else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def open_checkpoints(args: Any) -> tuple[Any, Checkpoints]:
     """The options, with the batch that fitted the memory before, and the folder, ready for this attempt.
 
-    Raises `UserError` where the newest is of a run with other settings. An earlier run that was done is started anew.
+    Raises `UserError` where the newest is of a run with other settings, and of status 3 where nothing can be written.
+    An earlier run that was done is started anew.
     """
     folder, chosen = checkpoint_folder(args), settings(args)
     if args.resume == "never" or ((folder / DONE).exists() and not is_jobs_own(args)):
         forget(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
     found: dict[str, Any] = {}
     for step in reversed(steps_in(folder)):
         place = folder / f"checkpoint-{step}"
@@ -120,15 +124,20 @@ def open_checkpoints(args: Any) -> tuple[Any, Checkpoints]:
         hint = "Go on with the script that made them, or give --resume never to start over."
         raise UserError(f"the checkpoints in {folder} are of an earlier version of this script.", hint, status=2)
     counter = folder / "attempt"
-    earlier = counter.read_text(encoding="utf-8", errors="replace") if counter.exists() else ""
-    # Begun again with a smaller batch, it is the same attempt.
-    before = int(earlier) if re.fullmatch("[0-9]{1,9}", earlier) else 0
-    attempt = before + (0 if os.environ.get("LAUNCH_STARTED") else 1)
     try:
+        earlier = counter.read_text(encoding="utf-8", errors="replace") if counter.exists() else ""
+        # Begun again with a smaller batch, it is the same attempt.
+        before = int(earlier) if re.fullmatch("[0-9]{1,9}", earlier) else 0
+        attempt = before + (0 if os.environ.get("LAUNCH_STARTED") else 1)
         counter.write_text(str(attempt), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{counter} can't be written ({reason(error)}).", "Make room on its disk.", 3) from error
+        raise unwritable(counter, error) from error
     return args, Checkpoints(folder, found, attempt, chosen)
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    hint = "Make room on its disk and remove what stands in its way, or give --output-dir another folder."
+    return UserError(f"{path} can't be written ({reason(error)}).", hint, status=3)
 
 
 def forget(folder: Path) -> None:
@@ -136,7 +145,7 @@ def forget(folder: Path) -> None:
     for path in folder.glob("*"):
         if re.fullmatch(r"(checkpoint|step)-[0-9]+", path.name):
             shutil.rmtree(path, ignore_errors=True)
-        elif re.fullmatch(rf"attempt|{DONE}|began-[0-9a-f]+", path.name):
+        elif re.fullmatch(rf"attempt|{DONE}|began-[0-9a-f]+", path.name) and not path.is_dir():
             path.unlink(missing_ok=True)
 
 
@@ -166,6 +175,8 @@ def flaw(path: Path) -> str | None:
         numbers = [known[name] for name in ("step", "steps", "batch_size", "gradient_accumulation")]
         if not (isinstance(known["settings"], dict) and isinstance(known["known"], dict) and min(numbers) > 0):
             return "run.json is of another form"
+        if path.name != f"checkpoint-{known['step']}":
+            return f"it is of step {known['step']}"
         if "adapter_model.safetensors" not in manifest:
             return "it holds no adapter"
     except FileNotFoundError as error:

@@ -11,11 +11,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from parts.say import UserError, tell
+from parts.say import UserError, note, reason, tell
 
 # Kept where the process begins again (`os.execv`).
 STARTED = float(os.environ.get("LAUNCH_STARTED") or time.monotonic())
@@ -44,10 +44,15 @@ def deadline(timeout_s: float, folder: Path) -> float:
     if job:
         # A Job that resumes this one has a timeout of its own.
         noted = folder / f"began-{hashlib.sha256(job.encode()).hexdigest()[:12]}"
-        if not noted.exists():
-            noted.write_text(str(began), encoding="utf-8")
-        with suppress(ValueError):
-            began = min(began, float(noted.read_text(encoding="utf-8")))
+        try:
+            if not noted.exists():
+                noted.write_text(str(began), encoding="utf-8")
+            earlier = float(noted.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            note(f"{noted} does not say when this Job began: counted from now ({reason(error)})")
+        else:
+            # A Job that is older than its timeout by a day is none: that is no beginning.
+            began = min(began, earlier) if earlier > today - timeout_s - 86400 else began
     return now + timeout_s - (today - began)
 
 

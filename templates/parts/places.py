@@ -49,8 +49,9 @@ def claim(args: Any) -> None:
     status 3 where another run works in it, or it can't be written to.
     """
     folder = output_folder(args)
-    if str(folder.resolve()) == os.environ.get("LAUNCH_HOLDS"):
-        # By what started this process, or what it was before it began again.
+    # By what started this process, or what it was before it began again: a lock outlives that, a thread does not.
+    held = str(folder.resolve()) == os.environ.get("LAUNCH_HOLDS")
+    if held and not is_jobs_own(args):
         return
     try:
         own = is_jobs_own(args) or any((folder / name).is_file() for name in (OWN, "checkpoints/attempt"))

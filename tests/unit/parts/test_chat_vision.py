@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from parts.chat import find_shape
+from parts.chat import end_of_turn, find_shape
 from parts.chat_vision import attached, conversation, images_of
 from parts.say import UserError
 
@@ -112,3 +113,17 @@ def test_bad_arguments_are_one_paragraph(args: list[str], says: str) -> None:
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert says in done.stderr
+
+
+def test_a_tokenizer_without_an_end_is_an_error_with_what_to_do() -> None:
+    def tokenize(text: str, **_: Any) -> Any:
+        return SimpleNamespace(input_ids=[5, 6])
+
+    processor = SimpleNamespace(apply_chat_template=lambda probe, tokenize: "Hi ANSWER\n")
+    tokenizer: Any = tokenize
+    tokenizer.added_tokens_decoder, tokenizer.eos_token_id = {}, None
+    with pytest.raises(UserError, match="no token that ends a text") as error:
+        end_of_turn(processor, tokenizer, str)
+    assert "eos_token" in error.value.paragraph
+    tokenizer.eos_token_id = 2
+    assert end_of_turn(processor, tokenizer, str) == 2

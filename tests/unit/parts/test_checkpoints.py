@@ -243,7 +243,9 @@ def test_a_checkpoint_of_another_shape_is_left_out_in_each_attempt(
         assert (found.found["step"], found.attempt) == (4, attempt)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"-3", b"9" * 5000, "\u0663".encode(), b"1.5", b" 2"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b"-3", b"9" * 5000, "\u0663".encode(), b"1.5", b" 2", b"[" * 100_000]
+)
 def test_what_else_lies_there_may_be_anything(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
@@ -256,6 +258,30 @@ def test_what_else_lies_there_may_be_anything(
     assert result_before(args) is None
     _, found = open_checkpoints(args)
     assert (found.found["step"], found.attempt, found.whole) == (4, 1, [4])
+
+
+def test_a_checkpoint_under_another_steps_name_is_left_out(
+    script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(script, tmp_path, 4)
+    write(script, tmp_path, 6).rename(tmp_path / "checkpoints" / "checkpoint-9")
+    assert find(asked(script, tmp_path))["step"] == 4
+    assert "the checkpoint of step 9 is not whole and left out (it is of step 6)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/attempt"])
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_what_stands_in_the_way_is_an_error_with_what_to_do(
+    script: str, tmp_path: Path, name: str, resume: str
+) -> None:
+    if name == "checkpoints":
+        (tmp_path / name).touch()
+    else:
+        (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(UserError, match="can't be written") as error:
+        open_checkpoints(asked(script, tmp_path, "--resume", resume))
+    assert error.value.status == 3
+    assert (tmp_path / name).exists()
 
 
 def test_a_disk_that_is_full_at_the_start_is_an_error_with_what_to_do(

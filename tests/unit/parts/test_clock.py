@@ -43,14 +43,27 @@ def test_a_second_attempt_has_what_the_first_left_of_the_timeout(
     assert deadline(3600, tmp_path) == pytest.approx(first, abs=5)
 
 
-@pytest.mark.parametrize("noted", ["", "half past", "\0", "nan nan"])
+@pytest.mark.parametrize("noted", ["", "half past", "\0", "nan", "-inf", "0", "-1e308", "inf", b"\xff"])
 def test_a_beginning_that_can_not_be_read_is_this_attempts(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, noted: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, noted: str | bytes
 ) -> None:
     monkeypatch.setenv("JOB_ID", "job")
     first = deadline(3600, tmp_path)
-    next(tmp_path.glob("began-*")).write_text(noted)
+    file = next(tmp_path.glob("began-*"))
+    file.write_bytes(noted if isinstance(noted, bytes) else noted.encode())
     assert deadline(3600, tmp_path) == pytest.approx(first, abs=5)
+
+
+def test_a_beginning_that_can_not_be_noted_is_said_and_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("JOB_ID", "job")
+    first = deadline(3600, tmp_path)
+    file = next(tmp_path.glob("began-*"))
+    file.unlink()
+    file.mkdir()
+    assert deadline(3600, tmp_path) == pytest.approx(first, abs=5)
+    assert "does not say when this Job began" in capsys.readouterr().out
 
 
 def test_only_a_job_has_the_timeout_that_was_planned(monkeypatch: pytest.MonkeyPatch) -> None:

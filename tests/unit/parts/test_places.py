@@ -137,6 +137,19 @@ def test_another_job_at_work_on_the_volume_is_noticed(
         assert slept[0] <= 3 * places.ALIVE_S + 1
 
 
+def test_a_job_that_begins_again_in_its_own_place_goes_on_showing_that_it_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAUNCH_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("JOB_ID", "job-a")
+    shown: list[Path] = []
+    monkeypatch.setattr(places, "show_life", shown.append)
+    claim(options())
+    # `os.execv` keeps the environment, and no thread.
+    claim(options())
+    assert shown == [tmp_path / "alive"] * 2
+
+
 def test_starting_over_removes_what_runs_note_and_nothing_else(tmp_path: Path) -> None:
     for name in ("checkpoint-3/run.json", "step-7/manifest.json", "attempt", "done", "began-0a1b", "checkpoint-x/a",
                  "old.bin", "attempts", "notes/checkpoint-4/b"):  # fmt: skip
