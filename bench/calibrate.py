@@ -19,7 +19,7 @@ from typing import Any
 
 from launcher.catalog import Catalog, load
 from launcher.errors import LauncherError, RequestError
-from launcher.jobs.events import Progress
+from launcher.jobs.events import summarize
 from launcher.jobs.folder import PLAN, Run
 from launcher.plan.record import Plan
 from launcher.runs.find import File, HubJob, LocalRun, find
@@ -59,7 +59,7 @@ def measure(name: str, catalog: Catalog) -> Measured:
             f"{name}: what was trained is in no plan.json beside it.",
             "Give the id of a run (`launch ps --all`), or put what `launch plan … --json` printed beside the log.",
         )
-    result = _result(name, log)
+    result = _result(name, log, run.mark)
     plan = run.plan()
     if plan.task == "export":
         raise RequestError(f"{name} is an export, which trains nothing.", "Choose a run that trained a model.")
@@ -78,12 +78,10 @@ def table(measured: list[Measured], header: bool) -> str:
     return text.getvalue()
 
 
-def _result(name: str, log: Path) -> Mapping[str, Any]:
-    progress = Progress()
+def _result(name: str, log: Path, mark: str | None) -> Mapping[str, Any]:
     try:
         with log.open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                progress.add(line)
+            progress = summarize((line.rstrip("\n") for line in lines), mark)
     except OSError as error:
         raise RequestError(
             f"{name}: no log of it is kept here ({error.strerror or error}).",

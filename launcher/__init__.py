@@ -6,17 +6,27 @@ take, return and raise is exported too, and loaded when it is first used.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# A folder and a module are called as two of the functions are. Loaded once, they are bound here no more, and the
-# functions are: `launcher.plan` is the function, and `from launcher.plan import make` finds the folder.
-for _name in ("launcher.plan", "launcher.render"):
-    import_module(_name)
+from launcher.api import follow, plan, render, submit
 
-from launcher.api import follow, plan, render, submit  # noqa: E402
+
+class _Face(ModuleType):
+    """A folder and a module are called as two of the functions are, and Python would bind them here once they are
+    loaded: `launcher.plan` stays the function, and `from launcher.plan import make` finds the folder.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in ("plan", "render") and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face
 
 if TYPE_CHECKING:
     from launcher.errors import (

@@ -128,8 +128,8 @@ def watch(run: Job | str) -> Iterator[Line | Outcome]:
 
     job = inspect(run) if isinstance(run, str) else run
     backend = jobs.get(job.backend)
-    progress = events.Progress()
-    for line in events.watch(backend.logs(job.address, follow=True)):
+    progress = events.Progress(job.mark)
+    for line in events.watch(backend.logs(job.address, follow=True), job.mark):
         progress = line.progress
         yield line
     ended = base.wait(backend, job.address)

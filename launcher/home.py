@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import secrets
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache as once
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -13,6 +18,7 @@ from launcher.spec import Image
 from launcher.text import check_text
 
 SETTINGS = "config.toml"
+log = logging.getLogger("launcher.home")
 
 
 def data() -> Path:
@@ -38,6 +44,39 @@ def _home(variable: str, usual: str) -> Path:
     return (base if base.is_absolute() else Path.home() / usual) / "launch"
 
 
+def write(path: Path, content: str | bytes) -> Path:
+    """Replace the file in one step, whole even where the machine goes down; only its owner can read it.
+
+    Raises `OSError`, and leaves what was there, where there is no room or no right to.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    return path
+
+
+@contextmanager
+def spared() -> Iterator[None]:
+    """Go on where something can't be kept here, and say so once: what the service does must not depend on it."""
+    try:
+        yield
+    except OSError as error:
+        _say(f"nothing can be kept in {data()} ({error.strerror or error}): it goes on without.")
+
+
+@once
+def _say(text: str) -> None:
+    log.warning(text)
+
+
 class Settings(BaseModel):
     """The defaults of a user's own; `image` is the container image of Jobs that name none."""
 
@@ -57,7 +96,7 @@ def settings() -> Settings:
     path = config() / SETTINGS
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return Settings()
     except OSError as error:
         raise RequestError(f"{path}: {error.strerror or error}.", "Make it readable, or remove it.") from error

@@ -37,7 +37,8 @@ DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 _REPO_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LABEL = re.compile(r"[A-Za-z0-9._-]{1,100}")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)", re.ASCII)
+_LONGEST_S = 366 * 86400
 _UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 MODEL, DATA, TRAINING, LORA, OUTPUT, MACHINE = "Model", "Data", "Training", "LoRA", "Output", "Machine"
@@ -63,9 +64,12 @@ def _option(
 def seconds(text: str) -> int:
     """Seconds of a duration written as the Jobs command line takes it: `5400`, `90m`, `1.5h`, `1d`."""
     match = _DURATION.fullmatch(text.strip())
-    if match is None or float(match[1]) <= 0:
-        raise ValueError("should be a number of seconds, or one with s, m, h or d behind it, such as 90m or 2h")
-    return round(float(match[1]) * _UNIT_SECONDS[match[2]])
+    value = float(match[1]) * _UNIT_SECONDS[match[2]] if match else 0.0
+    if not 1 <= value <= _LONGEST_S:
+        raise ValueError(
+            "should be a number of seconds, or one with s, m, h or d behind it, such as 90m or 2h; at most a year"
+        )
+    return round(value)
 
 
 def _check_duration(text: str) -> str:
@@ -283,7 +287,7 @@ class RunSpec(BaseModel):
     prefer: Literal["cheap", "fast"] = _option(
         "Where the flavor is chosen: by price or by time.", MACHINE, default="cheap"
     )
-    max_cost: float | None = _option("Most dollars the run may cost, timeout included.", MACHINE, gt=0)
+    max_cost: float | None = _option("Most dollars the run may cost, timeout included.", MACHINE, gt=0, le=1e6)
     timeout: Duration | None = _option("When the Job is killed, such as 90m or 2h.", MACHINE)
     attempts: int = _option(
         "How often a failed Job is started, from its last checkpoint on.", MACHINE, default=2, ge=1, le=10

@@ -91,11 +91,9 @@ def path() -> Path:
 def keep(listed: Iterable[Listed]) -> Kept:
     """Write the list to its file, whole or not at all; `RefusedError` where that can't be."""
     kept = Kept(taken=datetime.now(UTC).replace(microsecond=0), flavors=tuple(listed))
-    draft = path().with_suffix(".new")
     try:
-        draft.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(kept.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        draft.replace(path())
+        path().parent.mkdir(parents=True, exist_ok=True)
+        home.write(path(), kept.model_dump_json(indent=1) + "\n")
     except OSError as error:
         raise RefusedError(
             f"the list of flavors can't be kept at {path()}: {error.strerror or error}.",
@@ -116,7 +114,7 @@ def laid_over(tables: Catalog) -> Catalog:
     """
     try:
         kept = Kept.model_validate_json(path().read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return tables
     except (OSError, ValidationError) as error:
         what = error.strerror if isinstance(error, OSError) else "it is not a list that this version wrote"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from launcher import __version__, api
 from launcher.cli import follow, runs, start, tables
 from launcher.cli.options import CONTEXT, Commands, Detach, Json, Quiet, takes_spec
-from launcher.errors import LauncherError, RequestError
+from launcher.errors import LauncherError, RequestError, ServiceError
 from launcher.spec import RunSpec
 from launcher.text import held, mask
 from launcher.view.console import err
@@ -24,24 +25,66 @@ app = typer.Typer(
 )
 
 
+# What a machine may refuse at any time: no room, no right to write, too many files, a disk that fails.
+_REFUSALS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE,
+    errno.EIO,
+)  # fmt: skip
+
+
 def main() -> None:
     """Run the command line; the one place where an error becomes text and an exit status."""
     try:
-        app()
+        _require_text(sys.argv)
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except LauncherError as error:
-        from rich.text import Text
-
-        # A command in it is copied: what does not fit is the terminal's to wrap.
-        err().print(Text.assemble(("error: ", "bold red"), _shown(error.message)), soft_wrap=True)
-        if error.hint:
-            err().print(Text(_shown(error.hint)), soft_wrap=True)
-        sys.exit(error.exit_code)
+        _exit(error)
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever read it has had enough
+            sys.stdout = None
+            sys.exit(1)
+        if error.errno not in _REFUSALS:
+            _exit_with_traceback()
+        place = f"{error.filename}: " if error.filename else ""
+        sys.stdout = None  # what could not be written is not tried again
+        _exit(
+            ServiceError(f"this machine refuses: {place}{error.strerror}.", "Make room or give the right, then again.")
+        )
     except Exception:
-        # A bug keeps its traceback, whose last line may be what a service said.
-        import traceback
+        _exit_with_traceback()
 
-        sys.stderr.write(_shown(traceback.format_exc()) + "\n")
-        sys.exit(1)
+
+def _require_text(argv: list[str]) -> None:
+    """Raise `RequestError` for an argument whose bytes are no text: it can be neither sent nor shown."""
+    for argument in argv:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"the argument {argument[:200]!a} is not UTF-8.", "Write it in that encoding."
+            ) from error
+
+
+def _exit(error: LauncherError) -> NoReturn:
+    from rich.text import Text
+
+    # A command in it is copied: what does not fit is the terminal's to wrap.
+    err().print(Text.assemble(("error: ", "bold red"), _shown(error.message)), soft_wrap=True)
+    if error.hint:
+        err().print(Text(_shown(error.hint)), soft_wrap=True)
+    sys.exit(error.exit_code)
+
+
+def _exit_with_traceback() -> NoReturn:
+    """End with the traceback of the error that is handled: it is a bug."""
+    import traceback
+
+    # Its last line may be what a service said.
+    sys.stderr.write(_shown(traceback.format_exc()) + "\n")
+    sys.exit(1)
 
 
 def _shown(text: str) -> str:

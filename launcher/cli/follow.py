@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
 from launcher import api
+from launcher.cli.signals import Terminated, exit_code
 from launcher.errors import JobFailedError
 from launcher.view.console import err, out
 
@@ -65,8 +67,8 @@ def follow(job: Job, *, as_json: bool, quiet: bool, terse: bool = False) -> None
                     live.update(item)
                 else:
                     outcome = item
-    except KeyboardInterrupt:
-        _interrupted(job)
+    except KeyboardInterrupt as stop:
+        _interrupted(job, stop)
     _finish(outcome.job or job, outcome, as_json)
 
 
@@ -94,19 +96,20 @@ def _rate(flavor: str) -> float:
     return known[flavor].usd_per_hour if flavor in known else 0
 
 
-def _interrupted(job: Job) -> NoReturn:
+def _interrupted(job: Job, stop: KeyboardInterrupt) -> NoReturn:
     from launcher import jobs
 
-    if job.backend == "local":
+    back = f"`launch wait {job.id}` comes back to it, `launch cancel {job.id}` stops it."
+    if job.backend != "local":
+        text = f"\n{job.id} goes on, and so does its bill. {back}"
+    elif isinstance(stop, Terminated):  # nobody asked for the run to end
+        text = f"\n{job.id} goes on. {back}"
+    else:
         jobs.get("local").cancel(job.id)
         text = f"\ninterrupted: {job.id} was stopped. --detach starts a run that outlives its terminal."
-    else:
-        text = (
-            f"\n{job.id} goes on, and so does its bill. `launch wait {job.id}` comes back to it, "
-            f"`launch cancel {job.id}` stops it."
-        )
-    err().print(text)
-    raise typer.Exit(130)
+    with suppress(OSError):  # the terminal may be gone
+        err().print(text, markup=False, soft_wrap=True)
+    raise typer.Exit(exit_code(stop))
 
 
 def _finish(job: Job, outcome: Outcome, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -34,11 +35,17 @@ def logs(
 ) -> None:
     """Print what a run said."""
     from launcher import jobs
+    from launcher.errors import ServiceError
+    from launcher.jobs.events import unmarked
     from launcher.runs.find import find_run
 
     found = find_run(job)
-    for line in jobs.get(found.backend).logs(found.address, follow=follow):
-        print(line, flush=follow)
+    backend, mark = jobs.get(found.backend), found.run.mark if found.run else None
+    if mark is None:
+        with suppress(ServiceError):  # that it can't be looked at now does not hide what it said
+            mark = backend.inspect(found.address).mark
+    for line in backend.logs(found.address, follow=follow):
+        print(unmarked(line, mark)[0], flush=follow)
 
 
 def wait(job: RunName, as_json: Json = False, quiet: Quiet = False) -> None:

@@ -56,7 +56,11 @@ def render(
     say_notices()
     script = api.render(api.plan(_needed(asked)))
     if output:
-        output.write_text(script, encoding="utf-8")
+        try:
+            output.write_text(script, encoding="utf-8")
+        except OSError as error:
+            message = f"--output {output}: {error.strerror or error}."
+            raise RequestError(message, "Give a file in a folder that is there.") from error
     else:
         sys.stdout.write(script)
 

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from tempfile import TemporaryDirectory
 from typing import IO, Any
 
@@ -90,9 +89,11 @@ def _inspect(found: LocalRun | HubJob) -> Job:
         return jobs.get(found.backend).inspect(found.address)
     except LauncherError:
         run = found.run
-        if run is None or not run.log.is_file() or not run.read(folder.STATUS):
+        if run is None or not run.log.is_file():
             raise
-        return Job.from_dict(run.read(folder.STATUS), run_dir=run.folder)
+        with suppress(ValueError):
+            return Job.from_dict(run.read(folder.STATUS), run_dir=run.folder)
+        raise
 
 
 def serve(board: Board, port: int | None, on_url: Callable[[str], None]) -> None:
@@ -159,8 +160,7 @@ def _span(job: Job) -> tuple[str | None, str | None]:
     if not folder.is_local(job.id):
         return None, None
     # A run that is gone on with says when that was; its id, when it first began.
-    began = datetime.strptime(job.id[6:21], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
-    return began.isoformat(), job.finished_at.isoformat() if job.finished_at else None
+    return folder.began(job.id).isoformat(), job.finished_at.isoformat() if job.finished_at else None
 
 
 def _nothing(board: Board, place: str) -> LauncherError:
@@ -184,7 +184,7 @@ def _feed(stdin: IO[str], job: Job, fed: bool) -> None:
     """Send the metrics of a Job's transcript to its end, of any other run only its end."""
     with suppress(OSError, ValueError, LauncherError):  # the server has ended; what goes on is shown without an end
         if fed:
-            for metrics, step in points(_lines(job)):
+            for metrics, step in points(_lines(job), job.mark):
                 send(stdin, {"metrics": metrics, "step": step})
         else:
             base.wait(jobs.get(job.backend), job.id)
@@ -206,13 +206,13 @@ def _lines(job: Job) -> Iterator[str]:
             yield from (line.rstrip("\n") for line in kept)
 
 
-def points(lines: Iterable[str]) -> Iterator[tuple[dict[str, float], int]]:
+def points(lines: Iterable[str], mark: str | None = None) -> Iterator[tuple[dict[str, float], int]]:
     """The metrics of each line that has any, with their step, under the names that the script gives them.
 
     Steps that an attempt repeats after its checkpoint come once, as they were first.
     """
     reached: dict[type[Event], int] = {}
-    for line in watch(lines):
+    for line in watch(lines, mark):
         match event := line.event:
             case Step():
                 found = {"loss": event.loss, "learning_rate": event.learning_rate, "tokens_per_s": event.tokens_per_s}

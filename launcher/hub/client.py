@@ -15,7 +15,7 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher import __version__
-from launcher.hub import session
+from launcher.hub import answers, session
 from launcher.hub.errors import LONGEST_ASKED_S, asked_wait, may_have_worked, may_pass, translate
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Hub:
     def account(self) -> dict[str, Any]:
         """What the Hub says of the account and its token; raises where there is none, or it is not accepted."""
         # Kept: the Hub limits this question strictly, and the client would ask it before each of its calls.
-        return self.ask("checking your account", self.api.whoami)
+        return self.ask("checking your account", lambda: answers.account(self.api.whoami()))
 
     @property
     def user(self) -> str:

@@ -28,6 +28,8 @@ _XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
 _PASSING = {"TransportError", "ConnectionError", "TimeoutError", "JSONDecodeError"}
 # These name what was asked for, or this machine: asking again changes nothing.
 _LASTING = {"UnsupportedProtocol", "LocalProtocolError", "OfflineModeIsEnabled"}
+# What reading an answer of another form ends in; none of them is raised before the request was sent.
+ODD = ("LookupError", "TypeError", "AttributeError", "ValueError", "RecursionError")
 _UNSENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
 _NETWORK = "Check the network, a proxy (HTTPS_PROXY) and HF_ENDPOINT, then run the same command again."
 
@@ -95,6 +97,8 @@ TABLE = (
     _row("ConnectionError", RefusedError, "{action} failed: your token may not do that.", _LOGIN, (401, 403)),
     _row("ConnectionError", ServiceError, "{action} failed: the Hub can't be reached.{detail}", _NETWORK),
     _row("JSONDecodeError", ServiceError, "{action} failed: the answer was not JSON.", _NETWORK),
+    *(_row(kind, ServiceError, "{action} failed: the service's answer is not of the form that this version knows.",
+           "Update launch; https://status.huggingface.co shows whether the Hub is well.") for kind in ODD),
 )  # fmt: skip
 
 
@@ -134,6 +138,13 @@ def may_pass(error: Exception) -> bool:
         return status in (408, 429) or status >= 500
     names = {base.__name__ for base in type(error).__mro__}
     return bool(names & _PASSING) and not names & _LASTING
+
+
+def is_odd(error: Exception) -> bool:
+    """True for an answer that came, and can't be read."""
+    names = {base.__name__ for base in type(error).__mro__}
+    refused = status_of(error) is not None or "HFValidationError" in names
+    return bool(names & {*ODD}) and not refused and not may_pass(error)
 
 
 def may_have_worked(error: Exception) -> bool:

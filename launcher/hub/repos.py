@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.catalog import tensors
 from launcher.catalog.tensors import Weights
 from launcher.errors import LauncherError, RequestError
+from launcher.hub import answers
 from launcher.hub.client import TIMEOUT_S, Hub, told
 from launcher.plan.pins import Seen
 from launcher.spec import COMMIT
@@ -38,7 +39,7 @@ def look_up(hub: Hub, kind: str, name: str, revision: str | None) -> ModelInfo |
     """What the Hub says of a model or a dataset at a revision (none: its main branch); raises where there is none."""
     ask = hub.api.model_info if kind == "model" else hub.api.dataset_info
     action, what = _words(kind, name)
-    return hub.ask(action, lambda: ask(name, revision=revision, timeout=TIMEOUT_S), what)
+    return hub.ask(action, lambda: answers.repo(ask(name, revision=revision, timeout=TIMEOUT_S)), what)
 
 
 def see(hub: Hub, kind: str, name: str, revision: str | None) -> Seen:
@@ -85,7 +86,7 @@ def weights(hub: Hub, repo: str, revision: str | None, four_bits: bool) -> Weigh
     """
     try:
         with told(f"looking up the weights of {repo}", what=f"the model '{repo}'"):
-            info = hub.api.model_info(repo, revision=revision, timeout=TIMEOUT_S)
+            info = answers.repo(hub.api.model_info(repo, revision=revision, timeout=TIMEOUT_S))
     except LauncherError:
         return None
     names = [item.rfilename for item in info.siblings or ()]
@@ -112,7 +113,7 @@ def file(hub: Hub, repo: str, name: str, commit: str | None, largest: int) -> by
     what = f"the model '{repo}'"
     found = hub.ask(f"looking for {name} in {repo}", lambda: hub.api.get_paths_info(repo, name, revision=commit), what)
     size = next((getattr(entry, "size", None) for entry in found if entry.path == name), None)
-    if size is None:
+    if not isinstance(size, int):
         raise RequestError(
             f"{what} has no {name}: it was not trained with launch, or with a version that kept none.",
             f"Look at https://huggingface.co/{repo}/tree/{commit or 'main'}.",
@@ -128,7 +129,7 @@ def snapshot(hub: Hub, repo: str, revision: str | None, names: Collection[str], 
     """Those of the named files that are there and no larger than so many bytes, all of the commit that is there now."""
     action, what = f"looking up the adapter {repo}", f"the model '{repo}'"
     ask = partial(hub.api.model_info, repo, revision=revision, files_metadata=True, timeout=TIMEOUT_S)
-    info: ModelInfo = hub.ask(action, ask, what)
+    info: ModelInfo = hub.ask(action, lambda: answers.repo(ask()), what)
     sizes = {item.rfilename: item.size or 0 for item in info.siblings or ()}
     wanted = [name for name in names if sizes.get(name, largest + 1) <= largest]
     with TemporaryDirectory() as folder:

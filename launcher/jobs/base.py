@@ -6,13 +6,17 @@ import builtins
 import json
 import os
 import re
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
+
+from pydantic import AwareDatetime, TypeAdapter
 
 from launcher.errors import RefusedError, RequestError, ServiceError
 from launcher.hub import session
@@ -33,6 +37,8 @@ ARTIFACTS_MOUNT = "/data"
 ARTIFACTS_ENV = "LAUNCH_ARTIFACTS"
 """Tells a Job where its /data is to be found from outside, as `hf://buckets/NAMESPACE/BUCKET/FOLDER`."""
 PLAN_FILE = "plan.json"
+MARK_ENV = "LAUNCH_MARK"
+"""Tells a run how the lines end that it says for the launcher: new each time, so that nothing it reads can know it."""
 DATASET_FLAG = "--dataset"
 TIMEOUT_FLAG = "--timeout-s"
 """Tells the script when it is stopped, in seconds from its start."""
@@ -156,10 +162,12 @@ class Job:
     message: str | None
     flavor: str
     labels: dict[str, str]
-    created_at: datetime
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
+    created_at: AwareDatetime
+    started_at: AwareDatetime | None = None
+    finished_at: AwareDatetime | None = None
     run_dir: Path | None = None
+    mark: str | None = None
+    """How the lines end that the run says for the launcher; none where it says them without."""
 
     @property
     def address(self) -> str:
@@ -185,11 +193,20 @@ class Job:
         return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], run_dir: Path | None = None) -> Self:
-        """The Job that `as_dict` wrote; keys that are not of a Job are left aside."""
+    def from_dict(cls, values: dict[str, Any], run_dir: Path | None = None) -> Job:
+        """The Job that `as_dict` wrote; keys that are not of a Job are left aside. `ValueError` where it is not one."""
         known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
-        times = {name: datetime.fromisoformat(known[name]) if known.get(name) else None for name in _TIMES}
-        return cls(**known | times | {"run_dir": run_dir})
+        return _form().validate_python(known | {"run_dir": run_dir})
+
+
+@cache
+def _form() -> TypeAdapter[Job]:
+    return TypeAdapter(Job)
+
+
+def new_mark() -> str:
+    """A mark for one submission."""
+    return secrets.token_hex(4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,17 +244,18 @@ class Backend(Protocol):
         """Raise where the request can't succeed for a reason that can be known before anything is paid for."""
 
     def submit(self, request: JobRequest) -> Job:
-        """Start the Job and return at once; `check` is not repeated."""
+        """Start the Job and return at once; `check` is not repeated.
+
+        Raises `RequestError` for one that goes on with a run which another goes on with, or has come to its end.
+        """
         ...
 
     def inspect(self, job_id: str) -> Job:
         """The Job as it is now; `RequestError` where there is none of that id."""
         ...
 
-    def recall(self, job_id: str, to_resume: bool = False) -> JobRequest:
-        """The request of a Job, to be submitted again on its artifacts; `RequestError` where that can't be had, or,
-        where it is `to_resume`, where another Job works on them or has come to the end of the run.
-        """
+    def recall(self, job_id: str) -> JobRequest:
+        """The request of a Job, to be submitted again on its artifacts; `RequestError` where that can't be had."""
         ...
 
     def left(self, job_id: str, repo: str | None) -> Left:

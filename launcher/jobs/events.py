@@ -4,11 +4,15 @@ The scripts print `== PHASE`, `step 12/500 | loss 1.2345 | lr 1.90e-04 | 3210 to
 `eval step 0/500 | loss 3.2100`, `checkpoint step 12 | 1.2s | 35 MB`, `resumed from step 12`,
 `deadline in 60s: stopping`, `out of memory: batch 4 -> 2`, `error: …` and at last `RESULT {json}`; every other line is
 only a line.
+
+A run that was given a mark ends each of these lines with ` #MARK`, and then no other line is an event: a row of a
+dataset may look like any of them, and can't know the mark.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -25,6 +29,17 @@ _RESUMED = re.compile(r"resumed from step (\d{1,12})\b.*", re.DOTALL)
 _STOPPING = re.compile(r"deadline in (-?[\d.]{1,12}) ?s: stopping\b.*", re.DOTALL)
 _SMALLER = re.compile(r"out of memory: batch (\d{1,9}) -> (\d{1,9})\b.*", re.DOTALL)
 _FIELD = re.compile(r"(?P<name>loss|lr|eta) (?P<value>\S+?)s?|(?P<speed>\S+) tok/s")
+# What of a RESULT is read, by its type.
+_NUMBERS = frozenset({
+    "steps", "resumed_from", "eval_loss", "eval_loss_before", "tokens_per_second", "train_s", "peak_gib",
+    "predicted_peak_gib", "largest_batch_tokens", "tokens_seen", "step_s", "card_gib", "gib",
+})  # fmt: skip
+_TEXTS = frozenset({
+    "url", "output_dir", "device", "kind", "name", "error", "path", "repo", "checked", "prompt", "expected", "before",
+    "after",
+})  # fmt: skip
+_LISTS = frozenset({"samples", "exports"})
+_LARGEST = 1e15
 SHORT = 4096
 """Characters beyond which a line is no event, but for an error (cut) and the result."""
 
@@ -109,8 +124,17 @@ class Result:
 Event = Phase | Step | Evaluation | Checkpoint | Resumed | Stopping | SmallerBatch | Failure | Result
 
 
+def unmarked(line: str, mark: str | None) -> tuple[str, bool]:
+    """The line as a terminal would leave it, without its mark, and whether the run says it for the launcher."""
+    line = plain(line)
+    if mark is None:
+        return line, True
+    text = line.rstrip()
+    return (text.removesuffix(f" #{mark}"), True) if text.endswith(f" #{mark}") else (line, False)
+
+
 def parse(line: str) -> Event | None:
-    """The event of a line; none for every line that is not exactly of one of the forms above."""
+    """The event of a line, its mark cut off; none for every line that is not exactly of one of the forms above."""
     line = plain(line).strip()
     start = line[:SHORT]
     if found := _AFTER_BAR.match(start):
@@ -139,15 +163,20 @@ def _notice(line: str) -> Event | None:
     return Stopping(_number(match[1]) or 0.0) if match else None
 
 
-def _step(match: re.Match[str]) -> Event:
+def _step(match: re.Match[str]) -> Event | None:
     step, total = int(match[2]), None if match[3] == "?" else int(match[3])
+    if total is not None and step > total:
+        return None
     values: dict[str, float | None] = {}
     for part in (match[4] or "").split(" | "):
         if found := _FIELD.fullmatch(part.strip()):
             values[found["name"] or "speed"] = _number(found["value"] or found["speed"])
     if match[1]:
         return Evaluation(step, total, values.get("loss"))
-    return Step(step, total, values.get("loss"), values.get("lr"), values.get("speed"), values.get("eta"))
+    eta_s = values.get("eta")
+    if eta_s is not None and not abs(eta_s) < _LARGEST:
+        eta_s = None
+    return Step(step, total, values.get("loss"), values.get("lr"), values.get("speed"), eta_s)
 
 
 def _number(text: str) -> float | None:
@@ -159,19 +188,39 @@ def _number(text: str) -> float | None:
 
 def _result(text: str) -> Result | None:
     try:
-        values = clean(json.loads(text), held())
+        values = json.loads(text)
+        return Result(sound(clean(values, held()))) if isinstance(values, dict) else None
     except (ValueError, RecursionError):
         return None
-    return Result(values) if isinstance(values, dict) else None
+
+
+def sound(value: Any) -> Any:
+    """A RESULT, or a part of it, without what is of another type than its name has; a number is finite."""
+    if isinstance(value, dict):
+        return {key: sound(item) for key, item in value.items() if _fits(key, item)}
+    if isinstance(value, list):
+        return [sound(item) for item in value]
+    return value if not isinstance(value, float) or math.isfinite(value) else None
+
+
+def _fits(name: str, value: Any) -> bool:
+    if value is None:
+        return True
+    if name in _LISTS:
+        return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+    if name in _NUMBERS:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
+    return name not in _TEXTS or isinstance(value, str)
 
 
 @dataclass(slots=True)
 class Progress:
     """What the lines so far add up to. Losses are pairs of step and loss, the last ones; `tail` holds the last lines.
 
-    Its size does not grow with the log.
+    `mark` is how the lines end that count; where the run has none, all do. Its size does not grow with the log.
     """
 
+    mark: str | None = None
     phase: str | None = None
     step: int = 0
     total: int | None = None
@@ -188,17 +237,25 @@ class Progress:
     error: str | None = None
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL))
     _in_error: bool = False
+    _since: int = 0
 
     def add(self, line: str) -> Event | None:
         """Take one line in, and return its event."""
-        whole = plain(line)
-        event, shown = parse(whole), whole[:SHORT]
+        whole, said = unmarked(line, self.mark)
+        event, shown = parse(whole) if said else None, whole[:SHORT]
+        if isinstance(event, Checkpoint | Resumed) and self.total is not None and event.step > self.total:
+            event = None
         if shown.strip():
-            self.tail.append(shown)
-        if self._in_error and event is None and shown.startswith("  ") and shown.strip():
-            # An indented line goes on with the paragraph.
+            # Set in where it only looks like an event: nobody who reads the last lines may take it for one.
+            self.tail.append(shown if said or parse(whole) is None else f"  {shown.strip()}")
+            self._since += 1
+        if self.mark and event and not isinstance(event, Failure):
+            self._since = 0
+        # An indented line goes on with the paragraph; where there is a mark, that is all in the one line.
+        goes_on = self._in_error and self.mark is None and event is None and shown.startswith("  ")
+        if goes_on and shown.strip():
             self.error = f"{self.error} {shown.strip()}"[:SHORT]
-        self._in_error = isinstance(event, Failure) or (self._in_error and event is None and shown.startswith("  "))
+        self._in_error = isinstance(event, Failure) or goes_on
         match event:
             case Phase():
                 self.phase = event.name
@@ -223,6 +280,13 @@ class Progress:
                 self.result = event.values
         return event
 
+    @property
+    def last_words(self) -> tuple[str, ...]:
+        """The lines that may tell why it failed: what ends a run comes behind the last that it said for the launcher,
+        and rows of its dataset were shown before.
+        """
+        return tuple(self.tail)[-self._since :] if self._since else ()
+
     def _advance(self, event: Step) -> None:
         self.step, self.total = event.step, event.total or self.total
         if event.loss is not None:
@@ -232,9 +296,9 @@ class Progress:
         self.eta_s = event.eta_s
 
 
-def summarize(lines: Iterable[str]) -> Progress:
-    """What all these lines add up to."""
-    progress = Progress()
+def summarize(lines: Iterable[str], mark: str | None = None) -> Progress:
+    """What all these lines add up to, of a run with that mark."""
+    progress = Progress(mark)
     for line in lines:
         progress.add(line)
     return progress
@@ -242,15 +306,16 @@ def summarize(lines: Iterable[str]) -> Progress:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of a log with its event, and what all of them until now add up to, which grows with the next ones."""
+    """A line of a log without its mark, its event, and what all until now add up to, which grows with the next ones."""
 
     text: str
     event: Event | None
     progress: Progress
 
 
-def watch(lines: Iterable[str]) -> Iterator[Line]:
-    """Each line once it has been taken in."""
-    progress = Progress()
+def watch(lines: Iterable[str], mark: str | None = None) -> Iterator[Line]:
+    """Each line of a run with that mark once it has been taken in."""
+    progress = Progress(mark)
     for text in lines:
-        yield Line(text, progress.add(text), progress)
+        event = progress.add(text)
+        yield Line(unmarked(text, mark)[0], event, progress)

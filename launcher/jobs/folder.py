@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +51,13 @@ def is_local(run_id: str) -> bool:
     return _LOCAL_ID.fullmatch(run_id) is not None
 
 
+def began(run_id: str) -> datetime:
+    """When the run of this machine with that id was first started."""
+    with suppress(ValueError):  # a folder that somebody named so
+        return datetime.strptime(run_id[6:21], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
+    return datetime.fromtimestamp(0, UTC)
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """The folder of one run. Files appear whole or not at all, and only their owner can read them."""
@@ -63,22 +74,23 @@ class Run:
         """The transcript; it may not exist yet."""
         return self.folder / LOG
 
+    @property
+    def mark(self) -> str | None:
+        """How the lines of its transcript end that it said for the launcher; none where it said them without."""
+        mark = self.read(STATUS).get("mark")
+        return mark if isinstance(mark, str) else None
+
     def write(self, name: str, content: str | dict[str, Any]) -> Path:
         """Replace one file in one step, by text or by an object written as JSON."""
         text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        path, draft = self.folder / name, self.folder / f".{name}.{secrets.token_hex(4)}"
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
-        draft.replace(path)
-        return path
+        return home.write(self.folder / name, text)
 
     def read(self, name: str) -> dict[str, Any]:
-        """The object in one of the JSON files; empty where there is no such file."""
-        try:
-            content = json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        return content if isinstance(content, dict) else {}
+        """The object in one of the JSON files; empty where there is no such file, or not a whole one."""
+        with suppress(OSError, ValueError, RecursionError):
+            content = json.loads((self.folder / name).read_bytes())
+            return content if isinstance(content, dict) else {}
+        return {}
 
     def plan(self) -> AnyPlan:
         """The plan of the run; `RequestError` where this version of the launcher can't read it."""
@@ -112,21 +124,39 @@ def create(request: JobRequest, backend: str) -> Run:
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.mkdir(mode=0o700)
     run = Run(folder)
-    run.write(PLAN, request.plan.model_dump_json(indent=2) + "\n")
-    for name, text in {request.script_name: request.script, **request.beside}.items():
-        run.write(name, text)
-    run.write(
-        REQUEST,
-        {
-            "backend": backend,
-            "script_name": request.script_name,
-            "script_args": list(request.script_args),
-            "namespace": request.namespace,
-            "files": {name: digest(Path(name)) for name in request.files},
-            **request.describe(),
-        },
-    )
+    try:
+        run.write(PLAN, request.plan.model_dump_json(indent=2) + "\n")
+        for name, text in {request.script_name: request.script, **request.beside}.items():
+            run.write(name, text)
+        run.write(
+            REQUEST,
+            {
+                "backend": backend,
+                "script_name": request.script_name,
+                "script_args": list(request.script_args),
+                "namespace": request.namespace,
+                "files": {name: digest(Path(name)) for name in request.files},
+                **request.describe(),
+            },
+        )
+    except BaseException:
+        run.discard()
+        raise
     return run
+
+
+@contextmanager
+def locked(folder: Path | None = None) -> Iterator[None]:
+    """Let one launcher of this machine at a time go on with the run in that folder, or with any Job.
+
+    Where nothing can be locked, it goes on without.
+    """
+    with ExitStack() as stack:
+        with suppress(OSError):
+            place = os.open(folder or home.data() / "runs", os.O_RDONLY)
+            stack.callback(os.close, place)
+            fcntl.flock(place, fcntl.LOCK_EX)
+        yield
 
 
 def digest(path: Path) -> str:
@@ -138,7 +168,9 @@ def digest(path: Path) -> str:
 def find(run_id: str) -> Run | None:
     """The run of that id, if there is a folder for it here."""
     folder = home.data() / "runs" / run_id
-    return Run(folder) if is_id(run_id) and folder.is_dir() else None
+    with suppress(OSError):
+        return Run(folder) if is_id(run_id) and folder.is_dir() else None
+    return None
 
 
 def load(run_id: str) -> Run:
@@ -151,8 +183,10 @@ def load(run_id: str) -> Run:
 
 def every() -> list[Run]:
     """All runs that have a folder here, those made last first."""
-    folder = home.data() / "runs"
-    if not folder.is_dir():
-        return []
-    runs = [Run(path) for path in folder.iterdir() if is_id(path.name) and path.is_dir()]
-    return sorted(runs, key=lambda run: ((run.folder / PLAN).stat().st_mtime, run.id), reverse=True)
+    made = []
+    with suppress(OSError):
+        for path in (home.data() / "runs").iterdir():
+            with suppress(OSError):  # the folder of a run without a plan is not one
+                if is_id(path.name) and path.is_dir():
+                    made.append(((path / PLAN).stat().st_mtime, path.name))
+    return [Run(home.data() / "runs" / name) for _, name in sorted(made, reverse=True)]

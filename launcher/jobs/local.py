@@ -11,18 +11,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import launcher
 from launcher import home
+from launcher.catalog.machine import LOCAL
 from launcher.errors import RefusedError, RequestError, ServiceError
 from launcher.hub import access
 from launcher.hub.client import Hub
 from launcher.jobs import folder, supervise
-from launcher.jobs.base import Job, JobRequest, Left, now, require_hidden, secret_values
+from launcher.jobs.base import MARK_ENV, Job, JobRequest, Left, new_mark, now, require_hidden, secret_values
 from launcher.jobs.environment import find_uv, misleading, uv_run
 from launcher.jobs.folder import COMMAND, NOTES, PLAN, REQUEST, STATUS, Run
 from launcher.spec import path_of
@@ -63,11 +65,26 @@ class LocalBackend:
         """Start the script and return once its supervisor lives; it goes on when the launcher ends."""
         values = secret_values(request.secrets)
         uv = uv_run()
-        run = self._again(request) if request.resumes else _name(folder.create(request, self.name))
+        known = self._load(request.resumes) if request.resumes else None
+        with folder.locked(known.folder) if known else nullcontext():
+            try:
+                run = self._again(request, known) if known else _name(folder.create(request, self.name))
+                self._prepare(run, request, uv)
+                _start_supervisor(run, values)
+            except OSError as error:
+                raise RefusedError(
+                    f"the run can't be kept in {home.data()}: {error.strerror or error}.",
+                    "Make room there, or set LAUNCH_HOME to another folder.",
+                ) from error
+        return self.inspect(run.id)
+
+    def _prepare(self, run: Run, request: JobRequest, uv: list[str]) -> None:
+        """Put into the run's folder what its supervisor needs."""
+        mark = new_mark()
         arguments = request.arguments({item: str(Path(item).absolute()) for item in request.files})
         command: dict[str, Any] = {
             # uv's setting is for what a script itself runs with uv.
-            "env": {"PYTHONUNBUFFERED": "1", "UV_NO_CONFIG": "1", **request.env},
+            "env": {"PYTHONUNBUFFERED": "1", "UV_NO_CONFIG": "1", **request.env, MARK_ENV: mark},
             # The supervisor has a PYTHONPATH of its own.
             "unset": sorted(misleading((*os.environ, "PYTHONPATH")) - {*request.secrets}),
             "secrets": sorted({*request.secrets, "HF_TOKEN"}),
@@ -78,17 +95,15 @@ class LocalBackend:
         run.write(COMMAND, command | {"argv": [*uv, str(script), *arguments]})
         job = Job(
             id=run.id, url=run.folder.as_uri(), backend=self.name, stage="SCHEDULING", message=None,
-            flavor=request.flavor, labels=request.all_labels, created_at=now(),
+            flavor=request.flavor, labels=request.all_labels, created_at=now(), mark=mark,
         )  # fmt: skip
         run.write(STATUS, job.as_dict())
-        _start_supervisor(run, values)
-        return self.inspect(run.id)
 
     def left(self, job_id: str, repo: str | None) -> Left:
         """Nothing is known beside the log."""
         return Left()
 
-    def recall(self, job_id: str, to_resume: bool = False) -> JobRequest:
+    def recall(self, job_id: str) -> JobRequest:
         """The request of a run of this machine: submitted, it goes on in the same folder, under the same id."""
         run = self._load(job_id)
         kept, plan = run.read(REQUEST), run.plan()
@@ -103,24 +118,22 @@ class LocalBackend:
     def inspect(self, job_id: str) -> Job:
         """The run as it is; one whose supervisor died without a word is ended here, with what it left running."""
         run = self._load(job_id)
-        job = _job(run)
-        if job.ended or supervise.is_alive(run.read(STATUS).get("supervisor")):
+        job, status = _read(run)
+        if job.ended or supervise.is_alive(status.get("supervisor")):
             return job
-        job, status = _job(run), run.read(STATUS)  # it may have ended between the two looks
+        job, status = _read(run)  # it may have ended between the two looks
         if job.ended or ("supervisor" not in status and now() - job.created_at < timedelta(seconds=_START_S)):
             return job
         supervise.end_group(status.get("child"), grace_s=1.0)
-        supervise.record(
-            run,
-            stage="ERROR",
-            message="its supervisor died: it was killed, or the machine restarted",
-            finished_at=now().isoformat(),
-        )
-        return _job(run)
+        died = "its supervisor died: it was killed, or the machine restarted"
+        job = replace(job, stage="ERROR", message=died, finished_at=now())
+        with home.spared():
+            run.write(STATUS, status | job.as_dict())
+        return job
 
     def list(self, all: bool = False) -> builtins.list[Job]:
         """The runs of this machine, newest first."""
-        ids = [run.id for run in folder.every() if folder.is_local(run.id) and run.read(STATUS)]
+        ids = [run.id for run in folder.every() if folder.is_local(run.id)]
         jobs = sorted((self.inspect(run_id) for run_id in ids), key=lambda job: job.created_at, reverse=True)
         return [job for job in jobs if all or not job.ended]
 
@@ -135,20 +148,20 @@ class LocalBackend:
         run = self._load(job_id)
         if job.ended:
             return job
-        supervisor = run.read(STATUS).get("supervisor")
+        supervisor = _read(run)[1].get("supervisor")
         if supervisor and supervise.is_alive(supervisor):
             with suppress(ProcessLookupError):
                 os.kill(supervisor["pid"], signal.SIGTERM)
-        deadline = time.monotonic() + run.read(COMMAND).get("grace_s", self._grace_s) + 20
+        grace_s = run.read(COMMAND).get("grace_s")
+        deadline = time.monotonic() + (grace_s if isinstance(grace_s, int | float) else self._grace_s) + 20
         while not (job := self.inspect(job_id)).ended:
             if time.monotonic() > deadline:
                 raise ServiceError(f"run {job_id} does not end.", f"Look at {run.folder / STATUS} for its processes.")
             time.sleep(0.1)
         return job
 
-    def _again(self, request: JobRequest) -> Run:
+    def _again(self, request: JobRequest, run: Run) -> Run:
         """The folder of the run that is gone on with; what it said before is kept beside its new transcript."""
-        run = self._load(str(request.resumes))
         if not self.inspect(run.id).ended:
             raise RequestError(f"{run.id} still goes on.", f"`launch wait {run.id}` follows it.")
         if run.log.exists():
@@ -161,7 +174,7 @@ class LocalBackend:
 
     def _load(self, job_id: str) -> Run:
         run = folder.load(job_id)
-        if not run.read(STATUS) or run.read(REQUEST).get("backend") != self.name:
+        if not folder.is_local(run.id):
             raise RequestError(f"'{job_id}' is not a run of this machine.", "`launch ps --all` shows all.")
         return run
 
@@ -185,8 +198,15 @@ class LocalBackend:
             yield safe(rest.decode("utf-8", "replace"), ())
 
 
-def _job(run: Run) -> Job:
-    return Job.from_dict(run.read(STATUS), run_dir=run.folder)
+def _read(run: Run) -> tuple[Job, dict[str, Any]]:
+    """The run as it is kept, and all that is kept of it; where that is damaged, what its id says."""
+    status = run.read(STATUS)
+    with suppress(ValueError):
+        return Job.from_dict(status, run_dir=run.folder), status
+    return Job(
+        id=run.id, url=run.folder.as_uri(), backend=LocalBackend.name, stage="SCHEDULING", message=None, flavor=LOCAL,
+        labels={}, created_at=folder.began(run.id), run_dir=run.folder,
+    ), {}  # fmt: skip
 
 
 def _read_from(log: Path, position: int) -> bytes:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import time
-from collections import Counter, deque
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
 
+from launcher import home
 from launcher.errors import ServiceError
 from launcher.hub.client import Hub, read_token, told
 from launcher.jobs import folder, stream
@@ -30,8 +34,6 @@ _LONGEST_PAUSE = 30
 
 _LOOK_S = 60.0
 """Seconds without a line after which the stage is asked for, although the stream lives."""
-
-_REMEMBERED = 20_000
 
 
 def follow(hub: Hub, namespace: str, job_id: str, has_ended: Callable[[], bool]) -> Iterator[str]:
@@ -79,77 +81,86 @@ def read(hub: Hub, namespace: str, job_id: str, ended: bool, pause_s: float = 0.
 def keep(run: Run | None) -> Iterator[Callable[[str], None]]:
     """A function that keeps each line in the transcript, all of them from the first.
 
-    One follower at a time writes; what it kept replaces an earlier transcript unless that one holds more.
+    One follower at a time writes; what it kept replaces an earlier transcript unless that one holds more, or there was
+    no room for all of it.
     """
     if run is None:
         yield _forget
         return
-    part = run.folder / PART
-    with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield _forget
-            return
-        file.truncate(0)
-
-        def write(line: str) -> None:
-            file.write(line + "\n")
-
-        try:
-            yield write
-        finally:
-            file.flush()
-            if not run.log.exists() or part.stat().st_size >= run.log.stat().st_size:
-                part.replace(run.log)
-            else:
-                part.unlink()
+    part = _Part(run.folder / PART)
+    try:
+        yield part.write
+    finally:
+        part.become(run.log)
 
 
 def _forget(_line: str) -> None:
     """Keep nothing."""
 
 
+class _Part:
+    """A transcript on its way; what can't be written is left out, and so is then the whole of it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._whole = path, False
+        self._file: io.FileIO | None = None
+        with home.spared():
+            self._file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+")
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:  # another follower writes, or nothing can be locked there
+                return
+            self._file.truncate(0)
+            self._whole = True
+
+    def write(self, line: str) -> None:
+        """Keep one line."""
+        if self._file and self._whole:
+            self._whole = False
+            with home.spared():
+                self._file.write(f"{line}\n".encode())
+                self._whole = True
+
+    def become(self, log: Path) -> None:
+        """Put it in the place of the transcript."""
+        with self._file or nullcontext(), home.spared():
+            if self._whole:
+                longer = log.exists() and log.stat().st_size > self._path.stat().st_size
+                self._path.unlink() if longer else self._path.replace(log)
+
+
 class Seen:
     """What has been read, so that a log which is sent from its start again gives only what is new.
 
-    Entries are told apart by time and text, and equal ones are counted. The last ones are remembered singly, which
-    bears entries out of order and a log whose start the service has dropped; of those before them, only up to when.
+    Entries are told apart by time and text, and equal ones are counted; their order says nothing, since the clock of a
+    container may step back, nor does their number, since the service may drop the start of a log. An entry takes twelve
+    bytes.
     """
 
-    def __init__(self, remembered: int = _REMEMBERED) -> None:
+    def __init__(self) -> None:
         self.count = 0
-        self._last: deque[tuple[str, int]] = deque()
-        self._remembered = remembered
-        self._floor, self._at_floor = "", 0
-        self._passing, self._passing_floor = Counter[tuple[str, int]](), 0
+        # What earlier streams held, in order, with how many of each the present one has repeated; what came since.
+        self._before, self._repeated, self._since = array("q"), array("I"), array("q")
 
     def start_over(self) -> None:
         """The service sends the log from its start."""
-        self._passing, self._passing_floor = Counter(self._last), self._at_floor
+        if self._since:
+            self._before = array("q", sorted(self._before + self._since))
+            self._since = array("q")
+        self._repeated = array("I", bytes(4 * len(self._before)))
 
     def is_new(self, entry: Entry) -> bool:
         """Whether this entry was not there before; it is from now on."""
-        key = (entry.time, hash(entry.text))
-        if entry.time < self._floor:
-            return False
-        if entry.time == self._floor and self._passing_floor:
-            self._passing_floor -= 1
-            return False
-        if self._passing.get(key):
-            self._passing[key] -= 1
-            return False
+        key = hash(entry)
+        first = bisect_left(self._before, key)
+        if first < len(self._before) and self._before[first] == key:
+            next_ = first + self._repeated[first]
+            if next_ < len(self._before) and self._before[next_] == key:
+                self._repeated[first] += 1
+                return False
+        self._since.append(key)
         self.count += 1
-        self._last.append(key)
-        if len(self._last) > self._remembered:
-            self._forget(self._last.popleft()[0])
         return True
-
-    def _forget(self, moment: str) -> None:
-        if moment > self._floor:
-            self._floor, self._at_floor = moment, 1
-        elif moment == self._floor:
-            self._at_floor += 1
 
 
 def _fresh(
@@ -181,5 +192,6 @@ def _lines(entry: Entry, secrets: tuple[str, ...]) -> Iterator[str]:
 def _secrets(job_id: str) -> tuple[str, ...]:
     """The values that this machine knows of what the Job was given, and whatever else it holds itself."""
     run = folder.find(job_id)
-    names = run.read(REQUEST).get("secrets", []) if run else []
-    return (read_token() or "", *held(), *(os.environ.get(name, "") for name in names))
+    names = run.read(REQUEST).get("secrets") if run else None
+    known = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return (read_token() or "", *held(), *(os.environ.get(name, "") for name in known))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -10,13 +11,16 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from launcher.errors import LauncherError, RefusedError, RequestError, ServiceError
+from launcher.hub import answers
 from launcher.hub.client import TIMEOUT_S, Hub, told
 from launcher.jobs import folder, log
+from launcher.jobs import info as infos
 from launcher.jobs.base import (
     ARTIFACTS_ENV,
     ARTIFACTS_MOUNT,
     DEFAULT_IMAGE,
     ENDED,
+    MARK_ENV,
     PLAN_FILE,
     JobRequest,
     Left,
@@ -24,7 +28,9 @@ from launcher.jobs.base import (
     split_artifacts,
 )
 from launcher.jobs.events import summarize
-from launcher.jobs.submit import find, stage_of
+from launcher.jobs.folder import STATUS
+from launcher.jobs.info import stage_of
+from launcher.jobs.submit import find
 from launcher.plan.record import READ, AnyPlan
 
 if TYPE_CHECKING:
@@ -38,17 +44,15 @@ _CHECKPOINT = re.compile(r"(?:.*/)?checkpoints/checkpoint-(\d{1,12})/manifest\.j
 _ANEW = "Start it anew with its options; `launch ps --all` lists the Jobs of this launcher."
 
 
-def recall(hub: Hub, namespace: str, job_id: str, to_resume: bool = False) -> JobRequest:
+def recall(hub: Hub, namespace: str, job_id: str) -> JobRequest:
     """The request of a Job of this launcher, with its artifacts, to be submitted again.
 
-    Raises `RequestError` where the Job is not of this launcher or its artifacts are gone, or, where it is `to_resume`,
-    another Job works on them or has done the work; and `RefusedError` where it is not this user who started it.
+    Raises `RequestError` where the Job is not of this launcher or its artifacts are gone, and `RefusedError` where it
+    is not this user who started it.
     """
-    info = hub.ask("looking at the Job", lambda: hub.api.inspect_job(job_id=job_id, namespace=namespace))
+    info = hub.ask("looking at the Job", lambda: infos.inspect(hub, namespace, job_id))
     artifacts, script_name = _artifacts(info), _script_name(info)
     _require_own(info, hub.user)
-    if to_resume:
-        _require_undone(hub, namespace, info, artifacts)
     script, plan = _kept(info.id, script_name) or _fetch(hub, info.id, artifacts, script_name)
     command = info.command or []
     image = f"hf.co/spaces/{info.space_id}" if info.space_id else info.docker_image
@@ -60,7 +64,7 @@ def recall(hub: Hub, namespace: str, job_id: str, to_resume: bool = False) -> Jo
         image=None if image == DEFAULT_IMAGE else image,
         flavor=str(getattr(info.flavor, "value", info.flavor)),
         timeout_s=plan.decisions.timeout_s.value,
-        env={name: value for name, value in (info.environment or {}).items() if name != ARTIFACTS_ENV},
+        env={name: value for name, value in (info.environment or {}).items() if name not in (ARTIFACTS_ENV, MARK_ENV)},
         secrets=tuple(info.secrets or ()),
         labels={name: value for name, value in (info.labels or {}).items() if name not in _OF_ONE_JOB},
         namespace=namespace,
@@ -74,7 +78,7 @@ def left(hub: Hub, namespace: str, job_id: str, repo: str | None) -> Left:
     """What the Job left in its /data and in the repo; what can't be looked up is said in `problem`, never raised."""
     try:
         with told("looking at the Job's files"):
-            info = hub.api.inspect_job(job_id=job_id, namespace=namespace)
+            info = infos.inspect(hub, namespace, job_id)
             data = _data(hub, info)
         with told("looking at the output repo"):
             pushed = _pushed(hub, repo, info) if repo else ()
@@ -118,25 +122,33 @@ def _require_own(info: JobInfo, user: str) -> None:
         )
 
 
-def _require_undone(hub: Hub, namespace: str, info: JobInfo, artifacts: str) -> None:
-    """Raise where another Job works in the same folder, since two would overwrite each other's checkpoints, and where
-    one has come to the end of the run there, which would be paid for once more.
+def require_undone(hub: Hub, namespace: str, job_id: str, artifacts: str) -> None:
+    """Raise `RequestError` where another Job than this one works in the same folder, since two would overwrite each
+    other's checkpoints, and where one has come to the end of the run there, which would be paid for once more.
     """
     own = split_artifacts(artifacts)[1]
-    others = [job for job in find(hub, namespace, {"artifacts": own}, hub.brief) if job.id != info.id]
+    found = {job.id: job for job in find(hub, namespace, {"artifacts": own}, hub.brief)}
+    # The list lags behind. What was started from here is known without it.
+    for run in folder.every():
+        labels = run.read(STATUS).get("labels")
+        if run.id not in found and isinstance(labels, dict) and labels.get("artifacts") == own:
+            with suppress(LauncherError), told("looking at the Job"):
+                found[run.id] = infos.inspect(hub, namespace, run.id)
+    others = infos.by_age(job for job in found.values() if job.id != job_id)
     if live := [job.id for job in others if stage_of(job) not in ENDED]:
         raise RequestError(
-            f"Job {info.id} was resumed already: Job {live[0]} is at it.",
+            f"Job {job_id} was resumed already: Job {live[0]} is at it.",
             f"`launch wait {live[0]}` follows that one, `launch cancel {live[0]}` stops it.",
         )
     if ended_well := [job for job in others if stage_of(job) == "COMPLETED"]:
-        _require_stopped(hub, namespace, info.id, ended_well[-1])
+        _require_stopped(hub, namespace, job_id, ended_well[-1])
 
 
 def _require_stopped(hub: Hub, namespace: str, job_id: str, other: JobInfo) -> None:
     """Raise unless the other Job, which ended well, says that it stopped before the end of the run."""
     try:
-        result = summarize(log.read(hub, namespace, other.id, ended=True)).result
+        lines = log.read(hub, namespace, other.id, ended=True)
+        result = summarize(lines, infos.mark_of(other)).result
         failed = None
     except ServiceError as error:
         result, failed = None, error
@@ -194,7 +206,7 @@ def _is_done(hub: Hub, job: JobInfo) -> bool:
 
 def _pushed(hub: Hub, repo: str, job: JobInfo) -> tuple[str, ...]:
     """The names of the repo's files; none where nothing was pushed since the Job was made."""
-    found = hub.api.model_info(repo, timeout=TIMEOUT_S)
+    found = answers.repo(hub.api.model_info(repo, timeout=TIMEOUT_S))
     if found.last_modified and job.created_at and found.last_modified < job.created_at:
         return ()
     return tuple(item.rfilename for item in found.siblings or ())

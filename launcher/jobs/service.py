@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
+from launcher import home
 from launcher.catalog import flavors
 from launcher.errors import RequestError, ServiceError
 from launcher.hub.client import TIMEOUT_S, Hub, told
 from launcher.jobs import folder, log, recall, submit
+from launcher.jobs import info as infos
 from launcher.jobs.base import LIVE, Job, JobRequest, Left, now
-from launcher.jobs.folder import STATUS
+from launcher.jobs.folder import STATUS, Run
 from launcher.spec import REPO_ID
 from launcher.text import held, plain, safe
 
@@ -34,25 +36,27 @@ class HubBackend:
 
     def submit(self, request: JobRequest) -> Job:
         """Upload the script with its local files, start one Job, and keep its record in a folder of its id."""
-        run = folder.create(request, self.name)
+        run = None
+        with home.spared():
+            run = folder.create(request, self.name)
+        namespace = request.namespace or self.hub.user
         try:
-            namespace = request.namespace or self.hub.user
-            info = submit.Submission(self.hub, request, namespace, run.folder).send()
+            with folder.locked() if request.resumes else nullcontext():
+                if request.resumes and request.artifacts:
+                    recall.require_undone(self.hub, namespace, request.resumes, request.artifacts)
+                info = submit.Submission(self.hub, request, namespace).send()
+                if run:
+                    _keep(run, info)
         except BaseException:
-            run.discard()
+            if run:
+                run.discard()
             raise
-        try:
-            run = run.rename(info.id)
-        except (FileExistsError, ValueError):  # not an id of the service's usual form: the Job runs all the same
-            run.discard()
-        else:
-            run.write(STATUS, _job(info).as_dict() | {"namespace": info.owner.name})
         return _job(info)
 
-    def recall(self, job_id: str, to_resume: bool = False) -> JobRequest:
+    def recall(self, job_id: str) -> JobRequest:
         """The request of a Job, from the service, its bucket and what is kept here; its secrets by name only."""
         namespace, job_id = self._locate(job_id)
-        return recall.recall(self.hub, namespace, job_id, to_resume)
+        return recall.recall(self.hub, namespace, job_id)
 
     def left(self, job_id: str, repo: str | None) -> Left:
         """What the Job left in its /data and in the repo."""
@@ -63,21 +67,22 @@ class HubBackend:
         """The Job as the service sees it, which is the truth about it."""
         namespace, job_id = self._locate(job_id)
         with told("looking at the Job"):
-            job = _job(self.hub.api.inspect_job(job_id=job_id, namespace=namespace))
+            job = _job(infos.inspect(self.hub, namespace, job_id))
         if run := folder.find(job.id):
-            run.write(STATUS, job.as_dict() | {"namespace": namespace})
+            with home.spared():
+                run.write(STATUS, job.as_dict() | {"namespace": namespace})
         return job
 
     def list(self, all: bool = False) -> builtins.list[Job]:
         """The Jobs with the launcher's label: yours, and those of organisations that were started from here."""
         user = self.hub.user
-        namespaces = {run.read(STATUS).get("namespace") or user for run in folder.every()} | {user}
+        namespaces = {_namespace(run) or user for run in folder.every()} | {user}
         stages = None if all else sorted(LIVE)
         found = []
         with told("listing the Jobs"):
             for namespace in sorted(namespaces):
                 jobs = self.hub.api.list_jobs(status=stages, namespace=namespace, timeout=int(TIMEOUT_S))
-                found += [_job(info) for info in jobs if "launcher" in (info.labels or {})]
+                found += [_job(info) for info in map(infos.checked, jobs) if "launcher" in (info.labels or {})]
         return sorted(found, key=lambda job: job.created_at, reverse=True)
 
     def logs(self, job_id: str, follow: bool) -> Iterator[str]:
@@ -95,9 +100,10 @@ class HubBackend:
     def cancel(self, job_id: str) -> Job:
         """Stop the Job."""
         namespace, job_id = self._locate(job_id)
-        job = self.inspect(f"{namespace}/{job_id}")
-        if job.ended:
-            return job
+        with suppress(ServiceError):  # it is stopped all the same, and looked at afterwards
+            job = self.inspect(f"{namespace}/{job_id}")
+            if job.ended:
+                return job
         with told("canceling the Job"):
             self.hub.api.cancel_job(job_id=job_id, namespace=namespace)
         return self.inspect(f"{namespace}/{job_id}")
@@ -108,25 +114,37 @@ class HubBackend:
             raise RequestError(f"'{job_id}' is not the id of a Job.", "`launch ps --all` shows them.")
         namespace, _, job_id = job_id.rpartition("/")
         run = folder.find(job_id)
-        return namespace or (run and run.read(STATUS).get("namespace")) or self.hub.user, job_id
+        return namespace or (run and _namespace(run)) or self.hub.user, job_id
 
 
 def hardware(hub: Hub) -> tuple[list[flavors.Listed], list[str]]:
     """The machines that the service lists, and what of its list could not be understood; needs no account."""
-    try:
-        with told("asking for the list of flavors"):
-            items = hub.api.list_jobs_hardware()
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ServiceError(
-            "the service's list of flavors is not of the form that this version knows.", "Update launch."
-        ) from error
+    with told("asking for the list of flavors"):
+        items = hub.api.list_jobs_hardware()
     listed, problems = [], []
     for item in items:
         try:
             listed.append(_listed(item))
-        except ValueError as error:
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
             problems.append(plain(str(error).splitlines()[0]))
     return listed, problems
+
+
+def _keep(run: Run, info: JobInfo) -> None:
+    """Give the record the Job's id. The Job runs, whatever becomes of it."""
+    with home.spared():
+        try:
+            run = run.rename(info.id)
+        except (FileExistsError, ValueError):  # not an id of the service's usual form
+            run.discard()
+        else:
+            run.write(STATUS, _job(info).as_dict() | {"namespace": info.owner.name})
+
+
+def _namespace(run: Run) -> str | None:
+    """Where the Job of that run is; none where it is not kept, or not as a name."""
+    known = run.read(STATUS).get("namespace")
+    return known if isinstance(known, str) and REPO_ID.fullmatch(f"{known}/x") else None
 
 
 def _kept(job_id: str, lines: Iterator[str]) -> Iterator[str]:
@@ -151,7 +169,7 @@ def _job(info: JobInfo) -> Job:
         id=info.id,
         url=plain(info.url),
         backend=HubBackend.name,
-        stage=plain(submit.stage_of(info)),
+        stage=plain(infos.stage_of(info)),
         message=safe(info.status.message, held()) if info.status.message else None,
         flavor=plain(str(getattr(info.flavor, "value", info.flavor or ""))),
         labels={plain(name): plain(value) for name, value in (info.labels or {}).items()},
@@ -159,4 +177,5 @@ def _job(info: JobInfo) -> Job:
         started_at=info.started_at,
         finished_at=info.finished_at,
         run_dir=run.folder if run else None,
+        mark=infos.mark_of(info),
     )

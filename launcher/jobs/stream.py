@@ -45,9 +45,10 @@ class Entry(NamedTuple):
 def read(hub: Hub, namespace: str, job_id: str, *, follow: bool, ended: bool = False) -> Generator[Entry | None]:
     """The entries from the first, and none for each keep-alive; ends with the stream, or in silence.
 
-    Without `follow` it ends at the first keep-alive, or at an entry later than the question. The stream of a Job that
-    has `ended` closes by itself, so that silence is a failure there: the end of the log would be lost in it. What the
-    client raises for a status, a broken connection or such a silence is raised here too.
+    Without `follow` it ends at the first keep-alive, or after some seconds at an entry later than the question, since a
+    container's clock may be ahead. The stream of a Job that has `ended` closes by itself, so that silence is a failure
+    there: the end of the log would be lost in it. What the client raises for a status, a broken connection or such a
+    silence is raised here too.
     """
     from httpx2 import ReadTimeout
     from huggingface_hub.utils._http import hf_raise_for_status
@@ -62,7 +63,7 @@ def read(hub: Hub, namespace: str, job_id: str, *, follow: bool, ended: bool = F
     with nullcontext() if ended else suppress(ReadTimeout), ask as response, _watched(response):
         hf_raise_for_status(response)
         until = None if follow or ended else _until(response.headers.get("date"))
-        moment = ""
+        moment, asked = "", time.monotonic()
         for line in _lines(response.iter_bytes()):
             entry = _entry(line, moment) if line.startswith(b"data: {") else None
             moment = entry.time if entry else moment
@@ -71,7 +72,7 @@ def read(hub: Hub, namespace: str, job_id: str, *, follow: bool, ended: bool = F
                     return
                 if line.startswith(b":"):
                     yield None
-            elif until and entry.time > until:
+            elif until and entry.time > until and time.monotonic() - asked > DRAINED_S:
                 return
             elif not entry.text.startswith(_HEADER):
                 yield entry

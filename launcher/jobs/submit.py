@@ -3,32 +3,39 @@
 Each Job carries a label with an id of its request. After a failure that leaves open whether the Job was made, that id
 is looked up before anything is asked again. The list of Jobs may lag behind, so it is looked at several times, and once
 more when a second request has succeeded: of two Jobs with one id the younger is canceled.
+
+So is the younger of two that go on with the same run. Each looks at the list until it holds its own Job, and so every
+earlier one: whoever asked first sees no earlier one and stays.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from launcher.errors import InterruptedSubmissionError, LauncherError, RefusedError, RequestError, ServiceError
 from launcher.hub import access, repos
 from launcher.hub.client import Hub, Pace, library, persist
+from launcher.hub.errors import is_odd
 from launcher.jobs.base import (
     ARTIFACTS_BUCKET,
     ARTIFACTS_ENV,
     ARTIFACTS_MOUNT,
+    ENDED,
+    MARK_ENV,
     PLAN_FILE,
     JobRequest,
     join_artifacts,
+    new_mark,
     require_hidden,
     secret_values,
     split_artifacts,
 )
+from launcher.jobs.info import by_age, checked, stage_of
 from launcher.plan.record import Plan
 from launcher.spec import path_of
 
@@ -37,6 +44,9 @@ if TYPE_CHECKING:
 
 LOOKS = 4
 """How often the list of Jobs is looked at before a Job is taken for not made."""
+
+CLAIM_LOOKS = 8
+"""How often it is looked at for the own Job, where another may go on with the same run: two minutes in all."""
 
 
 def check(hub: Hub, request: JobRequest) -> None:
@@ -76,10 +86,10 @@ def _check_dataset(hub: Hub, plan: Plan) -> None:
 
 
 class Submission:
-    """One request on its way to become one Job; `folder` holds its script as a file."""
+    """One request on its way to become one Job."""
 
-    def __init__(self, hub: Hub, request: JobRequest, namespace: str, folder: Path) -> None:
-        self._hub, self._request, self._namespace, self._folder = hub, request, namespace, folder
+    def __init__(self, hub: Hub, request: JobRequest, namespace: str) -> None:
+        self._hub, self._request, self._namespace = hub, request, namespace
         self._pace = hub.patient
         self.id = uuid4().hex
         fresh = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{self.id[:6]}"
@@ -92,23 +102,27 @@ class Submission:
         try:
             self._prepare()
             info = persist("starting the Job", lambda: self._post(values), self._pace, recover=self._find)
-            return self._only_one(info) if self._posts > 1 else info
+            if self._posts > 1:
+                info = self._only_one(info)
+            if self._request.resumes:
+                self._in_doubt = False
+                self._claim(info)
+            return info
         except KeyboardInterrupt as stop:
             raise self._interrupted() from stop
         except LauncherError as error:
             if self._in_doubt or isinstance(error, ServiceError):
                 raise type(error)(error.message, f"{self._known()} {error.hint}") from error
             raise
-        except (KeyError, TypeError, AttributeError) as error:
-            message = "starting the Job failed: the service's answer is not of the form that this version knows."
-            raise ServiceError(message, f"{self._known()} Then update launch.") from error
 
     def _prepare(self) -> None:
         """Put the script, the plan and the files beside it where the Job finds them, in a bucket that is private."""
         bucket, folder = split_artifacts(self.artifacts)
-        kept = {name: self._folder / name for name in (self._request.script_name, *self._request.beside, PLAN_FILE)}
+        made = {self._request.script_name: self._request.script, **self._request.beside}
+        made[PLAN_FILE] = self._request.plan.model_dump_json(indent=2) + "\n"
         files = [
-            (kept.get(name, Path(name)), f"{folder}/{remote}") for name, remote in self._request.remote_names.items()
+            (made[name].encode() if name in made else Path(name), f"{folder}/{remote}")
+            for name, remote in self._request.remote_names.items()
         ]
         action = f"preparing the bucket {bucket}"
         persist(action, lambda: self._hub.api.create_bucket(bucket, private=True, exist_ok=True), self._pace)
@@ -119,17 +133,32 @@ class Submission:
             )
         try:
             persist("uploading the script", lambda: self._hub.api.batch_bucket_files(bucket, add=[*files]), self._pace)
-        except FileNotFoundError as error:
-            raise RequestError(f"there is no file {error}.", "Give the path of a file that exists.") from error
+        except OSError as error:
+            if error.filename in {str(item) for item, _ in files if isinstance(item, Path)}:
+                message = f"a file can't be sent along: {error.strerror} ({error.filename})."
+                raise RequestError(message, "Give the path of a file that you may read.") from error
+            raise ServiceError(
+                f"uploading the script failed on this machine: {error}.",
+                "The Hub's client needs some room in HF_HOME: make room there, or set it to another folder.",
+            ) from error
 
     def _post(self, values: dict[str, str]) -> JobInfo:
         job = self._request.describe()
         bucket, folder = split_artifacts(self.artifacts)
         self._posts += 1
+        try:
+            return checked(self._run(job, bucket, folder, values))
+        except Exception as error:
+            # The Job is there, and only the answer can't be read: the list may say what it is called.
+            if not is_odd(error) or (found := self._find()) is None:
+                raise
+            return found
+
+    def _run(self, job: dict[str, Any], bucket: str, folder: str, values: dict[str, str]) -> JobInfo:
         info: JobInfo = self._hub.api.run_job(
             image=job["image"],
             command=job["command"],
-            env=job["env"] | {ARTIFACTS_ENV: self.artifacts},
+            env=job["env"] | {ARTIFACTS_ENV: self.artifacts, MARK_ENV: new_mark()},
             secrets=dict(values),
             flavor=job["flavor"],
             timeout=job["timeout_s"],
@@ -159,19 +188,40 @@ class Submission:
         """The eldest of the Jobs of this request, `info` among them; any other is canceled."""
         with suppress(LauncherError):  # the Job is there: that its twin can't be looked for now is no failure of it
             for number in range(LOOKS):
-                eldest, *others = _by_age({job.id: job for job in [info, *self._jobs()]}.values())
+                eldest, *others = by_age({job.id: job for job in [info, *self._jobs()]}.values())
                 for other in others:
-                    self._cancel(other.id)
+                    self._cancel(other.id, "canceling a second Job of the same request")
                 if others:
                     return eldest
                 time.sleep(self._pace.pause(number + 1))
         return info
 
-    def _cancel(self, job_id: str) -> None:
+    def _claim(self, info: JobInfo) -> None:
+        """Cancel the Job and raise `RequestError` where another has begun to go on with the same run before it."""
+        labels = {"artifacts": split_artifacts(self.artifacts)[1]}
+        for number in range(CLAIM_LOOKS):
+            try:
+                listed = find(self._hub, self._namespace, labels, self._pace)
+            except LauncherError:
+                return  # the Job is there: that others can't be looked for now is no failure of it
+            alive = [job for job in listed if stage_of(job) not in ENDED]
+            if info.id in (job.id for job in listed):
+                first = by_age(alive)[0].id if alive else info.id
+                if first != info.id:
+                    self._cancel(info.id, "canceling a second Job of the same run")
+                    raise RequestError(
+                        f"Job {first} went on with {self._request.resumes} at the same time, and began first: "
+                        f"{info.id} was canceled.",
+                        f"`launch wait {first}` follows that one.",
+                    )
+                return
+            time.sleep(self._pace.pause(number + 1))
+
+    def _cancel(self, job_id: str, action: str) -> None:
         def cancel() -> None:
             self._hub.api.cancel_job(job_id=job_id, namespace=self._namespace)
 
-        persist("canceling a second Job of the same request", cancel, self._pace)
+        persist(action, cancel, self._pace)
 
     def _interrupted(self) -> InterruptedSubmissionError:
         if not self._posts:
@@ -192,8 +242,8 @@ class Submission:
         if not self._posts:
             return "No Job was started."
         return (
-            "The Job may have started all the same: look at `launch ps` before you try again; "
-            f"it would carry the label request={self.id}."
+            "The Job may have started all the same: look before you try again, with "
+            f"`hf jobs ps --all --namespace {self._namespace} --label request={self.id}`."
         )
 
 
@@ -210,15 +260,6 @@ def find(hub: Hub, namespace: str, labels: dict[str, str], pace: Pace) -> list[J
             f"{endpoint}/api/jobs/{namespace}", params=asked, headers=client.utils.build_hf_headers()
         )
         client.utils.hf_raise_for_status(answer)
-        return [client.JobInfo(**item, endpoint=endpoint) for item in answer.json()]
+        return [checked(client.JobInfo(**item, endpoint=endpoint)) for item in answer.json()]
 
-    return _by_age(persist("looking for the Job", ask, pace))
-
-
-def stage_of(info: JobInfo) -> str:
-    """The stage's name, one that this client does not know too."""
-    return str(getattr(info.status.stage, "value", info.status.stage))
-
-
-def _by_age(jobs: Iterable[JobInfo]) -> list[JobInfo]:
-    return sorted(jobs, key=lambda info: (str(info.created_at), info.id))
+    return by_age(persist("looking for the Job", ask, pace))

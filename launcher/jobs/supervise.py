@@ -16,17 +16,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeGuard
 
+from launcher import home
 from launcher.jobs.base import now
 from launcher.jobs.folder import COMMAND, STATUS, Run
 from launcher.text import Redactor, Transcript, held
 
-Process = dict[str, str | int | None]
+Process = dict[str, Any]
 """A process as it is kept in a run's status: `pid` and `identity`."""
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _POLL_S = 0.25
+_LONGEST_INSISTED_S = 60
 
 
 def main(folder: Path) -> int:
@@ -62,6 +64,16 @@ def record(run: Run, **changes: Any) -> dict[str, Any]:
     return status
 
 
+def _insist(run: Run, **changes: Any) -> None:
+    """Record how the run ended; a disk that is full may have room in a moment."""
+    for _ in range(_LONGEST_INSISTED_S):
+        with suppress(OSError):
+            record(run, **changes)
+            return
+        time.sleep(1)
+    record(run, **changes)
+
+
 def _supervise(run: Run, asked: threading.Event) -> None:
     command = run.read(COMMAND)
     inherited = {name: value for name, value in os.environ.items() if name not in command["unset"]}
@@ -75,7 +87,8 @@ def _supervise(run: Run, asked: threading.Event) -> None:
         start_new_session=True,
     )
     leader = describe(child.pid)
-    record(run, stage="RUNNING", started_at=now().isoformat(), child=leader)
+    with home.spared():
+        record(run, stage="RUNNING", started_at=now().isoformat(), child=leader)
     # The script sees this shell's other secrets too, and may print them.
     hidden = [os.environ[name] for name in command["secrets"] if os.environ.get(name)] + [*held()]
     pump = threading.Thread(target=_copy, args=(child, run.log, hidden), daemon=True)
@@ -84,7 +97,8 @@ def _supervise(run: Run, asked: threading.Event) -> None:
     # What the script left behind goes too, or it would hold the log open and the machine busy.
     end_group(leader, command["grace_s"] if cause else 2.0, reap=child.poll)
     pump.join(timeout=10)
-    record(run, **_end(cause, child.wait(), command["timeout_s"]), finished_at=now().isoformat())
+    end = _end(cause, child.wait(), command["timeout_s"])
+    _insist(run, **end, finished_at=now().isoformat())
 
 
 def _wait(child: subprocess.Popen[bytes], asked: threading.Event, timeout_s: float) -> str | None:
@@ -157,9 +171,14 @@ def describe(pid: int) -> Process:
 
 def is_alive(process: Process | None) -> bool:
     """True while the very process that `describe` saw is there."""
-    if not process or not process["identity"]:
-        return False
-    return identity(int(process["pid"] or 0)) == process["identity"]
+    return _is_known(process) and identity(process["pid"]) == process["identity"]
+
+
+def _is_known(process: Any) -> TypeGuard[Process]:
+    """Whether this is what `describe` gives of a process that was there."""
+    return (
+        isinstance(process, dict) and isinstance(process.get("pid"), int) and isinstance(process.get("identity"), str)
+    )
 
 
 def end_group(leader: Process | None, grace_s: float, reap: Callable[[], object] = lambda: None) -> None:
@@ -167,9 +186,9 @@ def end_group(leader: Process | None, grace_s: float, reap: Callable[[], object]
 
     `reap` is called while waiting: the leader's parent collects its exit status there.
     """
-    if not leader or not leader["pid"] or not leader["identity"]:
+    if not _is_known(leader) or leader["pid"] <= 1:  # 1 and below are no group of ours
         return
-    group, seen = int(leader["pid"]), str(leader["identity"])
+    group, seen = leader["pid"], leader["identity"]
     if identity(group) not in (None, seen) or (_BOOT_ID.exists() and not seen.startswith(_boot())):
         return  # the number was given out again: those processes are somebody else's
     for sent, seconds in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):

@@ -100,7 +100,7 @@ def recall(backend: Backend, job_id: str) -> JobRequest:
     if known := why.plan_of(before.id):
         require_training(known, before.id)
     require_unfinished(before, why.read(backend, before).result if before.succeeded else None)
-    recalled = backend.recall(job_id, to_resume=True)
+    recalled = backend.recall(job_id)
     require_training(recalled.plan, before.id)
     return replace(recalled, attempts=recalled.plan.decisions.attempts.value)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 
 from launcher.errors import LauncherError, RequestError
 from launcher.jobs import folder
-from launcher.jobs.events import Progress
+from launcher.jobs.events import summarize
 from launcher.jobs.folder import RECORD, REQUEST, Run
 from launcher.plan.record import READ, AnyPlan
 from launcher.runs import arguments, record
@@ -180,12 +181,9 @@ def _of_record(name: str, kept: Kept) -> Side:
 
 def _result(run: Run) -> dict[str, Any]:
     """What the script reported at its end, by the transcript that is kept here."""
-    progress = Progress()
-    if run.log.is_file():
-        with run.log.open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                progress.add(line.rstrip("\n"))
-    return progress.result or {}
+    with suppress(OSError), run.log.open(encoding="utf-8", errors="replace") as lines:
+        return summarize((line.rstrip("\n") for line in lines), run.mark).result or {}
+    return {}
 
 
 def _planned(plan: AnyPlan) -> dict[str, str | None]:

@@ -115,7 +115,7 @@ def _evidence(job: Job, progress: Progress, timeout_s: float | None) -> Evidence
     return Evidence(
         stage=job.stage,
         message=job.message or "",
-        lines=tuple(progress.tail),
+        lines=progress.last_words,
         phase=progress.phase or "",
         result=progress.result,
         ran_s=(ended - began).total_seconds() if began and ended else None,
@@ -128,7 +128,7 @@ def _words(job: Job, progress: Progress, cause: str) -> str:
     if progress.error and cause != "timeout":
         return progress.error
     pattern = causes()[cause].log
-    lines = reversed(progress.tail) if pattern and cause != "timeout" else ()
+    lines = reversed(progress.last_words) if pattern and cause != "timeout" else ()
     told = next((line.strip() for line in lines if pattern and pattern.search(line)), "")
     return told[:300] or (f"{job.message}." if job.message else "")
 

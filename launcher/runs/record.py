@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from launcher.catalog import Catalog
 from launcher.errors import RefusedError, RequestError, from_validation
+from launcher.jobs.events import sound
 from launcher.plan.record import Plan
 from launcher.render import render
 from launcher.runs import arguments
@@ -62,6 +63,11 @@ class Record(_Value):
     platform: str | None = None
     device: str | None = None
     result: dict[str, Any] = {}
+
+    @field_validator("result")
+    @classmethod
+    def _sound(cls, value: dict[str, Any]) -> Any:
+        return sound(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 import shlex
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from launcher import catalog
@@ -15,17 +15,9 @@ from launcher.jobs import folder
 from launcher.jobs.base import Backend, Job
 from launcher.jobs.events import Progress, summarize
 from launcher.plan import export
-from launcher.plan.record import AnyPlan
+from launcher.plan.record import AnyPlan, Plan
 from launcher.runs import outcome
 from launcher.runs.outcome import Outcome
-
-# How the script ends the message of a push that failed.
-_RESCUE = re.compile(r"this (?:fetches and )?pushes it: (.+)$")
-# And that of exports that failed.
-_EXPORT = re.compile(r"Try again with: (launch export .+)$")
-_REPO_URL = re.compile(
-    r"https?://[^/\s]+/(?:api/)?(?:models/)?((?:datasets/)?[\w.-]+/[\w.-]+)/(?:resolve|tree|revision)/"
-)
 
 
 def explain(backend: Backend, job: Job, progress: Progress) -> Outcome:
@@ -42,6 +34,8 @@ def explain(backend: Backend, job: Job, progress: Progress) -> Outcome:
         repo = plan.decisions.output_repo.value if plan and plan.task == "sft" else None
         left = backend.left(job.address, repo)
     filled = values(job, plan, progress, catalog.load())
+    if plan and plan.task == "sft" and (progress.result or {}).get("push_error"):
+        filled["rescue"] = _rescue(backend, job, plan, progress)
     return outcome.outcome(
         job, progress, timeout_s=plan.decisions.timeout_s.value if plan else None, values=filled, left=left
     )
@@ -50,13 +44,13 @@ def explain(backend: Backend, job: Job, progress: Progress) -> Outcome:
 def read(backend: Backend, job: Job) -> Progress:
     """What the log adds up to now; of a log that can't be had, what was kept of it here."""
     try:
-        return summarize(backend.logs(job.address, follow=False))
+        return summarize(backend.logs(job.address, follow=False), job.mark)
     except ServiceError:
         run = folder.find(job.id)
         if run is None or not run.log.is_file():
             raise
         with run.log.open(encoding="utf-8", errors="replace") as kept:
-            return summarize(line.rstrip("\n") for line in kept)
+            return summarize((line.rstrip("\n") for line in kept), job.mark)
 
 
 def plan_of(job_id: str) -> AnyPlan | None:
@@ -98,10 +92,6 @@ def values(job: Job, plan: AnyPlan | None, progress: Progress, tables: Catalog) 
     """What the commands of the table are filled with; what is not known is none."""
     filled: dict[str, object] = {"id": job.id} | _flavors(job.flavor, tables)
     filled["page"] = _page(plan, progress)
-    if found := _RESCUE.search(progress.error or ""):
-        filled["rescue"] = found[1]
-    if found := _EXPORT.search(progress.error or ""):
-        filled["export"] = found[1]
     began, ended = job.started_at, job.finished_at
     ran_s = plan.decisions.timeout_s.value if plan else (ended - began).total_seconds() if began and ended else 0
     if ran_s:
@@ -112,6 +102,7 @@ def values(job: Job, plan: AnyPlan | None, progress: Progress, tables: Catalog) 
         return filled | {"again": export.command(plan)}
     length = plan.decisions.max_length.value
     return filled | {
+        "export": _export(job, plan, progress),
         "model": shlex.quote(plan.asked.model),
         "dataset": shlex.quote(plan.decisions.dataset.value),
         "smaller_batch": (progress.batch_size or plan.decisions.batch_size.value) // 2,
@@ -148,8 +139,45 @@ def _vram(flavor: Flavor) -> float:
 
 
 def _page(plan: AnyPlan | None, progress: Progress) -> str | None:
-    """The page of the repo that the log speaks of last, else the model's."""
-    for line in reversed(progress.tail):
-        if found := _REPO_URL.search(line):
-            return f"https://huggingface.co/{found[1]}"
-    return f"https://huggingface.co/{plan.facts.repo}" if plan else None
+    """The page of the run's repo that the log speaks of last, else the model's."""
+    if plan is None:
+        return None
+    pages = {plan.facts.repo: plan.facts.repo}
+    if plan.task == "sft":
+        pages[plan.decisions.dataset.value] = f"datasets/{plan.decisions.dataset.value}"
+    named = (page for line in reversed(progress.last_words) for repo, page in pages.items() if repo in line)
+    return f"https://huggingface.co/{next(named, plan.facts.repo)}"
+
+
+def _rescue(backend: Backend, job: Job, plan: Plan, progress: Progress) -> str | None:
+    """What pushes a model that the run could not push; none where its place is not known.
+
+    Made of what is known here, as every command is: whatever stands in a log may be a row of a dataset.
+    """
+    repo = plan.decisions.output_repo.value
+    if not repo:
+        return None
+    upload, name = f"hf upload --private --exclude 'checkpoints/*' --exclude '.*' {repo}", repo.partition("/")[2]
+    if backend.name == "local":
+        place = (progress.result or {}).get("output_dir")
+        return f"{upload} {shlex.quote(place)} ." if isinstance(place, str) and Path(place).is_dir() else None
+    with suppress(LauncherError):
+        if artifacts := backend.recall(job.address).artifacts:
+            return f"hf buckets sync {shlex.quote(f'{artifacts}/output')} {name} && {upload} {name} ."
+    return None
+
+
+def _export(job: Job, plan: Plan, progress: Progress) -> str | None:
+    """What makes the copies that the run could not make; none where it says of none that it failed."""
+    failed = [
+        (item.get("kind"), item.get("name"))
+        for item in (progress.result or {}).get("exports") or ()
+        if item.get("error")
+    ]
+    made = plan.decisions
+    words = [f"--merge {made.merge.value}"] if ("merged", made.merge.value) in failed else []
+    if words and made.merged_repo.value:
+        words.append(f"--merged-repo {made.merged_repo.value}")
+    words += [f"--gguf {kind}" for kind in made.gguf.value if ("gguf", kind) in failed]
+    words += ["--local"] if words and job.backend == "local" else []
+    return f"launch export {job.id} {' '.join(words)}" if words else None

@@ -102,15 +102,14 @@ def result_view(
     before, after = result.get("eval_loss_before"), result.get("eval_loss")
     if before is not None and after is not None:
         view.add_row("loss on held-out rows", f"{before:.3f} before, {after:.3f} after")
-    trained = "train_s" in result
-    if trained:
-        rate = f"{result['tokens_per_second']:,.0f} tokens/s"
-        view.add_row("trained", Text(f"{result['steps']} steps in {minutes(result['train_s'])}, {rate}"))
+    steps, train_s, speed = (result.get(name) for name in ("steps", "train_s", "tokens_per_second"))
+    if train_s is not None and steps is not None and speed is not None:
+        view.add_row("trained", Text(f"{steps} steps in {minutes(train_s)}, {speed:,.0f} tokens/s"))
     if result.get("peak_gib"):
         view.add_row("peak VRAM", _peak(result))
     if plan and plan.duration.total_s:
-        if trained:
-            view.add_row("training time", _against(minutes, result["train_s"], plan.duration.train_s))
+        if train_s is not None:
+            view.add_row("training time", _against(minutes, train_s, plan.duration.train_s))
         if took_s:
             view.add_row("whole run", _against(minutes, took_s, plan.duration.total_s))
             if usd_per_hour:
@@ -118,7 +117,7 @@ def result_view(
                 view.add_row("cost", f"${spent:.2f}, ${plan.cost.expected_usd:.2f} predicted")
     for export in result.get("exports") or ():
         view.add_row(Text(f"{export.get('kind')} {export.get('name')}"), Text(_export(export)))
-    view.add_row("model", Text(str(result.get("url") or result["output_dir"])))
+    view.add_row("model", Text(result.get("url") or result.get("output_dir") or "its RESULT does not say where"))
     samples = result.get("samples") or []
     return Group(view, *([_samples_table(samples)] if samples else []))
 
@@ -153,7 +152,7 @@ def _samples_table(samples: Iterable[Mapping[str, Any]]) -> Table:
     view.show_lines = True
     for number, sample in enumerate(samples, 1):
         view.add_row(
-            f"{number}", *(Text(_short(str(sample[key]))) for key in ("prompt", "expected", "before", "after"))
+            f"{number}", *(Text(_short(str(sample.get(key, "")))) for key in ("prompt", "expected", "before", "after"))
         )
     return view
 

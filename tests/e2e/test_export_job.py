@@ -169,8 +169,8 @@ def test_it_is_submitted_followed_and_reported(hub: Hub, launch: Any) -> None:
     }
     assert job_id in launch("ps")
     job.start()
-    job.log("== merge")
-    job.log(f"RESULT {json.dumps(RESULT)}")
+    job.say("== merge")
+    job.say(f"RESULT {json.dumps(RESULT)}")
     job.finish("COMPLETED")
     shown = launch("wait", job_id, "-q")
     assert "merged 16bit" in shown
@@ -183,7 +183,7 @@ def test_one_that_failed_is_started_again_and_not_resumed(hub: Hub, launch: Any)
     job_id = launch("export", "tester/houses", "--gguf", "q8_0", "--detach", "-q").strip()
     job = hub.jobs[job_id]
     job.start()
-    job.log("OSError: [Errno 28] No space left on device")
+    job.say("OSError: [Errno 28] No space left on device")
     job.finish("ERROR", "Job failed with exit code: 1")
     again = "launch export tester/houses --gguf q8_0 --output-repo tester/houses"
     found = json.loads(launch("why", job_id, "--json"))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
 from tests.emulator.http import HubError, Response
 
-KINDS = ("after_commit", "reset", "cut", "slow", "stall", "drip")
+KINDS = ("after_commit", "reset", "cut", "slow", "stall", "drip", "odd")
 
 
 @dataclass
@@ -18,6 +18,7 @@ class Failure:
 
     `after_commit` answers 502 although the request took effect; `reset` breaks the connection before it does; `cut`
     breaks it in the middle of the answer; `stall` falls silent there and keeps the connection; `slow` waits first;
+    `odd` answers with what `change` makes of the answer;
     `drip` sends the answer byte by byte, with `seconds` between two. A redirection leads to `location`.
     """
 
@@ -31,6 +32,7 @@ class Failure:
     events: int = 1
     """How much of a stream arrives before it is `cut` or it stalls."""
     location: str = ""
+    change: Callable[[bytes], bytes] = bytes
 
     def refusal(self) -> Response:
         status = self.kind if isinstance(self.kind, int) else 502

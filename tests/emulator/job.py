@@ -64,6 +64,11 @@ class Job:
             for line in lines:
                 self._write(line)
 
+    def say(self, *lines: str) -> None:
+        """The same with each line as a script says it for the launcher: with the mark that the Job was given."""
+        mark = self.spec.get("environment", {}).get("LAUNCH_MARK")
+        self.log(*(f"{line} #{mark}" if mark else line for line in lines))
+
     def finish(self, stage: str, message: str | None = None) -> None:
         """Ends the Job; the first end counts."""
         if stage not in TERMINAL:

@@ -10,7 +10,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -138,9 +138,10 @@ class Hub(State):
         seconds: float = 1.0,
         events: int = 1,
         location: str = "",
+        change: Callable[[bytes], bytes] = bytes,
     ) -> None:
         """Orders a failure (see Failure) for the next requests that begin with `route`, as in `POST /api/jobs`."""
-        self.failures.add(Failure(kind, route, times, retry_after, message, seconds, events, location))
+        self.failures.add(Failure(kind, route, times, retry_after, message, seconds, events, location, change))
 
     def answer(self, request: Request, authorization: str) -> tuple[Response, Failure | None]:
         """The answer to a request, after its effect, and the failure with which it is to be sent."""
@@ -160,6 +161,8 @@ class Hub(State):
                     response = error.response()
             if failure and failure.kind == "after_commit":
                 response = failure.refusal()
+            if failure and failure.kind == "odd" and isinstance(response.body, bytes):
+                response.body = failure.change(response.body)
         shown = {name: value for name, value in request.headers.items() if name not in ("authorization", "cookie")}
         name = user.name if user else None
         self.requests.append(Recorded(request.method, request.path, shown, name, response.status))

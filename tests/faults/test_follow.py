@@ -16,7 +16,7 @@ from launcher.errors import ServiceError
 from launcher.hub import client
 from launcher.jobs import folder as runs
 from launcher.jobs import log, stream
-from launcher.jobs.events import watch
+from launcher.jobs.events import summarize, watch
 from launcher.jobs.log import Seen
 from launcher.jobs.service import HubBackend
 from launcher.jobs.stream import Entry
@@ -242,27 +242,54 @@ def test_a_local_transcript_is_as_harmless_and_no_line_fills_the_memory() -> Non
     assert last.startswith("y" * (LONGEST - 40)) and last.endswith("bytes left out]\nafter\n")
 
 
-MOMENTS = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["a", "b", "c"])), max_size=40)
+MOMENTS = st.lists(st.tuples(st.integers(-2, 3), st.sampled_from(["a", "b", "c"])), max_size=40)
 
 
-@given(MOMENTS, st.lists(st.integers(0, 45), max_size=8), st.integers(1, 50), st.integers(0, 40))
-def test_what_was_seen_is_told_from_what_is_new(
-    steps: list[tuple[int, str]], cuts: list[int], remembered: int, dropped: int
-) -> None:
-    """Whatever of equal times and texts there is, wherever the replays are cut, and however little is remembered."""
-    moment, log = 0, []
+@given(MOMENTS, st.lists(st.integers(0, 45), max_size=8), st.integers(0, 40))
+def test_what_was_seen_is_told_from_what_is_new(steps: list[tuple[int, str]], cuts: list[int], dropped: int) -> None:
+    """Whatever of equal times and texts there is, however the clock goes, and wherever the replays are cut."""
+    moment, log = 100, []
     for step, text in steps:
         moment += step
         log.append(Entry(f"{moment:04}", text))
-    seen, got = Seen(remembered), []
+    seen, got = Seen(), []
     for end in [*cuts, len(log)]:
         seen.start_over()
         got += [event for event in log[:end] if seen.is_new(event)]
     assert got == log
     assert seen.count == len(log)
     seen.start_over()
-    head = log[dropped:] if remembered >= len(log) else log  # a service that has dropped the start of a log
-    assert [event for event in [*head, Entry("9999", "new")] if seen.is_new(event)] == [Entry("9999", "new")]
+    head = log[dropped:]  # a service that has dropped the start of a log
+    assert [event for event in [*head, Entry("0000", "new")] if seen.is_new(event)] == [Entry("0000", "new")]
+
+
+def test_a_clock_that_steps_back_loses_no_line(hub: Hub, backend: HubBackend) -> None:
+    """Neither while it is followed nor in a stream that begins again, in the order of the service or of the clock."""
+    job = start(hub, backend)
+    sent = [f"step {number}/8 | loss 1.0" for number in range(1, 9)] + ['RESULT {"steps": 8}']
+    job.say(*sent)
+    for event, minute in zip(job.events[1:], (3, 3, 4, 0, 0, 1, 1, 2, 2), strict=True):
+        event["timestamp"] = f"2026-11-28T12:0{minute}:00.000Z"
+    job.finish("COMPLETED")
+    hub.fail_next("cut", LOGS, times=2, events=7)
+    progress = summarize(backend.logs(job.id, follow=True), backend.inspect(job.id).mark)
+    assert (progress.step, progress.result, len(progress.losses)) == (8, {"steps": 8}, 8)
+    seen = Seen()
+    log = [Entry(event["timestamp"], event["data"]) for event in job.events]
+    assert [entry for entry in log if seen.is_new(entry)] == log
+    seen.start_over()
+    again = [*sorted(log, key=lambda entry: entry.time), Entry("2026-11-28T11:00", "more")]
+    assert [entry.text for entry in again if seen.is_new(entry)] == ["more"]
+
+
+def test_a_clock_that_is_ahead_hides_no_line(hub: Hub, backend: HubBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = start(hub, backend)
+    job.log("one", "two", "three")
+    for event in job.events:
+        event["timestamp"] = "2099-01-01T00:00:00.000Z"
+    monkeypatch.setattr(stream, "DRAINED_S", 0.5)
+    assert list(backend.logs(job.id, follow=False)) == ["one", "two", "three"]
+    assert not job.ended
 
 
 def test_entries_out_of_order_are_kept() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -68,9 +70,7 @@ def start(backend: HubBackend, text: str | None = None, **changes: Any) -> Job:
 
 
 def again(backend: HubBackend, job: Job, **changes: str | None) -> JobRequest:
-    return reruns.adapt(
-        backend.recall(job.id, to_resume=True), catalog.load(), **({"timeout": None, "flavor": None} | changes)
-    )
+    return reruns.adapt(backend.recall(job.id), catalog.load(), **({"timeout": None, "flavor": None} | changes))
 
 
 def refused(backend: HubBackend, job: Job, kind: type[LauncherError], **changes: str | None) -> str:
@@ -97,7 +97,10 @@ def test_a_resumed_job_finds_what_the_failed_one_left(
     assert f'"id": "{second.id}"' in capsys.readouterr().out
     before, after = hub.jobs[first.id].spec, second.spec
     differ = {name for name in before if before[name] != after[name]}
-    assert differ == {"labels"}
+    assert differ == {"labels", "environment"}
+    assert {name for name, value in before["environment"].items() if after["environment"][name] != value} == {
+        "LAUNCH_MARK"
+    }
     told = {name: value for name, value in second.labels.items() if before["labels"].get(name) != value}
     assert told == {"request": second.labels["request"], "resumes": first.id}
     assert second.secrets == {"HF_TOKEN": hub.token}
@@ -147,12 +150,12 @@ def test_what_a_stage_allows(
         assert launch(monkeypatch, "resume", first.id, "-d") == 2
         said = " ".join(capsys.readouterr().err.split())
         assert f"still goes on (stage {stage})" in said and f"launch cancel {first.id}" in said
-    made.log('RESULT {"steps": 5, "stopped": null}')
+    made.say('RESULT {"steps": 5, "stopped": null}')
     made.finish("COMPLETED")
     assert launch(monkeypatch, "resume", first.id, "-d") == 2
     assert "has ended well" in capsys.readouterr().err
     assert list(recorded.jobs) == [first.id]
-    made.log('RESULT {"steps": 5, "stopped": "deadline"}')
+    made.say('RESULT {"steps": 5, "stopped": "deadline"}')
     assert launch(monkeypatch, "resume", first.id, "-d", "-q", "--timeout", "2h") == 0
     second = capsys.readouterr().out.strip()
     spec = recorded.jobs[second].spec
@@ -176,11 +179,11 @@ def test_a_run_that_another_job_has_finished_is_not_paid_for_again(
     recorded.jobs[first.id].finish("ERROR", "node lost")
     assert launch(monkeypatch, "resume", first.id, "-d", "-q") == 0
     second = recorded.jobs[capsys.readouterr().out.strip()]
-    second.log('RESULT {"steps": 2, "stopped": "deadline"}')
+    second.say('RESULT {"steps": 2, "stopped": "deadline"}')
     second.finish("COMPLETED")
     assert launch(monkeypatch, "resume", first.id, "-d", "-q") == 0
     third = recorded.jobs[capsys.readouterr().out.strip()]
-    third.log('RESULT {"steps": 3, "stopped": null}')
+    third.say('RESULT {"steps": 3, "stopped": null}')
     third.finish("COMPLETED")
     for job in (first.id, second.id):
         assert launch(monkeypatch, "resume", job, "-d") == 2
@@ -196,7 +199,7 @@ def test_whether_a_run_is_finished_is_not_guessed(
     first = start(HubBackend(), of=plan(flavor="cpu-basic", timeout_s=2400))
     recorded.jobs[first.id].finish("ERROR", "node lost")
     second = HubBackend().submit(again(HubBackend(), first))
-    recorded.jobs[second.id].log("a line")
+    recorded.jobs[second.id].say("a line")
     recorded.jobs[second.id].finish("COMPLETED")
     assert launch(monkeypatch, "resume", first.id, "-d") == 2
     said = " ".join(capsys.readouterr().err.split())
@@ -279,6 +282,99 @@ def test_resuming_in_a_bad_hour_makes_one_job(recorded: Hub, route: str, kind: i
     second = backend.submit(again(backend, job))
     assert [made.id for made in recorded.jobs.values() if not made.ended] == [second.id]
     assert recorded.failures.queue == []
+
+
+def at_once(code: str, job: Job, homes: list[Path]) -> list[subprocess.CompletedProcess[str]]:
+    """What processes end with that begin at the same moment, each with the home at its place."""
+    program = f"import sys; sys.stdin.readline(); {code}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, "launch", "resume", job.id, "--detach", "--quiet"],
+            env=os.environ | {"LAUNCH_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for home in homes
+    ]  # fmt: skip
+    for process in started:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    ended = []
+    for process in started:
+        out, error = process.communicate(timeout=200)
+        assert "Traceback" not in error, error
+        ended.append(subprocess.CompletedProcess(process.args, process.returncode, out, error))
+    return ended
+
+
+RESUME = "from launcher.cli import app; sys.argv = sys.argv[1:]; app.main()"
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 3.0])
+def test_one_machine_goes_on_with_a_run_once(recorded: Hub, launch_home: Path, delay_s: float) -> None:
+    job = start(HubBackend(), of=plan(flavor="cpu-basic", timeout_s=2400))
+    recorded.jobs[job.id].finish("ERROR", "node lost")
+    recorded.listing_delay_s = delay_s
+    ended = at_once(RESUME, job, [launch_home] * 4)
+    assert sorted(item.returncode for item in ended) == [0, 2, 2, 2]
+    [second] = [made for made in recorded.jobs.values() if made.id != job.id]
+    assert [item.stdout.strip() for item in ended if not item.returncode] == [second.id]
+    assert all(f"Job {second.id} is at it" in " ".join(item.stderr.split()) for item in ended if item.returncode)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 3.0])
+def test_of_two_machines_that_go_on_with_a_run_the_first_does(
+    recorded: Hub, launch_home: Path, tmp_path: Path, delay_s: float
+) -> None:
+    """The list of Jobs lags behind, so that neither sees the other's Job before it has made its own."""
+    job = start(HubBackend(), of=plan(flavor="cpu-basic", timeout_s=2400))
+    recorded.jobs[job.id].finish("ERROR", "node lost")
+    recorded.listing_delay_s = delay_s
+    homes = [tmp_path / name for name in ("one", "two", "three")]
+    ended = at_once(RESUME, job, homes)
+    made = sorted((made.created_at, made.id) for made in recorded.jobs.values() if made.id != job.id)
+    alive = [made.id for made in recorded.jobs.values() if not made.ended]
+    assert alive == [made[0][1]]
+    assert sorted(item.returncode for item in ended) == [0, 2, 2]
+    assert [item.stdout.strip() for item in ended if not item.returncode] == alive
+    assert all(alive[0] in item.stderr for item in ended if item.returncode)
+
+
+def test_one_after_the_other_while_the_list_lags(
+    recorded: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    job = start(HubBackend(), of=plan(flavor="cpu-basic", timeout_s=2400))
+    recorded.jobs[job.id].finish("ERROR", "node lost")
+    recorded.listing_delay_s = 2.0
+    assert launch(monkeypatch, "resume", job.id, "-d", "-q", pause_s=0.2) == 0
+    second = capsys.readouterr().out.strip()
+    monkeypatch.setenv("LAUNCH_HOME", str(tmp_path / "another"))
+    assert launch(monkeypatch, "resume", job.id, "-d", "-q", pause_s=0.2) == 2
+    assert f"Job {second}" in " ".join(capsys.readouterr().err.split())
+    assert [made.id for made in recorded.jobs.values() if not made.ended] == [second]
+
+
+def test_a_local_run_is_gone_on_with_once(launch_home: Path, tmp_path: Path) -> None:
+    backend = LocalBackend()
+    text = """
+import os, time
+open("began", "a").write("x")
+while not os.path.exists("go"):
+    time.sleep(0.05)
+raise SystemExit(1)
+"""
+    job = backend.submit(request(text, flavor="local", of=plan(flavor="local", repo=str(tmp_path))))
+    folder = runs.load(job.id).folder
+    (folder / "go").touch()
+    assert list(backend.logs(job.id, follow=True)) == []
+    (folder / "go").unlink()
+    ended = at_once(RESUME, job, [launch_home] * 4)
+    assert sorted(item.returncode for item in ended) == [0, 2, 2, 2]
+    assert all("still goes on" in item.stderr for item in ended if item.returncode)
+    (folder / "go").touch()
+    list(backend.logs(job.id, follow=True))
+    assert (folder / "began").read_text() == "xx"
+    assert sorted(path.name for path in folder.glob("log*")) == ["log", "log.1"]
 
 
 def test_a_local_run_goes_on_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

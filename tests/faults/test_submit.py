@@ -126,7 +126,7 @@ def test_no_look_up_no_second_request(hub: Hub) -> None:
     with pytest.raises(ServiceError, match="503") as raised:
         submit()
     (made,) = hub.jobs.values()
-    assert f"label request={made.labels['request']}" in raised.value.hint and "launch ps" in raised.value.hint
+    assert f"--label request={made.labels['request']}" in raised.value.hint and "hf jobs ps" in raised.value.hint
 
 
 def test_a_list_that_lags_is_given_time(hub: Hub) -> None:
@@ -295,12 +295,17 @@ def test_a_new_bucket_is_private(hub: Hub) -> None:
 def test_a_data_file_that_is_gone_is_named(hub: Hub, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{}\n")
-    hub.fail_next(500, STAGES["bucket"])
     asked = request("pass", script_args=("--dataset", str(rows)))
-    folder = tmp_path / "kept"
-    folder.mkdir()
-    submission = Submission(client.Hub(0.001), asked, "tester", folder)
-    with pytest.raises(RequestError, match="there is no file"):
+    submission = Submission(client.Hub(0.001), asked, "tester")
+    hub.fail_next("slow", STAGES["visibility"], seconds=1.0)
+
+    def remove() -> None:
+        while not hub.buckets:
+            time.sleep(0.01)
+        rows.unlink()
+
+    threading.Thread(target=remove, daemon=True).start()
+    with pytest.raises(RequestError, match=r"No such file.*rows\.jsonl"):
         submission.send()
     assert hub.jobs == {}
 

@@ -19,7 +19,7 @@ from launcher.jobs.local import LocalBackend
 from launcher.jobs.service import HubBackend
 from tests.emulator import Hub
 from tests.emulator.job import Job
-from tests.unit.sample import plan, request
+from tests.unit.sample import SAY, plan, request
 
 Launch = Callable[..., "Answer"]
 LOGS = "GET /api/jobs/{namespace}/{id}/logs"
@@ -85,7 +85,7 @@ def words(text: str) -> str:
 
 def test_a_job_at_its_timeout_is_explained_here_and_elsewhere(hub: Hub, launch: Launch, tmp_path: Path) -> None:
     job = start(hub)
-    job.log("== train", "step 7/50 | loss 2.0", "checkpoint step 5 | 1.2s | 35 MB")
+    job.say("== train", "step 7/50 | loss 2.0", "checkpoint step 5 | 1.2s | 35 MB")
     job.finish("ERROR", "Job timeout")
     answer = launch("why", job.id)
     assert answer.status == 0, answer.err
@@ -112,7 +112,7 @@ def test_a_job_that_is_not_there_and_a_service_that_is_not(hub: Hub, launch: Lau
 
 def test_a_log_that_is_gone_is_read_from_the_transcript(hub: Hub, launch: Launch) -> None:
     job = start(hub)
-    job.log("== evaluate", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.")
+    job.say("== evaluate", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.")
     job.finish("ERROR", "Job failed with exit code: 1")
     list(HubBackend().logs(job.id, follow=True))
     hub.fail_next(503, LOGS, times=50)
@@ -125,7 +125,7 @@ def test_a_log_that_is_gone_is_read_from_the_transcript(hub: Hub, launch: Launch
 def test_a_run_that_stopped_in_time_is_a_success_with_a_notice(hub: Hub, launch: Launch) -> None:
     job = start(hub)
     stopped = DONE.replace('"stopped": null', '"stopped": "deadline"')
-    job.log("step 5/50 | loss 1.0", "deadline in 60s: stopping", "checkpoint step 5 | 1s | 3 MB", f"RESULT {stopped}")
+    job.say("step 5/50 | loss 1.0", "deadline in 60s: stopping", "checkpoint step 5 | 1s | 3 MB", f"RESULT {stopped}")
     job.finish("COMPLETED")
     waited = launch("wait", job.id)
     assert waited.status == 0, waited.err
@@ -143,7 +143,7 @@ def test_a_run_that_stopped_in_time_is_a_success_with_a_notice(hub: Hub, launch:
 def test_a_run_that_had_no_time_for_a_step_is_given_more(hub: Hub, launch: Launch, tmp_path: Path, steps: str) -> None:
     """With the same timeout it would come as far again, and be paid for each time."""
     job = start(hub)
-    job.log("deadline in 60s: stopping", f"RESULT {DONE[:-1]}, {steps}, " + '"stopped": "deadline"}')
+    job.say("deadline in 60s: stopping", f"RESULT {DONE[:-1]}, {steps}, " + '"stopped": "deadline"}')
     job.finish("COMPLETED")
     command = f"launch resume {job.id} --timeout 180m"
     waited = launch("wait", job.id)
@@ -154,7 +154,7 @@ def test_a_run_that_had_no_time_for_a_step_is_given_more(hub: Hub, launch: Launc
 
 def test_a_run_that_was_asked_to_stop_before_a_step_needs_no_more_time(hub: Hub, launch: Launch) -> None:
     job = start(hub)
-    job.log(f"RESULT {DONE[:-1]}, " + '"steps": 0, "stopped": "signal"}')
+    job.say(f"RESULT {DONE[:-1]}, " + '"steps": 0, "stopped": "signal"}')
     job.finish("COMPLETED")
     assert why(launch, job)["next"] == [f"launch resume {job.id}"]
 
@@ -171,7 +171,7 @@ def test_what_a_result_holds_moves_no_terminal(hub: Hub, launch: Launch) -> None
         "samples": [sample],
         "exports": [{"kind": "\x1b[1m", "path": "p"}],
     }
-    job.log(f"RESULT {json.dumps(json.loads(DONE) | ending)}")
+    job.say(f"RESULT {json.dumps(json.loads(DONE) | ending)}")
     job.finish("COMPLETED")
     for command in ("wait", "why", "logs"):
         answer = launch(command, job.id)
@@ -183,7 +183,7 @@ def test_what_a_result_holds_moves_no_terminal(hub: Hub, launch: Launch) -> None
 def test_a_result_that_the_stream_lost_is_read_again(hub: Hub, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stage changes before the last lines are in the log, as it does where a machine is slow to say its last."""
     job = start(hub)
-    job.log("step 5/5 | loss 1.0")
+    job.say("step 5/5 | loss 1.0")
     real, asked = job.follow, []
 
     def late(*args: Any) -> Iterator[dict[str, str] | None]:
@@ -192,7 +192,7 @@ def test_a_result_that_the_stream_lost_is_read_again(hub: Hub, launch: Launch, m
         yield from (events if len(asked) > 2 else events[:1])
 
     monkeypatch.setattr(job, "follow", late)
-    job.log(f"RESULT {DONE}")
+    job.say(f"RESULT {DONE}")
     job.finish("COMPLETED")
     waited = launch("wait", job.id, "--json")
     assert waited.status == 0, waited.err
@@ -204,7 +204,7 @@ def test_a_log_without_a_result_is_made_up_for_by_what_is_on_the_hub(hub: Hub, l
     hub.add_repo("tester/m", files={"adapter_model.safetensors": b"of an earlier run"})
     time.sleep(0.01)  # the Hub's clock counts milliseconds
     job = start(hub, output_repo="tester/m")
-    job.log("step 5/5 | loss 1.0")
+    job.say("step 5/5 | loss 1.0")
     job.finish("COMPLETED")
     nothing = why(launch, job)
     assert (nothing["status"], nothing["result"]) == ("completed", None)
@@ -219,7 +219,7 @@ def test_a_log_without_a_result_is_made_up_for_by_what_is_on_the_hub(hub: Hub, l
 
 def test_a_job_that_failed_after_its_result_is_a_failure_that_lost_nothing(hub: Hub, launch: Launch) -> None:
     job = start(hub)
-    job.log(f"RESULT {DONE[:-1]}, " + '"url": "https://huggingface.co/tester/m"}', "Segmentation fault")
+    job.say(f"RESULT {DONE[:-1]}, " + '"url": "https://huggingface.co/tester/m"}', "Segmentation fault")
     job.finish("ERROR", "Job failed with exit code: 139")
     waited = launch("wait", job.id)
     assert waited.status == 1
@@ -240,7 +240,7 @@ def test_what_is_in_data_is_found_where_the_log_says_nothing(hub: Hub, launch: L
 
 def test_a_job_that_still_runs(hub: Hub, launch: Launch) -> None:
     job = start(hub)
-    job.log("step 1/5 | loss 1.0")
+    job.say("step 1/5 | loss 1.0")
     timer = threading.Timer(300, job.finish, ["CANCELED"])  # were the log followed, this test would take that long
     timer.start()
     found = why(launch, job)
@@ -250,8 +250,8 @@ def test_a_job_that_still_runs(hub: Hub, launch: Launch) -> None:
 
 
 def test_a_run_of_this_machine(launch: Launch) -> None:
-    body = "print('== check labels'); print('error: every token is masked: nothing to learn.'); raise SystemExit(1)"
-    run = LocalBackend().submit(request(body))
+    body = "say('== check labels'); say('error: every token is masked: nothing to learn.'); raise SystemExit(1)"
+    run = LocalBackend().submit(request(SAY + body))
     list(LocalBackend().logs(run.id, follow=True))
     answer = launch("why", run.id, "--json")
     found = json.loads(answer.out)

@@ -29,6 +29,9 @@ HEADER = """\
 # ///
 """
 
+SAY = "import os\nsay = lambda line: print(line + ' #' + os.environ['LAUNCH_MARK'], flush=True)\n"
+"""Before a body that says lines for the launcher."""
+
 
 def load_script(name: str) -> ModuleType:
     """A committed script as a module; its heavy imports come only when it runs."""

@@ -45,7 +45,7 @@ def play(hub: Hub, stage: str = "COMPLETED") -> threading.Thread:
         while not hub.jobs:
             time.sleep(0.02)
         [job] = hub.jobs.values()
-        job.log(*SAID)
+        job.say(*SAID)
         job.finish(stage)
 
     thread = threading.Thread(target=machine, daemon=True)

@@ -36,7 +36,7 @@ def job(hub: Hub) -> Job:
     """A Job that was started from here, and is done."""
     asked = plan(flavor="t4-small", output_repo="tester/none", trackio_space="tester/metrics")
     made = HubBackend(client.Hub(0.01)).submit(request("pass", of=asked, flavor="t4-small", secrets=("HF_TOKEN",)))
-    hub.jobs[made.id].log("step 1/1 | loss 0.5", 'RESULT {"steps": 1}')
+    hub.jobs[made.id].say("step 1/1 | loss 0.5", 'RESULT {"steps": 1}')
     hub.jobs[made.id].finish("COMPLETED")
     return made
 

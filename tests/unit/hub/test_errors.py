@@ -74,8 +74,24 @@ def test_what_the_client_raises_becomes_one_paragraph(
     assert "\n" not in known.message + known.hint
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("name"),
+        IndexError(),
+        TypeError(),
+        AttributeError(),
+        RecursionError(),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"),
+    ],
+)
+def test_an_answer_of_another_form_is_the_services_failure(error: Exception) -> None:
+    known = translate(error, "starting the Job")
+    assert type(known) is ServiceError
+    assert "not of the form" in known.message
+
+
 def test_a_bug_stays_a_bug() -> None:
-    assert translate(KeyError("name"), "starting the Job") is None
     assert translate(RuntimeError("broken"), "starting the Job") is None
 
 

@@ -70,13 +70,13 @@ def test_what_json_decodes_to_moves_no_terminal_and_holds_no_token(monkeypatch: 
     monkeypatch.setenv("WANDB_API_KEY", 'n\u00f6-"body"-may-see')
     values = {
         "url": "\x1b]0;title\x07https://here",
-        "samples": [{"prom\x1b[2Jpt": "first\r\nsecond\x9b31m line", "after": ["hf_" + "Canary7" * 5, 7, None]}],
+        "samples": [{"prom\x1b[2Jpt": "first\r\nsecond\x9b31m line", "more": ["hf_" + "Canary7" * 5, 7, None]}],
         "stopped": 'n\u00f6-"body"-may-see',
     }
     assert parse("RESULT " + json.dumps(values)) == Result(
         {
             "url": "https://here",
-            "samples": [{"prompt": "first\nsecond line", "after": ["***", 7, None]}],
+            "samples": [{"prompt": "first\nsecond line", "more": ["***", 7, None]}],
             "stopped": "***",
         }
     )

@@ -22,7 +22,7 @@ from launcher.jobs import folder, supervise
 from launcher.jobs.base import Job, wait
 from launcher.jobs.local import LocalBackend
 from launcher.runs import why
-from tests.unit.sample import plan, request
+from tests.unit.sample import SAY, plan, request
 
 T = TypeVar("T")
 REPO = Path(__file__).parents[3]
@@ -160,9 +160,9 @@ def test_a_run_that_saved_its_work_at_the_timeout_has_stopped_and_not_failed(bac
 import signal
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # uv passes it on too
 signal.sigwait({signal.SIGTERM})
-print('RESULT {"steps": 3, "stopped": "signal"}')
+say('RESULT {"steps": 3, "stopped": "signal"}')
 """
-    job = backend.submit(request(body, timeout_s=6))
+    job = backend.submit(request(SAY + body, timeout_s=6))
     job = wait(backend, job.id, pause_s=0.05)
     assert (job.stage, job.message) == ("COMPLETED", None)
     assert why.explain(backend, job, why.read(backend, job)).status == "stopped"

@@ -104,10 +104,11 @@ def test_a_submission_says_everything_and_leaves_a_record(
         "t4-small",
         5400,
         1,
-        {"A": "b", "LAUNCH_ARTIFACTS": f"hf://buckets/tester/jobs-artifacts/{place}"},
+        {"A": "b", "LAUNCH_ARTIFACTS": f"hf://buckets/tester/jobs-artifacts/{place}", "LAUNCH_MARK": job.mark},
     )
     assert made.labels == job.labels == described["labels"] | {"request": made.labels["request"], "artifacts": place}
     assert re.fullmatch(r"[0-9a-f]{32}", made.labels["request"])
+    assert job.mark and re.fullmatch(r"[0-9a-f]{8}", job.mark)
     assert made.secrets == {"HF_TOKEN": hub.token, "WANDB_API_KEY": "w" * 40}
     kept = {path.removeprefix(f"{place}/"): data for path, data in hub.buckets["tester/jobs-artifacts"].files.items()}
     assert Plan.model_validate_json(kept.pop("plan.json")) == asked.plan
@@ -327,7 +328,7 @@ def test_a_submission_that_fails_leaves_nothing(
     with pytest.raises(kind, match=words) as raised:
         HubBackend(client.Hub(0.001)).submit(request("pass", secrets=("HF_TOKEN",)))
     assert hub.token not in raised.value.message + raised.value.hint
-    assert ("launch ps" in raised.value.hint) == (kind is ServiceError)
+    assert ("hf jobs ps" in raised.value.hint) == (kind is ServiceError)
     assert list((home.data() / "runs").iterdir()) == []
     assert hub.jobs == {}
 

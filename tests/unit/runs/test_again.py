@@ -316,7 +316,7 @@ def test_a_strangers_variables_image_and_secrets_are_left_out(
     assert again(monkeypatch, "else/model") == 0
     [job] = hub.jobs.values()
     assert set(job.secrets) == {"HF_TOKEN"}
-    assert set(job.spec["environment"]) == {"LAUNCH_ARTIFACTS"}
+    assert set(job.spec["environment"]) == {"LAUNCH_ARTIFACTS", "LAUNCH_MARK"}
     assert job.namespace == "tester"
     assert "evil" not in json.dumps(job.spec)
     assert sent(hub) == [content["sft_text.py"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -198,13 +199,16 @@ def test_the_next_command_is_exact() -> None:
     halved = progress("== train", "out of memory: batch 2 -> 1", CUDA_OOM)
     assert next_of(halved)[:2] == (larger, f"{run} --max-length 256")
     assert next_of(progress("== evaluate", CUDA_OOM))[:2] == (larger, f"{run} --eval-rows 0")
-    assert "https://huggingface.co/meta-llama/Llama-3.1-8B" in next_of(progress(*GATED))[0]
-    shown = "this fetches and pushes it: hf buckets sync hf://buckets/me/b/output m && hf upload --private me/m m ."
-    pushed = progress(f"error: the push to me/m failed (502). The model is kept in the Job's bucket; {shown}")
-    assert next_of(pushed)[0] == shown.removeprefix("this fetches and pushes it: ")
-    again = "launch export me/m --merge 16bit"
-    unmade = progress(f"error: the adapter is whole; 1 of 1 exports failed (merged 16bit: x). Try again with: {again}")
-    assert next_of(unmade) == (again, "launch resume abc")
+    llama = "meta-llama/Llama-3.1-8B"
+    assert f"https://huggingface.co/{llama}" in next_of(progress(*GATED), repo=llama)[0]
+    assert f"https://huggingface.co/datasets/{llama}" in next_of(progress(*GATED), dataset=llama)[0]
+    failed = [{"kind": "gguf", "name": "q8_0", "error": "x"}, {"kind": "gguf", "name": "; sh", "error": "x"},
+              {"kind": "merged", "name": "16bit"}]  # fmt: skip
+    unmade = progress(f"RESULT {json.dumps({'exports': failed})}", "error: the adapter is whole; 1 of 2 exports failed")
+    assert next_of(unmade, merge="16bit", gguf=("q4_k_m", "q8_0")) == (
+        "launch export abc --gguf q8_0",
+        "launch resume abc",
+    )
     strange = next_of(progress("== train", CUDA_OOM), model="a b; rm -rf", dataset="$(x)")
     assert strange[1].startswith("launch --model 'a b; rm -rf' --dataset '$(x)' ")
 

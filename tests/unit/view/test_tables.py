@@ -63,8 +63,8 @@ def test_a_run_that_nothing_was_predicted_for_says_only_what_was_seen() -> None:
 
 def test_whoever_waits_for_a_run_reads_both_at_its_end() -> None:
     plan = sample.plan(duration=Duration(startup_s=1, train_s=660, total_s=960))
-    body = f"print('RESULT ' + {json.dumps(RESULT)!r})"
-    job = LocalBackend().submit(sample.request(body, of=plan, flavor="local"))
+    body = f"say('RESULT ' + {json.dumps(RESULT)!r})"
+    job = LocalBackend().submit(sample.request(sample.SAY + body, of=plan, flavor="local"))
     answer = subprocess.run([LAUNCH, "wait", job.id], capture_output=True, text=True, timeout=120, check=False)
     assert answer.returncode == 0, answer.stderr
     said = " ".join(answer.stdout.split())
