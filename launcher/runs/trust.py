@@ -6,6 +6,7 @@ trusted by its hash.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import NoReturn
@@ -22,7 +23,7 @@ from launcher.plan.record import Decision, Plan
 from launcher.runs import arguments, record
 from launcher.runs.record import Kept, is_rendered, with_args
 from launcher.spec import REPO_ID, RunSpec, path_of
-from launcher.text import mask
+from launcher.text import mask, plain
 
 LEARNED = frozenset({
     "model", "revision", "load_in", "chat_template", "dataset", "dataset_config", "dataset_split", "dataset_revision",
@@ -38,6 +39,8 @@ PLACES = frozenset({"output_repo", "merged_repo"})
 Planner = Callable[[RunSpec], Plan]
 """What this launcher itself makes of a request."""
 _RECORDED = "as in its record"
+_RUN_NAME = re.compile(r"\w[\w .-]{0,95}")
+"""What a script calls a run: its output folder is named by it."""
 _TAKEN = ("num_gpus", "vram", "host", "host_reason", "duration", "duration_reason", "warnings", "offers")
 """Of a plan, what follows from its decisions."""
 _LEFT_OPEN = (
@@ -172,11 +175,14 @@ def _require_learned(kept: Kept, told: Mapping[str, arguments.Value]) -> None:
 
 def _require_valid(kept: Kept, plan: Plan) -> None:
     """Raise `RequestError` where a value is none that this launcher could have decided."""
+    name = plan.decisions.run_name.value
     try:
         _asked(plan)
-    except ValidationError as error:
-        said = f"the plan in {kept.where} can't be meant: {from_validation(error).message}"
-        raise RequestError(said, "The record was changed.") from error
+        if not _RUN_NAME.fullmatch(name):
+            raise ValueError(f"--run-name {plain(name)[:100]!r}: the script takes no such name.")
+    except ValueError as error:
+        why = from_validation(error).message if isinstance(error, ValidationError) else str(error)
+        raise RequestError(f"the plan in {kept.where} can't be meant: {why}", "The record was changed.") from error
 
 
 def require_chosen_places(
@@ -271,7 +277,9 @@ def _left_out(kept: Kept, plan: Plan, trusts: bool) -> tuple[str, ...]:
     image, secrets = plan.decisions.image.value, plan.decisions.secrets.value
     said = [f"the image {image}"] if image else []
     said += [f"the secret {name}" for name in secrets if name != "HF_TOKEN"]
-    if said and not trusts:
+    if said and trusts:
+        notes.append(f"taken over with the script that you trust, though it does not stand in it: {', '.join(said)}.")
+    elif said:
         sha256 = kept.record.script.sha256
         notes.append(f"left out, since others chose it: {', '.join(said)}; --trust-script {sha256} takes it over.")
     return tuple(notes)

@@ -325,7 +325,9 @@ def test_a_strangers_variables_image_and_secrets_are_left_out(
         assert name in said
 
 
-def test_who_trusts_the_script_gets_its_image_and_its_secrets(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_trusts_the_script_gets_its_image_and_its_secrets(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
     monkeypatch.setenv("WANDB_KEY", "some value")
     content = files(planned(image="their/image:1", secrets=("HF_TOKEN", "WANDB_KEY")))
     hub.add_repo("else/model", files=content)
@@ -333,6 +335,9 @@ def test_who_trusts_the_script_gets_its_image_and_its_secrets(hub: Hub, monkeypa
     assert again(monkeypatch, "else/model", "--trust-script", digest) == 0
     [job] = hub.jobs.values()
     assert job.spec["dockerImage"] == "their/image:1"
+    said = " ".join(capsys.readouterr().err.split())
+    assert "taken over with the script that you trust" in said
+    assert "the image their/image:1, the secret WANDB_KEY" in said
     assert set(job.secrets) == {"HF_TOKEN", "WANDB_KEY"}
 
 

@@ -167,7 +167,9 @@ def test_a_model_of_this_machine_is_not_trained_for_a_stranger(
     assert not hub.jobs
 
 
-@pytest.mark.parametrize("wrong", [{"trackio_project": "../../x"}, {"chat_template": "/etc/x"}, {"max_length": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"trackio_project": "../../x"}, {"chat_template": "/etc/x"}, {"max_length": -1}, {"run_name": "../x"}]
+)
 def test_values_of_a_plan_are_held_to_what_may_be_asked(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]
 ) -> None:
