@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import resource
 import subprocess
@@ -18,6 +20,7 @@ from launcher.jobs.local import LocalBackend
 from launcher.jobs.service import HubBackend
 from tests.emulator import Hub
 from tests.emulator.job import Job
+from tests.faults import command
 from tests.unit.sample import plan, request
 
 LAUNCH = Path(sys.executable).with_name("launch")
@@ -41,7 +44,7 @@ def mount(place: Path, *options: str) -> None:
         pytest.skip("only root of a machine that lets it mount can make such a folder")
 
 
-@pytest.fixture(params=["full", "read-only", "too large", "nowhere"])
+@pytest.fixture(params=["full", "read-only", pytest.param("too large", marks=pytest.mark.slow), "nowhere"])
 def broken(request: pytest.FixtureRequest, launch_home: Path, tmp_path: Path) -> Iterator[Break]:
     """Breaks the folder of what is kept, with all that is in it, and returns what a command then finds."""
     mounted = []
@@ -77,14 +80,24 @@ def start(hub: Hub) -> Job:
     return hub.jobs[HubBackend().submit(request("pass", of=of, flavor="t4-small", timeout_s=5400)).id]
 
 
-def launch(env: dict[str, str], *args: str, limited: bool = False) -> subprocess.CompletedProcess[str]:
+def launch(env: dict[str, str], *args: str, limited: bool = False) -> command.Ran:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
-    answer = subprocess.run(
-        [LAUNCH, *args], env=os.environ | env, capture_output=True, text=True, timeout=200, check=False,
-        preexec_fn=limit if limited else None,
-    )  # fmt: skip
+    home._say.cache_clear()
+    if not limited:
+        said = io.StringIO()
+        handler = logging.StreamHandler(said)
+        logging.getLogger("launcher").addHandler(handler)
+        answer = command.run(*args, env=env)
+        logging.getLogger("launcher").removeHandler(handler)
+        answer = answer._replace(stderr=answer.stderr + said.getvalue())
+    else:
+        done = subprocess.run(
+            [LAUNCH, *args], env=os.environ | env, capture_output=True, text=True, timeout=200, check=False,
+            preexec_fn=limit,
+        )  # fmt: skip
+        answer = command.Ran(done.returncode, done.stdout, done.stderr)
     assert "Traceback" not in answer.stderr, answer.stderr
     return answer
 
@@ -95,7 +108,7 @@ def test_every_command_does_what_the_service_can_do(hub: Hub, broken: Break, req
     ended.finish("ERROR", "node lost")
     env, limited = broken(), request.node.callspec.params["broken"] == "too large"
 
-    def ask(*args: str) -> subprocess.CompletedProcess[str]:
+    def ask(*args: str) -> command.Ran:
         answer = launch(env, *args, limited=limited)
         assert answer.stderr.count("nothing can be kept") <= 1
         return answer

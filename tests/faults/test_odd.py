@@ -25,6 +25,8 @@ JSON = st.recursive(
     max_leaves=6,
 )
 NOT_JSON = [b"", b"{", b"\xff\xfe{}", b"[" * 100_000, b"null", b"[]", b'"text"', b"7", b"<html>", b"{}"]
+# Each asks the stand-in a dozen times; HYPOTHESIS_PROFILE=search asks 500 of them.
+FEW = (settings.default or settings()).max_examples // 4
 POST, LIST, ONE = "POST /api/jobs/{namespace}", "GET /api/jobs/{namespace}", "GET /api/jobs/{namespace}/{id}"
 
 
@@ -116,7 +118,7 @@ def test_no_answer_of_another_form_is_a_traceback(hub: Hub, command: tuple[str, 
     assert command[0] != "cancel" or job.stage == "CANCELED"
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=FEW, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(FIELDS), JSON, st.sampled_from([command for command in COMMANDS if command[0] != "resume"]))
 def test_no_field_of_another_form_is_a_traceback(
     hub: Hub, path: tuple[str, ...], value: Any, command: tuple[str, ...]
@@ -148,7 +150,7 @@ ASKED = [
 ]  # fmt: skip
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=FEW, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(ROUTES),
     st.sampled_from(REPO),
@@ -184,7 +186,7 @@ def tolerant(path: tuple[str, ...], value: Any) -> Callable[[bytes], bytes]:
     return change
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=FEW, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(JSON, st.sampled_from(["", "name", "auth", "orgs", "type"]))
 def test_an_account_of_another_form_is_an_error(hub: Hub, value: Any, name: str) -> None:
     hub.failures.queue.clear()
