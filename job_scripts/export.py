@@ -37,7 +37,6 @@ printed is `RESULT {json}`.
 from __future__ import annotations
 
 import argparse
-import gc
 import hashlib
 import itertools
 import json
@@ -512,31 +511,6 @@ def check_code(model: str, revision: str | None) -> None:
             if "--" in json.dumps(content.get("auto_map")):
                 hint = "Copy the code into a repo of your own, beside the model."
                 raise UserError(f"{name} of {model} names code of another repo, which nothing pins.", hint, status=3)
-
-
-def take_peak(peaks: dict[str, float], name: str) -> None:
-    """Note under that name the most GPU memory in use since the last call, in GiB."""
-    import torch
-
-    if torch.cuda.is_initialized():
-        peaks[name] = max(peaks.get(name, 0), torch.cuda.max_memory_allocated() / 2**30)
-        torch.cuda.reset_peak_memory_stats()
-
-
-def free() -> None:
-    """Give back what nothing holds any more on the GPU."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-
-
-def device_name() -> str:
-    """The GPU that is trained on, or cpu."""
-    import torch
-
-    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "cpu"
 
 
 # ---- Clock -----------------------------------------------------------------------------------------------------------
@@ -1698,7 +1672,6 @@ def answer(told: Connection, function: Callable[..., Any], words: tuple[Any, ...
 
 
 Chosen = TypeVar("Chosen")
-FILE_LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 ADAPTER_THERE = (
     "the adapter is there, and transformers would add it to the merged weights once more; without it these go to "
     "merged/ of the output repo"
@@ -1780,22 +1753,6 @@ def check_options(args: Any) -> None:
         where = "there are none on a CPU" if args.device == "cpu" else "they come with --load-in 4bit"
         refuse(args, "merge", f"it is made of the 4-bit weights that are trained, and {where}")
     check_repos(args)
-
-
-def check_data(args: Any) -> None:
-    """Refuse a model or a dataset that is not there, and a stream without an end."""
-    if args.streaming and args.max_steps is None:
-        raise UserError("a stream has no known end.", "Add --max-steps N, or --no-streaming.", status=2)
-    if args.trust_remote_code and Path(args.model).is_dir():
-        refuse(args, "model", "--trust-remote-code needs a Hub repo: a folder has no commit to pin")
-    if args.model.startswith((".", "/", "~")) and not Path(args.model).is_dir():
-        refuse(args, "model", "there is no such folder")
-    dataset = Path(args.dataset).expanduser()
-    is_path = args.dataset.startswith((".", "/", "~")) or dataset.suffix in FILE_LOADERS
-    if is_path and not dataset.exists():
-        refuse(args, "dataset", "there is no such file or folder")
-    if dataset.is_file() and dataset.suffix not in FILE_LOADERS:
-        refuse(args, "dataset", f"a file should end in {', '.join(FILE_LOADERS)}")
 
 
 def check_repos(args: Any) -> None:
