@@ -51,7 +51,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import threading
 import time
@@ -64,9 +63,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from email.utils import parsedate_to_datetime
 from fnmatch import fnmatch
 from functools import partial
+from itertools import takewhile
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from statistics import correlation
 from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -1025,18 +1026,13 @@ def get_llama_cpp(types: Sequence[str], build: bool = True) -> Path:
             hint = "Name a folder of llama.cpp that is built (bench/llama_cpp.sh makes one), or unset the variable."
             raise UserError(f"UNSLOTH_LLAMA_CPP_PATH={named}: {flaw}.", hint, status=3)
     else:
-        folder = Path.home() / ".unsloth" / "llama.cpp"
-        if llama_cpp_flaw(folder, types):
-            cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-            folder = cache / "launch" / "llama.cpp-0.3.36"
-            builds = can_build(types if llama_cpp_flaw(folder, types) else ()) and build
-            types = types if build else ()
-            # Made for types that need no program, or by an earlier release, it may lack some.
-            whole = all(program_of(folder, name) for name in PROGRAMS) or not builds
-            if llama_cpp_flaw(folder, types) or not whole:
-                phase("get llama.cpp")
-                make_llama_cpp(folder, builds)
-        flaw = llama_cpp_flaw(folder, types)
+        folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "launch" / "llama.cpp-0.3.36"
+        builds = can_build(types if llama_cpp_flaw(folder, types) else ()) and build
+        # Made for types that need no program, it may lack some.
+        if llama_cpp_flaw(folder) or (builds and not all(program_of(folder, name) for name in PROGRAMS)):
+            phase("get llama.cpp")
+            make_llama_cpp(folder, builds)
+        flaw = llama_cpp_flaw(folder, types if build else ())
         if flaw:
             raise UserError(f"the llama.cpp in {folder} can't be used: {flaw}.", "Remove it, and try again.", status=3)
     # Unsloth would else go to GitHub for what is newest there, and install what that needs as root.
@@ -1045,7 +1041,7 @@ def get_llama_cpp(types: Sequence[str], build: bool = True) -> Path:
     return folder
 
 
-def llama_cpp_flaw(folder: Path, types: Iterable[str]) -> str | None:
+def llama_cpp_flaw(folder: Path, types: Iterable[str] = ()) -> str | None:
     """What keeps that folder from making these types, or none."""
     if not folder.is_dir():
         return "there is no such folder"
@@ -1112,43 +1108,27 @@ def make_llama_cpp(folder: Path, build: bool = True) -> None:
     """Fetch llama.cpp into the folder, whole or not at all, with its programs built if asked for; minutes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".llama.cpp-", dir=folder.parent) as staging:
-        archive, source = Path(staging) / "archive", Path(staging) / "llama.cpp"
+        archive = Path(staging, "llama_cpp_python.tar.gz")
         try:
-            fetch_archive(LLAMA_CPP, LLAMA_CPP_SHA256, archive)
+            with urllib.request.urlopen(LLAMA_CPP, timeout=60) as answer, archive.open("wb") as file:
+                shutil.copyfileobj(answer, file)
+            if sha256(archive) != LLAMA_CPP_SHA256:
+                raise ValueError(f"its SHA-256 is {sha256(archive)} and should be {LLAMA_CPP_SHA256}")
         except (OSError, ValueError) as error:
             hint = "Name a build of llama.cpp with UNSLOTH_LLAMA_CPP_PATH, or leave --gguf away."
             raise UserError(f"llama.cpp can't be fetched from {LLAMA_CPP} ({reason(error)}).", hint, 3) from error
-        unpack(archive, "vendor/llama.cpp/", source)
+        shutil.unpack_archive(archive, staging, filter="data")
+        [source] = Path(staging).glob("*/vendor/llama.cpp")
         if build:
             build_llama_cpp(source)
         shutil.rmtree(folder, ignore_errors=True)
         source.rename(folder)
 
 
-def fetch_archive(address: str, digest: str, path: Path) -> None:
-    """Download what has that SHA-256; `ValueError` for anything else."""
-    with urllib.request.urlopen(address, timeout=60) as answer, path.open("wb") as file:
-        shutil.copyfileobj(answer, file)
-    if sha256(path) != digest:
-        raise ValueError(f"its SHA-256 is {sha256(path)} and should be {digest}")
-
-
-def unpack(archive: Path, inside: str, folder: Path) -> None:
-    """Unpack what lies under the folder `inside` of the archive's only folder."""
-    with tarfile.open(archive) as tar:
-        members = []
-        for member in tar:
-            _, found, rest = member.name.partition(f"/{inside}")
-            # Of the web page nothing is built.
-            if found and member.isfile() and not rest.startswith("tools/ui/"):
-                members.append(member.replace(name=rest, deep=False))
-        tar.extractall(folder, members, filter="data")
-
-
 def build_llama_cpp(source: Path) -> None:
     """Build the programs that quantise and that answer, for the processor, without what they could do on the net."""
     cores, build = os.cpu_count() or 1, source / "build"
-    cmake = [shutil.which("cmake") or ""] if shutil.which("cmake") else ["uv", "tool", "run", "--quiet", "cmake"]
+    cmake = ["cmake"] if shutil.which("cmake") else ["uv", "tool", "run", "--quiet", "cmake"]
     off = ("LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_APP", "LLAMA_BUILD_UI",
            "LLAMA_USE_PREBUILT_UI", "LLAMA_OPENSSL", "BUILD_SHARED_LIBS")  # fmt: skip
     options = ["-DCMAKE_BUILD_TYPE=Release", *(f"-D{name}=OFF" for name in off)]
@@ -1208,6 +1188,42 @@ def last_line(text: str) -> str:
     return lines[-1] if lines else ""
 
 
+# ---- Chat ------------------------------------------------------------------------------------------------------------
+# Chats: the shapes that rows may have, and what the chat template makes of them.
+
+
+Message = dict[str, Any]
+
+
+def fold_system(messages: list[Message], said: Callable[[str], Any]) -> list[Message]:
+    """The system message at the head of the first user's, for chat templates that do not take one."""
+    if messages[0]["role"] != "system" or messages[1]["role"] != "user":
+        return messages
+    system, user, *rest = messages
+    return [{"role": "user", "content": system["content"] + said("\n\n") + user["content"]}, *rest]
+
+
+def takes_system(processor: Any, said: Callable[[str], Any], shown: Any = "Hi") -> bool:
+    """Whether the chat template shows a system message: some refuse it, some drop it from a finished chat."""
+    from jinja2 import TemplateError
+
+    contents = {"system": said("PROBE"), "user": shown, "assistant": said("ANSWER")}
+    probe = [{"role": role, "content": content} for role, content in contents.items()]
+    try:
+        return "PROBE" in processor.apply_chat_template(probe, tokenize=False)
+    except TemplateError:
+        return False
+
+
+def end_of_turn(processor: Any, tokenizer: Any, said: Callable[[str], Any]) -> int:
+    """The id of the token that ends an answer in this chat template."""
+    probe = [{"role": "user", "content": said("Hi")}, {"role": "assistant", "content": said("ANSWER")}]
+    tail = processor.apply_chat_template(probe, tokenize=False).rpartition("ANSWER")[2]
+    ids = tokenizer(tail, add_special_tokens=False).input_ids
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return int(next((id for id in ids if id in special), tokenizer.eos_token_id))
+
+
 # ---- Ollama ----------------------------------------------------------------------------------------------------------
 # What Ollama needs beside a GGUF file: how it is sampled, where an answer ends, and the chat template in Go.
 
@@ -1244,12 +1260,9 @@ class ChatForm:
 def chat_form(reader: Any, sees: bool) -> ChatForm:
     """What the tokenizer or processor knows of that."""
     tokenizer = getattr(reader, "tokenizer", reader)
-    stops, template = [tokenizer.eos_token], None
-    if reader.chat_template:
-        stops.insert(0, tokenizer.decode([end_of_answer(reader, sees)]))
-        template = go_template(reader, sees)
-    usable = (stop for stop in dict.fromkeys(stops) if stop and not re.search(r'["\\\n]', stop))
-    return ChatForm(bool(reader.chat_template), tuple(usable), template)
+    stops = dict.fromkeys((tokenizer.decode([end_of_answer(reader, sees)]), tokenizer.eos_token))
+    usable = tuple(stop for stop in stops if stop and not re.search(r'["\\\n]', stop))
+    return ChatForm(bool(reader.chat_template), usable, go_template(reader, sees) if reader.chat_template else None)
 
 
 def write_modelfile(folder: Path, ggufs: list[str], settings: dict[str, float], form: ChatForm) -> None:
@@ -1261,28 +1274,25 @@ def write_modelfile(folder: Path, ggufs: list[str], settings: dict[str, float], 
     lines = [f"FROM ./{name}" for name in ggufs]
     lines += [f"PARAMETER {name} {value}" for name, value in named.items()]
     lines += [f'PARAMETER stop "{stop}"' for stop in form.stops]
+    (folder / "template").unlink(missing_ok=True)
     if form.template is not None:
         lines.append(f'TEMPLATE """{form.template}"""')
         (folder / "template").write_text(form.template, encoding="utf-8")
-    else:
-        (folder / "template").unlink(missing_ok=True)
-        if form.has_template:
-            lines.append("# No template: none makes the prompts of this chat template. Ollama looks for one like it.")
+    elif form.has_template:
+        lines.append("# No template: none makes the prompts of this chat template. Ollama looks for one like it.")
     (folder / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "params").write_text(json.dumps(named | {"stop": form.stops}, indent=2) + "\n", encoding="utf-8")
+
+
+def sayer(sees: bool) -> Callable[[str], Any]:
+    """Makes of a text the content of a message."""
+    return (lambda text: [{"type": "text", "text": text}]) if sees else str
 
 
 def end_of_answer(reader: Any, sees: bool) -> int:
     """The id of the token that ends an answer in this chat template; without one, the tokenizer's own."""
     tokenizer = getattr(reader, "tokenizer", reader)
-    if not reader.chat_template:
-        return int(tokenizer.eos_token_id)
-    said = {"user": "Hi", "assistant": "ANSWER"}
-    chat = [{"role": role, "content": content_of(text, sees)} for role, text in said.items()]
-    tail = reader.apply_chat_template(chat, tokenize=False).rpartition("ANSWER")[2]
-    ids = tokenizer(tail, add_special_tokens=False).input_ids
-    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return int(next((id for id in ids if id in special), tokenizer.eos_token_id))
+    return end_of_turn(reader, tokenizer, sayer(sees)) if reader.chat_template else int(tokenizer.eos_token_id)
 
 
 def go_template(reader: Any, sees: bool) -> str | None:
@@ -1292,67 +1302,45 @@ def go_template(reader: Any, sees: bool) -> str | None:
     """
     from jinja2 import TemplateError
 
-    tokenizer, asked = getattr(reader, "tokenizer", reader), ("SYSTEM0", "USER1", "ANSWER1", "USER2")
+    def put_together(system: str | None, *texts: str) -> str:
+        text = start if system is None else head + system + after_system
+        for number, turn in enumerate(texts, 1):
+            text += turn + (tail if number == len(texts) else after_user if number % 2 else after_answer)
+        return text
+
+    asked = ("USER1", "ANSWER1", "USER2")
     try:
-        whole, bare = prompt_of(reader, sees, *asked), prompt_of(reader, sees, None, *asked[1:])
-        parts, others = re.split("|".join(asked), whole), re.split("|".join(asked[1:]), bare)
-        if len(parts) != 5 or len(others) != 4 or parts[2:] != others[1:]:
+        pieces = re.split("SYSTEM0|USER1|ANSWER1|USER2", prompt_of(reader, sees, "SYSTEM0", *asked))
+        if len(pieces) != 5:
             return None
-        head, after_system, after_user, after_answer, tail = parts
-        start = others[0]
-
-        def put_together(system: str | None, *turns: str) -> str:
-            text = start if system is None else head + system + after_system
-            for number, turn in enumerate(turns):
-                last = number == len(turns) - 1
-                text += turn + (tail if last else after_answer if number % 2 else after_user)
-            return text
-
+        head, after_system, after_user, after_answer, tail = pieces
+        start = prompt_of(reader, sees, None, *asked).partition("USER1")[0]
         for chat in ((None, "a"), ("s", "a"), ("s", *"abc"), (None, *"abcde"), ("s", *"abcdefg")):
             if put_together(*chat) != prompt_of(reader, sees, *chat):
                 return None
     except TemplateError:
         return None
-    bos = tokenizer.bos_token
-    if bos and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]:
+    tokenizer = getattr(reader, "tokenizer", reader)
+    if tokenizer.bos_token and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]:
         # Ollama puts it there too.
-        head, start = head.removeprefix(bos), start.removeprefix(bos)
-    pieces = {"head": head, "after_system": after_system, "start": start,
-              "after_user": after_user, "after_answer": after_answer, "tail": tail}  # fmt: skip
-    if any('"""' in piece or "{{" in piece + "{" for piece in pieces.values()):
+        head, start = head.removeprefix(tokenizer.bos_token), start.removeprefix(tokenizer.bos_token)
+    found = {"head": head, "after_system": after_system, "start": start,
+             "after_user": after_user, "after_answer": after_answer, "tail": tail}  # fmt: skip
+    if any('"""' in piece or "{{" in piece + "{" for piece in found.values()):
         return None
-    return re.sub("⟨([a-z_]+)⟩", lambda found: pieces[found[1]], GO_TEMPLATE)
+    return re.sub("⟨([a-z_]+)⟩", lambda name: found[name[1]], GO_TEMPLATE)
 
 
-def prompt_of(reader: Any, sees: bool, system: str | None, *turns: str) -> str:
-    """The prompt for an answer to these turns, the user's and the assistant's, with a system message or none."""
-    roles = itertools.cycle(("user", "assistant"))
-    said = list(zip(roles, turns, strict=False))
-    if system is not None and takes_system(reader, sees):
-        said.insert(0, ("system", system))
-    elif system is not None:
-        # At the head of the first user's message, as the training did for such a chat template.
-        said[0] = ("user", f"{system}\n\n{turns[0]}")
-    messages = [{"role": role, "content": content_of(text, sees)} for role, text in said]
+def prompt_of(reader: Any, sees: bool, system: str | None, *texts: str) -> str:
+    """The prompt for an answer to these texts, the user's and the assistant's, with a system message or none."""
+    said, roles = sayer(sees), itertools.cycle(("user", "assistant"))
+    messages = [{"role": role, "content": said(text)} for role, text in zip(roles, texts, strict=False)]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": said(system)})
+        if not takes_system(reader, said, [{"type": "image"}, *said("Hi")] if sees else "Hi"):
+            # As the training did for such a chat template.
+            messages = fold_system(messages, said)
     return str(reader.apply_chat_template(messages, tokenize=False, **SHOWN))
-
-
-def takes_system(reader: Any, sees: bool) -> bool:
-    """Whether the chat template shows a system message: some refuse it, some drop it from a finished chat."""
-    from jinja2 import TemplateError
-
-    asked: Any = [{"type": "image"}, *content_of("Hi", sees)] if sees else "Hi"
-    contents = {"system": content_of("PROBE", sees), "user": asked, "assistant": content_of("ANSWER", sees)}
-    chat = [{"role": role, "content": content} for role, content in contents.items()]
-    try:
-        return "PROBE" in reader.apply_chat_template(chat, tokenize=False)
-    except TemplateError:
-        return False
-
-
-def content_of(text: str, sees: bool) -> Any:
-    """A message's content that is only this text."""
-    return [{"type": "text", "text": text}] if sees else text
 
 
 # ---- Compare ---------------------------------------------------------------------------------------------------------
@@ -1457,31 +1445,18 @@ def compare(known: Seen, found: Seen) -> str:
         raise DifferentError("its tokenizer or chat template makes another prompt than the trained model's")
     pairs = list(zip(known.likeliest[::-1], found.likeliest[::-1], strict=False))
     same = sum(one == other for one, other in pairs)
-    far = max(abs(one - other) for one, other in zip(known.last, found.last, strict=False))
+    # Either may have room for more tokens than there are.
+    one, other = zip(*zip(known.last, found.last, strict=False), strict=True)
+    far = max(abs(a - b) for a, b in zip(one, other, strict=True))
     told = f"the likeliest next token is the same at {same} of {len(pairs)} places of a prompt"
     told += f", and the logits at its end differ by {far:.3g} at most"
     # Of a model that knows little, 4 bits change the likeliest token easily, and the logits as a whole much less.
-    if same * 2 <= len(pairs) and correlation(known.last, found.last) < 0.5:
+    if same * 2 <= len(pairs) and correlation(one, other) < 0.5:
         raise DifferentError(f"it does not answer as the trained model: {told}")
-    return f"{tell_answers(known.answer, found.answer)}; {told}"
-
-
-def correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Of two lists of numbers, from -1 to 1; 0 where either is of one number only."""
-    count = min(len(one), len(other))
-    means = sum(one[:count]) / count, sum(other[:count]) / count
-    pairs = [(a - means[0], b - means[1]) for a, b in zip(one, other, strict=False)]
-    size = math.sqrt(sum(a * a for a, _ in pairs) * sum(b * b for _, b in pairs))
-    return sum(a * b for a, b in pairs) / size if size else 0.0
-
-
-def tell_answers(known: list[int], found: list[int]) -> str:
-    """For how long two answers are the same."""
-    if known == found:
-        return f"the same answer of {len(known)} tokens"
-    place = next((n for n, (one, other) in enumerate(zip(known, found, strict=False)) if one != other), None)
-    place = min(len(known), len(found)) if place is None else place
-    return f"the answers are the same for {place} tokens, then differ"
+    if found.answer == known.answer:
+        return f"the same answer of {len(known.answer)} tokens; {told}"
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(known.answer, found.answer, strict=False))
+    return f"the answers are the same for {len([*alike])} tokens, then differ; {told}"
 
 
 def check_merged(folder: Path, known: Seen, sees: bool, trust_remote_code: bool) -> tuple[str, Seen]:
@@ -1513,10 +1488,8 @@ def check_gguf(path: Path, kind: str, known: Seen, sees: bool, llama_cpp: Path) 
     from gguf import GGUFReader
 
     fields = GGUFReader(path).fields
-    eos, template = (
-        fields[name].contents() if name in fields else None
-        for name in ("tokenizer.ggml.eos_token_id", "tokenizer.chat_template")
-    )
+    names = ("tokenizer.ggml.eos_token_id", "tokenizer.chat_template")
+    eos, template = (fields[name].contents() if name in fields else None for name in names)
     if eos not in (known.eos, known.stop):
         raise DifferentError(f"its end token is {eos}, and the trained model's {known.eos}")
     if (template or "").strip() != (known.template or "").strip():
@@ -1552,12 +1525,8 @@ def answer_text(answerer: Path, path: Path, prompt: str, fields: Any) -> str:
     if bos and adds and adds.contents():
         # It would be there twice.
         prompt = prompt.removeprefix(fields["tokenizer.ggml.tokens"].contents(bos.contents()))
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt") as file:
-        file.write(prompt)
-        file.flush()
-        plain = ("--no-conversation", "--no-display-prompt", "--no-escape", "--simple-io")
-        # As it stands: of a text file llama.cpp drops the last line's end, which a chat template's prompt needs.
-        return complete(answerer, path, "--binary-file", file.name, *plain)
+    plain = ("--no-conversation", "--no-display-prompt", "--no-escape", "--simple-io")
+    return complete(answerer, path, "-p", prompt, *plain)
 
 
 def answer_of_picture(answerer: Path, path: Path) -> str:
@@ -2118,7 +2087,58 @@ def failed_copies(copies: Sequence[Copy], where: str, merged_repo: str | None) -
 
 
 # ---- Markdown --------------------------------------------------------------------------------------------------------
-# What a user or the Hub named, as Markdown that means nothing else.
+# What cards are made of: their head, code that asks a model, and what anybody named as Markdown that means no more.
+
+
+CHAT = """\
+messages = [{{"role": "user", "content": {content}}}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
+"""
+PICTURE_CONTENT = '[{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]'
+ASK = {
+    "chat": CHAT.format(content='"What can you do?"'),
+    "picture": CHAT.format(content=PICTURE_CONTENT),
+    "text": 'inputs = tokenizer("Once upon a time", return_tensors="pt")\n',
+}
+ANSWER = """\
+settings = GenerationConfig.from_pretrained({place})
+output = model.generate(**inputs.to(model.device), generation_config=settings, max_new_tokens=200)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+
+
+def card_head(
+    title: str, about: str, model: str, relation: str, sees: bool, datasets: Sequence[str], licence: dict[str, Any],
+    **more: Any,
+) -> str:  # fmt: skip
+    """A card's metadata, title and first words; `licence` are the fields of the `model` that it builds on."""
+    from huggingface_hub import ModelCardData
+
+    if is_hub_id(model):
+        more |= {"base_model": model, "base_model_relation": relation}
+    data = ModelCardData(
+        datasets=[name for name in datasets if is_hub_id(name)] or None,
+        pipeline_tag="image-text-to-text" if sees else "text-generation", **licence, **more,
+    )  # fmt: skip
+    if licence:
+        name = licence.get("license_name") if licence["license"] == "other" else licence["license"]
+        about += f" The base model's licence holds for it too{f': {code(name)}' if name else ''}."
+    return f"---\n{data}\n---\n\n# {plain(title)}\n\n{about}"
+
+
+def snippet(loads: str, ask: str, place: str, trusted: bool, **names: Any) -> str:
+    """Code that runs as it stands: loads the model as that template says, asks it as `ask` says, prints its answer."""
+    sees = ask == "picture"
+    loads = loads.format(
+        place=place,
+        code=", trust_remote_code=True" if trusted else "",
+        auto_model="AutoModelForImageTextToText" if sees else "AutoModelForCausalLM",
+        auto_tokenizer="AutoProcessor" if sees else "AutoTokenizer",
+        fast_model="FastVisionModel" if sees else "FastLanguageModel",
+        **names,
+    )
+    return loads + ASK[ask] + ANSWER.format(place=place)
 
 
 def linked(name: str, commit: str | None = None, kind: str = "") -> str:
@@ -2156,22 +2176,7 @@ MERGED_SNIPPET = """\
 place = {whole}
 tokenizer = {auto_tokenizer}.from_pretrained(place)
 model = {auto_model}.from_pretrained(place, dtype="auto", device_map="auto"{code})
-{ask}
-settings = GenerationConfig.from_pretrained(place)
-output = model.generate(**inputs.to(model.device), generation_config=settings, max_new_tokens=200)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
-ASK = {
-    "chat": """\
-messages = [{"role": "user", "content": "What can you do?"}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")""",
-    "picture": """\
-content = [{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]
-messages = [{"role": "user", "content": content}]
-inputs = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-)""",
-    "text": 'inputs = tokenizer("Once upon a time", return_tensors="pt")',
-}
+"""
 
 
 @dataclass(frozen=True)
@@ -2233,71 +2238,44 @@ def other_ggufs(folder: Path, repo: str | None, copies: Sequence[Copy]) -> list[
 
 def copies_card(origin: Origin, adapter: Path, repo: str, copies: Sequence[Copy]) -> str:
     """The text of a card for a repo of these copies; `adapter` is the folder of what they were made of."""
-    from huggingface_hub import ModelCardData
-
-    made = [copy for copy in copies if not copy.error]
-    datasets, licence = learned_from(adapter)
-    base = linked(origin.model, origin.commit)
-    relation, library, tags = "quantized", None, ["unsloth", "launch"]
-    about = f"GGUF files of {base} with the adapter {linked(origin.adapter)} merged into it."
-    if any(copy.kind == "merged" for copy in made):
-        relation, library = "finetune", "transformers"
-        about = about.removeprefix("GGUF files of ")
+    base, more = linked(origin.model, origin.commit), dict[str, Any]()
+    about, relation, tags = f"{base} with the adapter {linked(origin.adapter)} merged into it.", "finetune", list[str]()
     if repo == origin.adapter:
-        relation, library, tags = "adapter", "peft", ["lora", *tags]
-        about = f"A LoRA adapter for {base}, and copies of the model with it."
-    data = ModelCardData(
-        library_name=library,
-        base_model=origin.model if is_hub_id(origin.model) else None,
-        base_model_relation=relation if is_hub_id(origin.model) else None,
-        datasets=datasets or None,
-        pipeline_tag="image-text-to-text" if origin.ask == "picture" else "text-generation",
-        tags=tags,
-        **licence,  # type: ignore[arg-type]
-    )
-    if licence:
-        name = licence.get("license_name") if licence["license"] == "other" else licence["license"]
-        about += f" The base model's licence holds for it too{f': {code(name)}' if name else ''}."
-    head = f"---\n{data.to_yaml()}\n---\n\n# {plain(repo.split('/')[-1])}\n\n{about}\n"
+        about, relation, tags = f"A LoRA adapter for {base}, and copies of the model with it.", "adapter", ["lora"]
+        more["library_name"] = "peft"
+    elif any(copy.kind == "merged" and not copy.error for copy in copies):
+        more["library_name"] = "transformers"
+    else:
+        about, relation = f"GGUF files of {about}", "quantized"
+    head = card_head(
+        repo.split("/")[-1], about, origin.model, relation, origin.ask == "picture", *learned_from(adapter),
+        tags=[*tags, "unsloth", "launch"], **more,
+    )  # fmt: skip
     return amend_card(head, origin, repo, copies)
 
 
 def amend_card(text: str, origin: Origin, repo: str | None, copies: Sequence[Copy]) -> str:
-    """The card with the copies in its table and how to use them, in place of what it said of earlier ones."""
+    """The card with a section on the copies and how to use them, in the place of that on earlier ones."""
     made = [copy for copy in copies if not copy.error]
-    text = amend_table(text, made)
-    for copy in made:
-        if copy.kind == "merged":
-            # In that place lies one, of whichever kind.
-            there = re.escape(literal(copy.repo or copy.path or ""))
-            text = re.sub(rf"### Merged, \w+\n\n```python\n((?!```).)*{there}.*?\n```\n+", "", text, flags=re.DOTALL)
-    for name, language, snippet in usage(origin, repo, made):
-        text = re.sub(rf"### {re.escape(name)}\n\n```.*?\n```\n+", "", text, flags=re.DOTALL)
-        before, heading, after = text.partition("\n## How to use it\n")
-        if not heading:
-            before, heading, after = text.rstrip() + "\n", "\n## How to use it\n", ""
-        own, *rest = re.split(r"(?=\n## )", after, maxsplit=1)
-        text = f"{before}{heading}{own.rstrip()}\n\n### {name}\n\n```{language}\n{snippet}\n```\n{''.join(rest)}"
-    return text
-
-
-def amend_table(text: str, made: Sequence[Copy]) -> str:
-    """The text with these copies in its table, and without the GGUF files that are gone."""
-    before, heading, after = text.partition("\n## Copies\n")
-    if not heading:
-        before, use, rest = text.partition("\n## How to use it\n")
-        before, after = before.rstrip() + "\n", use + rest
-    table, after = re.split(r"(?=\n## )|\Z", after, maxsplit=1) if heading else ("", after)
-    rows = dict(re.findall(r"^\| (`[^`]*`) \| (.*) \|$", table, re.MULTILINE))
+    text = text.rstrip() + "\n"
+    place = re.search(r"\n## Copies\n.*?(?=\n## |\Z)", text, re.DOTALL)
+    place = place or re.search(r"(?=\n## How to use it\n)|\Z", text)
+    assert place
+    rows: dict[str, str] = dict(re.findall(r"^\| (`[^`]*`) \| (.*) \|$", place[0], re.MULTILINE))
+    uses: dict[str, str] = dict(re.findall(r"^### ([^\n]*)\n\n(```.*?\n```)$", place[0], re.MULTILINE | re.DOTALL))
     paths = [code(copy.path) for copy in made]
-    # What could not be made before is called by its kind alone.
-    dropped = {code(copy.name) for copy in made}
-    rows = {name: told for name, told in rows.items() if name not in dropped and (name in paths or ".gguf" not in name)}
+    rows = {name: told for name, told in rows.items() if name in paths or ".gguf" not in name}
     # Of what was there before, more was told then.
     fresh = {code(copy.path) for copy in made if copy.checked}
     rows |= {name: told for name, told in copy_rows(made) if name in fresh or name not in rows}
-    lines = "\n".join(f"| {name} | {told} |" for name, told in rows.items())
-    return f"{before}\n## Copies\n\n| | |\n| --- | --- |\n{lines}\n{after}"
+    if any(copy.kind == "merged" for copy in made):
+        # There is one, of whichever kind.
+        uses = {name: use for name, use in uses.items() if not name.startswith("Merged, ")}
+    uses |= {name: f"```{language}\n{told}\n```" for name, language, told in usage(origin, repo, made)}
+    table = "".join(f"| {name} | {told} |\n" for name, told in rows.items())
+    section = f"\n## Copies\n\n| | |\n| --- | --- |\n{table}"
+    section += "".join(f"\n### {name}\n\n{use}\n" for name, use in uses.items())
+    return text[: place.start()] + section + text[place.end() :]
 
 
 def copy_rows(copies: Sequence[Copy]) -> list[tuple[str, str]]:
@@ -2316,13 +2294,8 @@ def usage(origin: Origin, repo: str | None, made: Sequence[Copy]) -> list[tuple[
                 # A folder: with PEFT installed, transformers would take the adapter at the repo's root for the model.
                 whole = f'snapshot_download({whole}, allow_patterns="{copy.path}/*") + "/{copy.path}"'
                 fetch = "from huggingface_hub import snapshot_download\n"
-            text = MERGED_SNIPPET.format(
-                quantizer=" bitsandbytes" if copy.name == "4bit" else "",
-                fetch=fetch, whole=whole, ask=ASK[origin.ask],
-                code=", trust_remote_code=True" if origin.trust_remote_code else "",
-                auto_model="AutoModelForImageTextToText" if sees else "AutoModelForCausalLM",
-                auto_tokenizer="AutoProcessor" if sees else "AutoTokenizer",
-            )  # fmt: skip
+            names = {"whole": whole, "fetch": fetch, "quantizer": " bitsandbytes" if copy.name == "4bit" else ""}
+            text = snippet(MERGED_SNIPPET, origin.ask, "place", origin.trust_remote_code, **names)
             shown.append((f"Merged, {copy.name}", "python", text))
     files = [copy for copy in made if copy.kind == "gguf"]
     if files:
@@ -2354,26 +2327,20 @@ def tag(copy: Copy, files: Sequence[Copy]) -> str:
     return kind if first == path else path
 
 
-def learned_from(adapter: Path) -> tuple[list[str], dict[str, str]]:
-    """The datasets that the adapter was trained on, by their names on the Hub, and the licence as a card's fields."""
+def learned_from(adapter: Path) -> tuple[list[str], dict[str, Any]]:
+    """The datasets that the adapter's card names, and the licence, as a card's fields."""
     from huggingface_hub import ModelCard
 
-    datasets: Any = None
     told: dict[str, Any] = {}
     try:
-        if (adapter / "run.json").is_file():
-            plan = json.loads((adapter / "run.json").read_text(encoding="utf-8")).get("plan") or {}
-            datasets = plan.get("dataset")
-            told = {name: plan.get(name.replace("license", "licence")) for name in LICENCE_FIELDS}
         if (adapter / "README.md").is_file():
-            card = ModelCard.load(adapter / "README.md").data.to_dict()
-            datasets, told = card.get("datasets") or datasets, card if card.get("license") else told
+            told = ModelCard.load(adapter / "README.md").data.to_dict()
     except Exception as error:
         note(f"what the adapter was trained on can't be read ({reason(error)})")
+    datasets = told.get("datasets") or []
     datasets = [name for name in (datasets if isinstance(datasets, list) else [datasets]) if isinstance(name, str)]
     licence = {name: told[name] for name in LICENCE_FIELDS if isinstance(told.get(name), str)}
-    known = re.fullmatch("[a-z0-9][a-z0-9.-]*", licence.get("license", ""))
-    return [name for name in datasets if is_hub_id(name)], licence if known else {}
+    return datasets, licence if re.fullmatch("[a-z0-9][a-z0-9.-]*", licence.get("license", "")) else {}
 
 
 if __name__ == "__main__":

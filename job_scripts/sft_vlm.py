@@ -1862,7 +1862,58 @@ def find_artifacts(me: dict[str, Any]) -> str:
 
 
 # ---- Markdown --------------------------------------------------------------------------------------------------------
-# What a user or the Hub named, as Markdown that means nothing else.
+# What cards are made of: their head, code that asks a model, and what anybody named as Markdown that means no more.
+
+
+CHAT = """\
+messages = [{{"role": "user", "content": {content}}}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
+"""
+PICTURE_CONTENT = '[{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]'
+ASK = {
+    "chat": CHAT.format(content='"What can you do?"'),
+    "picture": CHAT.format(content=PICTURE_CONTENT),
+    "text": 'inputs = tokenizer("Once upon a time", return_tensors="pt")\n',
+}
+ANSWER = """\
+settings = GenerationConfig.from_pretrained({place})
+output = model.generate(**inputs.to(model.device), generation_config=settings, max_new_tokens=200)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+
+
+def card_head(
+    title: str, about: str, model: str, relation: str, sees: bool, datasets: Sequence[str], licence: dict[str, Any],
+    **more: Any,
+) -> str:  # fmt: skip
+    """A card's metadata, title and first words; `licence` are the fields of the `model` that it builds on."""
+    from huggingface_hub import ModelCardData
+
+    if is_hub_id(model):
+        more |= {"base_model": model, "base_model_relation": relation}
+    data = ModelCardData(
+        datasets=[name for name in datasets if is_hub_id(name)] or None,
+        pipeline_tag="image-text-to-text" if sees else "text-generation", **licence, **more,
+    )  # fmt: skip
+    if licence:
+        name = licence.get("license_name") if licence["license"] == "other" else licence["license"]
+        about += f" The base model's licence holds for it too{f': {code(name)}' if name else ''}."
+    return f"---\n{data}\n---\n\n# {plain(title)}\n\n{about}"
+
+
+def snippet(loads: str, ask: str, place: str, trusted: bool, **names: Any) -> str:
+    """Code that runs as it stands: loads the model as that template says, asks it as `ask` says, prints its answer."""
+    sees = ask == "picture"
+    loads = loads.format(
+        place=place,
+        code=", trust_remote_code=True" if trusted else "",
+        auto_model="AutoModelForImageTextToText" if sees else "AutoModelForCausalLM",
+        auto_tokenizer="AutoProcessor" if sees else "AutoTokenizer",
+        fast_model="FastVisionModel" if sees else "FastLanguageModel",
+        **names,
+    )
+    return loads + ASK[ask] + ANSWER.format(place=place)
 
 
 def linked(name: str, commit: str | None = None, kind: str = "") -> str:
@@ -1900,17 +1951,24 @@ NOT_RECORDED = ("output_dir", "samples")
 
 def write_record(folder: Path, args: Any, result: dict[str, Any], model: Any) -> None:
     """Write run.json and the script itself into the folder. Raises nothing."""
-    try:
+    # One that was there is of other weights.
+    with spared(folder / RECORD):
         script = Path(__file__).resolve()
         (folder / script.name).write_bytes(script.read_bytes())
         record = describe_run(folder, script, args, result, model)
         draft = folder / f".{RECORD}"
         draft.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         draft.replace(folder / RECORD)
+
+
+@contextmanager
+def spared(path: Path) -> Iterator[None]:
+    """Whatever fails inside, where the file is written, costs that file only, and an earlier one in its place."""
+    try:
+        yield
     except Exception as error:
-        # One that was there is of other weights.
-        (folder / RECORD).unlink(missing_ok=True)
-        note(f"{RECORD} could not be written, the run goes on without it ({reason(error)})")
+        path.unlink(missing_ok=True)
+        note(f"{path.name} could not be written, the run goes on without it ({reason(error)})")
 
 
 def describe_run(folder: Path, script: Path, args: Any, result: dict[str, Any], model: Any) -> dict[str, Any]:
@@ -2021,24 +2079,6 @@ def generation_of(known: Any, settings: dict[str, float], stop: int) -> Any:
 
 # Matplotlib's import and, on a new machine, its list of fonts.
 PICTURE_S = 30
-ANSWER = """\
-settings = GenerationConfig.from_pretrained({place})
-output = model.generate(**inputs.to(model.device), generation_config=settings, max_new_tokens=200)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
-ASK = {
-    "chat": """\
-messages = [{"role": "user", "content": "What can you do?"}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-""",
-    "picture": """\
-content = [{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]
-messages = [{"role": "user", "content": content}]
-inputs = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-)
-""",
-    "text": 'inputs = tokenizer("Once upon a time", return_tensors="pt")\n',
-}
 SNIPPETS = {
     "transformers and PEFT": """\
 # pip install peft transformers accelerate{quantizer}
@@ -2067,44 +2107,27 @@ def write_card(
 ) -> None:
     """Write README.md with its picture of the losses, which is left out with few seconds left. Raises nothing."""
     (folder / PICTURE).unlink(missing_ok=True)
-    try:
-        if left_s > PICTURE_S:
+    if left_s > PICTURE_S:
+        with spared(folder / PICTURE):
             draw_losses(folder / PICTURE, result, history)
-    except Exception as error:
-        (folder / PICTURE).unlink(missing_ok=True)
-        note(f"{PICTURE} could not be drawn, the run goes on without it ({reason(error)})")
-    try:
+    # PEFT's own names the base model as it was loaded, and a path in its place is refused by the Hub.
+    with spared(folder / CARD):
         (folder / CARD).write_text(make_card(folder, args, planned, result), encoding="utf-8")
-    except Exception as error:
-        # PEFT's own names the base model as it was loaded, and a path in its place is refused by the Hub.
-        (folder / CARD).unlink(missing_ok=True)
-        note(f"{CARD} could not be written, the run goes on without it ({reason(error)})")
 
 
 def make_card(folder: Path, args: Any, planned: dict[str, Any], result: dict[str, Any]) -> str:
     """The text of the card; what is not known is left out."""
-    from huggingface_hub import ModelCardData
-
     record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if (folder / RECORD).is_file() else {}
-    repo, base_on_hub, commits = result.get("output_repo"), is_hub_id(args.model), record.get("revisions", {})
-    licence = licence_of(args, planned)
-    data = ModelCardData(
-        library_name="peft",
-        base_model=args.model if base_on_hub else None,
-        base_model_relation="adapter" if base_on_hub else None,
-        datasets=[args.dataset] if is_hub_id(args.dataset) else None,
-        pipeline_tag="image-text-to-text" if hasattr(args, "image_size") else "text-generation",
-        tags=["lora", "sft", "trl", "unsloth", "launch"],
-        **licence,
-    )
+    repo, commits = result.get("output_repo"), record.get("revisions", {})
     base = linked(args.model, commits.get("model"))
     about = f"A LoRA adapter for {base}, fine-tuned on {linked(args.dataset, commits.get('dataset'), 'datasets/')}."
     if result["stopped"]:
         about += f" The training was stopped after step {result['steps']}, before its end."
-    if licence:
-        name = licence.get("license_name") if licence["license"] == "other" else licence["license"]
-        about += f" The base model's licence holds for it too{f': {code(name)}' if name else ''}."
-    pieces = [f"---\n{data}\n---", f"# {plain(repo.split('/')[-1] if repo else args.run_name)}", about]
+    pieces = [card_head(
+        repo.split("/")[-1] if repo else args.run_name, about, args.model, "adapter", hasattr(args, "image_size"),
+        [args.dataset], licence_of(args, planned),
+        library_name="peft", tags=["lora", "sft", "trl", "unsloth", "launch"],
+    )]  # fmt: skip
     pieces += ["![The loss by step](loss.png)"] * (folder / PICTURE).is_file()
     for heading, rows in (("Training", training_rows(args, result)), ("Machine", machine_rows(record, result))):
         table = "\n".join(f"| {name} | {value} |" for name, value in rows if value or value == 0)
@@ -2122,23 +2145,17 @@ def make_card(folder: Path, args: Any, planned: dict[str, Any], result: dict[str
 
 def usage(folder: Path, args: Any, result: dict[str, Any], commits: dict[str, Any]) -> list[tuple[str, str]]:
     """How to use what was trained, as (heading, code): each runs as it stands, in the folder if it was not pushed."""
-    place, sees, commit = literal(result.get("output_repo") or "."), hasattr(args, "image_size"), commits.get("model")
-    settings = folder / "tokenizer_config.json"
-    inside = settings.is_file() and '"chat_template"' in settings.read_text(encoding="utf-8")
-    chats = inside or (folder / "chat_template.jinja").is_file()
+    place, commit = literal(result.get("output_repo") or "."), commits.get("model")
+    ask = "chat" if (folder / "chat_template.jinja").is_file() else "text"
+    if hasattr(args, "image_size"):
+        ask = "picture"
     names = {
-        "place": place,
         "base": literal(args.model) + (f", revision={literal(commit)}" if commit else ""),
         "quantizer": " bitsandbytes" if "bnb-4bit" in args.model else "",
-        "code": ", trust_remote_code=True" if args.trust_remote_code else "",
         "max_length": args.max_length,
         "four_bits": args.load_in == "4bit" and result["device"] != "cpu",
-        "auto_model": "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM",
-        "auto_tokenizer": "AutoProcessor" if sees else "AutoTokenizer",
-        "fast_model": "FastVisionModel" if sees else "FastLanguageModel",
     }
-    ask = ASK["picture" if sees else "chat" if chats else "text"]
-    return [(name, text.format(**names) + ask + ANSWER.format(place=place)) for name, text in SNIPPETS.items()]
+    return [(name, snippet(loads, ask, place, args.trust_remote_code, **names)) for name, loads in SNIPPETS.items()]
 
 
 def licence_of(args: Any, planned: dict[str, Any]) -> dict[str, Any]:

@@ -197,8 +197,8 @@ def test_a_merged_model_in_a_repo_of_its_own_has_a_card(hub: Hub, call: Call, tm
 
 
 def test_a_licence_of_its_makers_own_has_its_name_and_its_place(call: Call, hub: Hub, tmp_path: Path) -> None:
-    plan = {"licence": "other", "licence_name": "lfm1.0", "licence_link": "https://example.org/LICENSE"}
-    (tmp_path / "run.json").write_text(json.dumps({"plan": plan}), encoding="utf-8")
+    told = "license: other\nlicense_name: lfm1.0\nlicense_link: https://example.org/LICENSE\n"
+    (tmp_path / "README.md").write_text(f"---\n{told}---\n", encoding="utf-8")
     text = call(("copy_cards.copies_card", [ORIGIN, str(tmp_path), "tester/whole", [MERGED]]))
     assert problems(text) == ([], [])
     assert "license: other\nlicense_name: lfm1.0\nlicense_link: https://example.org/LICENSE\n" in text
@@ -259,7 +259,7 @@ def test_copies_of_an_adapter_without_a_card_get_one(hub: Hub, call: Call, tmp_p
 def test_the_card_beside_an_adapter_keeps_its_words_and_names_every_file(hub: Hub, call: Call, tmp_path: Path) -> None:
     repo = hub.repos[REPO]
     # One of an earlier export that is there, and a row of one that is gone.
-    card = f"{CARD}\n## Copies\n\n| | |\n| --- | --- |\n| `old.Q4_K_M.gguf` | 1 GiB |\n| `q4_k_m` | not made |\n"
+    card = f"{CARD}\n## Copies\n\n| | |\n| --- | --- |\n| `old.Q4_K_M.gguf` | 1 GiB |\n"
     stored = {name: StoredFile(b"GGUF") for name in ("houses.F16.gguf", "houses.Q4_K_M.gguf", "houses.F16-mmproj.gguf")}
     repo.commit({**repo.head.files, **stored}, "an earlier export")
     for name, text in (("README.md", card), ("tokenizer_config.json", '{"chat_template": "x"}')):
