@@ -143,7 +143,7 @@ def main(options: Options) -> int:
         except Exception as error:
             export.fail_rest(reason(error))
         shutil.rmtree(work, ignore_errors=True)
-        tell_in_card(export, found)
+        tell_in_cards(export, found, place)
         if place != found.output_dir and not any(copy.error for copy in export.copies):
             # All of it was pushed.
             shutil.rmtree(place, ignore_errors=True)
@@ -226,8 +226,7 @@ def check(options: Options) -> Found:
     set_environment(options)
     adapter = fetch_adapter(options.adapter, options.adapter_revision) if options.adapter else None
     needs_whole = bool(options.gguf) or options.merge == "16bit"
-    model, revision, modality = (given(options, name) for name in ("model", "revision", "modality"))
-    base = find_base(adapter, model, revision, modality, options.trust_remote_code, needs_whole)
+    base = find_base(adapter, options.model, options.revision, options.modality, options.trust_remote_code, needs_whole)
     if options.device == "cpu" and base.sees:
         hint = "Use a machine with one: `launch export` finds it."
         raise UserError(f"Unsloth loads {base.name}, a vision model, on a GPU only.", hint, status=3)
@@ -324,13 +323,9 @@ def make(
             files = every_file(source.folder)
             copy.path, copy.checked = MERGED, source.checked
             copy.gib = sum((source.folder / path).stat().st_size for path in files) / 2**30
-            if found.merged_repo:
-                # It is the repo, and in no folder of it.
-                alone = replace(copy, path=None, repo=found.merged_repo, error=None)
-                push_merged_alone(source.folder, found.merged_repo, card_of(export, found, alone))
-            elif found.repo:
-                push_merged_beside(source.folder, found.repo)
             copy.repo = found.merged_repo or found.repo
+            if copy.repo:
+                push_merged(source.folder, copy.repo, alone=bool(found.merged_repo))
         else:
             assert found.llama_cpp is not None
             file, copy.checked = make_gguf(
@@ -357,35 +352,23 @@ def make(
 # ---- The card --------------------------------------------------------------------------------------------------------
 
 
-def origin_of(export: Export, found: Found) -> Origin:
-    """What the cards say of where the copies come from."""
+def tell_in_cards(export: Export, found: Found, place: Path) -> None:
+    """Let the cards tell of what was made: the one beside the copies, and that of a merged model's own repo."""
+    made = [copy for copy in export.copies if not copy.error]
+    if not made:
+        return
     options, base = export.options, found.base
     commit = base.revision if re.fullmatch("[0-9a-f]{40}", base.revision or "") else None
     chats = export.trained and export.trained.form.has_template
     asks = "picture" if base.sees else "chat" if chats else "text"
-    return Origin(str(options.adapter), base.name, commit, asks, options.trust_remote_code, options.run_name)
-
-
-def card_of(export: Export, found: Found, copy: Copy) -> str | None:
-    """The card of a merged model in a repo of its own, or none where none can be made."""
-    try:
-        return copies_card(origin_of(export, found), found.adapter, str(copy.repo), [copy])
-    except Exception as error:
-        note(f"{copy.repo} has no card ({reason(error)})")
-        return None
-
-
-def tell_in_card(export: Export, found: Found) -> None:
-    """Let the card beside the copies tell of them, the adapter's or one of their own; raises nothing."""
-    if all(copy.error for copy in export.copies):
-        return
-    try:
-        folder, repo = found.output_dir, found.repo
-        text = tell_of_copies(origin_of(export, found), found.adapter, folder, repo, export.copies)
-        if text and repo:
-            push(folder, repo, ["README.md"])
-    except Exception as error:
-        note(f"the card does not tell of the exports ({getattr(error, 'paragraph', reason(error))})")
+    origin = Origin(str(options.adapter), base.name, commit, asks, options.trust_remote_code, options.run_name)
+    beside = partial(card_beside, origin, found.adapter, found.output_dir, found.repo, export.copies)
+    put_card(found.output_dir, found.repo, beside)
+    # There it is the repo, and in no folder of it.
+    alone = [replace(copy, path=None) for copy in made if copy.kind == "merged"]
+    if found.merged_repo and alone:
+        own = partial(copies_card, origin, found.adapter, found.merged_repo, alone)
+        put_card(place / MERGED, found.merged_repo, own)
 
 
 # ---- The command line ------------------------------------------------------------------------------------------------
@@ -400,15 +383,14 @@ def settle(options: Options) -> Options:
         refuse(options, "adapter", "there is no adapter_config.json in it")
     if not options.merge and not options.gguf:
         raise UserError("nothing is asked for.", "Add --merge 16bit, or --gguf q4_k_m.", status=2)
-    options = replace(options, run_name=given(options, "run_name") or Path(adapter).resolve().name)
+    if options.adapter != Options.adapter:
+        # Of another adapter than the chosen one, whose these are, only what flags give.
+        theirs = ("model", "revision", "modality", "run_name")
+        unknown = [name for name in theirs if getattr(options, name) == getattr(Options, name)]
+        options = replace(options, **dict.fromkeys(unknown))
+    options = replace(options, run_name=options.run_name or Path(adapter).resolve().name)
     check_options(options)
     return options
-
-
-def given(options: Options, name: str) -> Any:
-    """The option's value; of another adapter than the chosen one, whose it is, only where a flag gave another."""
-    value = getattr(options, name)
-    return None if options.adapter != Options.adapter and value == getattr(Options, name) else value
 
 
 # ---- Say -------------------------------------------------------------------------------------------------------------
@@ -483,23 +465,32 @@ def find_gpu(args: Any) -> bool:
     return bool(found)
 
 
-def check_model(model: str, revision: str | None, trusted: bool = False) -> None:
-    """Ask for the smallest file of a Hub model first, whose absence has a short explanation."""
-    if Path(model).is_dir():
-        return
+def check_model(model: str, revision: str | None, trusted: bool = False) -> dict[str, Any]:
+    """The model's config.json; `UserError` of status 3 where there is none to be read, or it names foreign code."""
+    path = Path(model, "config.json")
+    if not Path(model).is_dir():
+        path = fetch_config(model, revision)
+        if trusted:
+            check_code(model, revision)
+    elif not path.is_file():
+        raise UserError(f"{model} is no model: it has no config.json.", "Name a model's folder, or a repo.", status=3)
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def fetch_config(model: str, revision: str | None) -> Path:
+    """Ask for the smallest file of a Hub model, whose absence has a short explanation."""
     from httpx import HTTPError
     from huggingface_hub import errors, hf_hub_download
 
     try:
-        hf_hub_download(model, "config.json", revision=revision)
+        return Path(hf_hub_download(model, "config.json", revision=revision))
     except errors.GatedRepoError as error:
         hint = f"Accept its terms at https://huggingface.co/{model} with the account of your HF_TOKEN."
         raise UserError(f"{model} is gated and this account has no access.", hint, status=3) from error
     except (HTTPError, OSError, errors.HFValidationError) as error:
         hint = "Check the name, the revision, the token and the network."
         raise UserError(f"the model {model} can't be read ({reason(error)}).", hint, status=3) from error
-    if trusted:
-        check_code(model, revision)
 
 
 def check_code(model: str, revision: str | None) -> None:
@@ -864,8 +855,7 @@ def find_base(
     if Path(name).is_absolute() and not Path(name).is_dir():
         hint = "Name the model that it was trained on with --model."
         raise UserError(f"the adapter was trained on {name}, which is not here.", hint, status=3)
-    check_model(name, revision, trusted)
-    config = read_config(name, revision)
+    config = check_model(name, revision, trusted)
     modality = modality or (record.get("plan") or {}).get("modality")
     if modality == "vision" and "vision_config" not in config:
         raise UserError(f"{name} sees no pictures.", "Add --modality text.", status=2)
@@ -873,16 +863,6 @@ def find_base(
     if needs_whole and (config.get("quantization_config") or {}).get("quant_method") == "bitsandbytes":
         whole, whole_revision = find_whole(name)
     return Base(name, revision, whole, whole_revision, config, modality != "text" and "vision_config" in config)
-
-
-def read_config(model: str, revision: str | None) -> dict[str, Any]:
-    """The model's config.json, which `check_model` found."""
-    from huggingface_hub import hf_hub_download
-
-    path = Path(model, "config.json")
-    path = path if path.is_file() else Path(hf_hub_download(model, "config.json", revision=revision))
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
 
 
 def find_whole(name: str) -> tuple[str, str | None]:
@@ -1069,23 +1049,16 @@ def program_of(folder: Path, name: str) -> Path | None:
 
 def require_convertible(model: str, config: dict[str, Any], sees: bool, folder: Path) -> None:
     """Refuse a model that the converter does not know, by the tables that it looks the architecture up in."""
-    tables = {"TEXT_MODEL_MAP": "text_config"} | ({"MMPROJ_MODEL_MAP": "vision_config"} if sees else {})
-    for table, part in tables.items():
-        known, own = convertible(folder, table), config.get(part) or {}
-        names = [name for whose in (own, config) for name in whose.get("architectures") or ()]
-        if known and names and not known.intersection(names):
+    tables = folder / "conversion" / "__init__.py"
+    # Other releases keep them otherwise.
+    text = tables.read_text(encoding="utf-8") if tables.is_file() else ""
+    for table, part in {"TEXT_MODEL_MAP": "text_config", "MMPROJ_MODEL_MAP": "vision_config"}.items():
+        found = re.search("^" + table + r"\b[^\n]*\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
+        known = set(re.findall(r'^ +"([\w.]+)":', found[1], re.MULTILINE)) if found else set()
+        names = [name for whose in (config.get(part) or {}, config) for name in whose.get("architectures") or ()]
+        if known and names and not known.intersection(names) and (sees or part == "text_config"):
             message = f"--gguf: llama.cpp can't convert {model}, a {names[-1]}"
             raise UserError(f"{message}.", "Leave --gguf away; --merge 16bit works.", status=3)
-
-
-def convertible(folder: Path, table: str) -> set[str]:
-    """The names in that table of the converter's; empty where it keeps them otherwise, as other releases do."""
-    try:
-        text = (folder / "conversion" / "__init__.py").read_text(encoding="utf-8")
-    except OSError:
-        return set()
-    found = re.search("^" + table + r"\b[^\n]*\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
-    return set(re.findall(r'^ +"([\w.]+)":', found[1], re.MULTILINE)) if found else set()
 
 
 def can_build(types: Iterable[str]) -> bool:
@@ -1648,9 +1621,9 @@ ADAPTER_THERE = (
 # Where a value should lie, for those options that the script has.
 ABOVE_0 = ("max_steps", "num_train_epochs", "batch_size", "gradient_accumulation", "learning_rate", "logging_steps",
            "eval_steps", "lora_r", "lora_alpha")  # fmt: skip
-FROM_0 = ("eval_rows", "weight_decay", "seed", "sample_rows", "checkpoint_minutes", "timeout_s")
-SHARES = ("warmup_ratio", "lora_dropout")
-AT_LEAST = {"image_size": (28, "pixels"), "max_length": (16, "tokens")}
+AT_LEAST = {"eval_rows": 0, "weight_decay": 0, "seed": 0, "sample_rows": 0, "checkpoint_minutes": 0, "timeout_s": 0,
+            "warmup_ratio": 0, "lora_dropout": 0, "max_length": 16, "image_size": 28}  # fmt: skip
+BELOW_1 = ("warmup_ratio", "lora_dropout")
 
 
 class Parser(argparse.ArgumentParser):
@@ -1703,17 +1676,11 @@ def refuse(args: Any, name: str, problem: str) -> NoReturn:
 
 def check_options(args: Any) -> None:
     """Refuse what can't work, before anything heavy is imported."""
-    held = vars(args)
-    for name in held.keys() & {*ABOVE_0, *FROM_0, *SHARES, *AT_LEAST}:
-        value = held[name]
+    for name, value in vars(args).items():
         if name in ABOVE_0 and value is not None and not 0 < value < math.inf:
             refuse(args, name, "should be above 0")
-        if name in FROM_0 and not 0 <= value < math.inf:
-            refuse(args, name, "should not be negative")
-        if name in SHARES and not 0 <= value < 1:
-            refuse(args, name, "should be at least 0 and below 1")
-        if name in AT_LEAST and value < AT_LEAST[name][0]:
-            refuse(args, name, "should be at least {} {}".format(*AT_LEAST[name]))
+        if name in AT_LEAST and not AT_LEAST[name] <= value < (1 if name in BELOW_1 else math.inf):
+            refuse(args, name, f"should be at least {AT_LEAST[name]}{' and below 1' if name in BELOW_1 else ''}")
     if args.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", args.revision or ""):
         refuse(args, "revision", "--trust-remote-code needs the 40 digits of the commit that was read")
     if not re.fullmatch(r"\w[\w .-]*", args.run_name):
@@ -1730,16 +1697,14 @@ def check_repos(args: Any) -> None:
         refuse(args, "merged_repo", "it says where a merged model goes; add --merge 16bit")
     if args.merged_repo and args.merged_repo in (args.output_repo, getattr(args, "adapter", None)):
         refuse(args, "merged_repo", ADAPTER_THERE)
+    # What the Hub's client reads at its import is not settled yet.
     home = os.environ.get("HF_HOME", Path.home() / ".cache/huggingface")
     token_file = Path(os.environ.get("HF_TOKEN_PATH", Path(home) / "token"))
     for name in ("output_repo", "merged_repo"):
-        repo = getattr(args, name)
-        if not repo:
-            continue
-        if not re.fullmatch(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", repo, re.ASCII):
+        repo, flag = getattr(args, name), name.replace("_", "-")
+        if repo and not re.fullmatch(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", repo, re.ASCII):
             refuse(args, name, "should be NAME or NAMESPACE/NAME")
-        if not os.environ.get("HF_TOKEN") and not token_file.is_file():
-            flag = name.replace("_", "-")
+        if repo and not os.environ.get("HF_TOKEN") and not token_file.is_file():
             hint = f"Run `hf auth login` or set HF_TOKEN, or leave --{flag} away."
             raise UserError(f"--{flag} needs a Hugging Face token, and there is none.", hint, status=2)
 
@@ -2030,27 +1995,14 @@ def every_file(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def push_merged_beside(folder: Path, repo: str) -> None:
-    """Push the merged copy beside the adapter, in the place of an earlier one."""
-    paths = [f"{folder.name}/{path}" for path in every_file(folder)]
-    push(folder.parent, repo, paths, stale_files(repo, paths, f"{folder.name}/.*"))
-
-
-def push_merged_alone(folder: Path, repo: str, card: str | None) -> None:
-    """Push the merged copy to a repo of its own, with that card, or without where the Hub does not take it."""
+def push_merged(folder: Path, repo: str, alone: bool) -> None:
+    """Push the merged copy in the place of an earlier one, to a repo where it is `alone`, or beside the adapter."""
     files = [path for path in every_file(folder) if path != "README.md"]
-    stale = stale_files(repo, files, WEIGHTS)
-    if card is not None:
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        try:
-            push(folder, repo, ["README.md", *files], stale)
-            return
-        except UserError as error:
-            # The Hub refuses a commit for a card that it does not take.
-            if "README.md" not in error.args[0]:
-                raise
-            note(f"{repo} has no card ({reason(error)})")
-    push(folder, repo, files, stale)
+    if alone:
+        push(folder, repo, files, stale_files(repo, files, WEIGHTS))
+    else:
+        paths = [f"{folder.name}/{path}" for path in files]
+        push(folder.parent, repo, paths, stale_files(repo, paths, f"{folder.name}/.*"))
 
 
 def push_gguf(path: Path, kind: str, repo: str) -> None:
@@ -2191,18 +2143,27 @@ class Origin:
     run_name: str
 
 
-def tell_of_copies(origin: Origin, adapter: Path, folder: Path, repo: str | None, copies: Sequence[Copy]) -> str | None:
-    """Write README.md in the folder, the adapter's with the copies in it or one of their own; its text, or none."""
+def put_card(folder: Path, repo: str | None, make: Callable[[], str | None]) -> None:
+    """Write README.md in the folder, and push it to the repo if there is one; raises nothing."""
+    try:
+        text = make()
+        if text:
+            (folder / "README.md").write_text(text, encoding="utf-8")
+            if repo:
+                push(folder, repo, ["README.md"])
+    except Exception as error:
+        note(f"no card in {repo or folder} tells of the copies ({reason(error)})")
+
+
+def card_beside(origin: Origin, adapter: Path, folder: Path, repo: str | None, copies: Sequence[Copy]) -> str | None:
+    """The adapter's card with the copies that lie in folder or repo, or one of their own; none where neither fits."""
     own = find_card(adapter, repo)
     told = [*copies, *other_ggufs(folder, repo, copies)]
     if own:
-        text = amend_card(own.read_text(encoding="utf-8"), origin, repo, told)
-    elif repo and any(copy.repo == repo and not copy.error for copy in copies):
-        text = copies_card(origin, adapter, repo, told)
-    else:
-        return None
-    (folder / "README.md").write_text(text, encoding="utf-8")
-    return text
+        return amend_card(own.read_text(encoding="utf-8"), origin, repo, told)
+    if repo and any(copy.repo == repo and not copy.error for copy in copies):
+        return copies_card(origin, adapter, repo, told)
+    return None
 
 
 def find_card(folder: Path, repo: str | None) -> Path | None:
@@ -2268,13 +2229,13 @@ def amend_card(text: str, origin: Origin, repo: str | None, copies: Sequence[Cop
     # Of what was there before, more was told then.
     fresh = {code(copy.path) for copy in made if copy.checked}
     rows |= {name: told for name, told in copy_rows(made) if name in fresh or name not in rows}
-    if any(copy.kind == "merged" for copy in made):
-        # There is one, of whichever kind.
-        uses = {name: use for name, use in uses.items() if not name.startswith("Merged, ")}
-    uses |= {name: f"```{language}\n{told}\n```" for name, language, told in usage(origin, repo, made)}
+    shown = {name: f"```{language}\n{told}\n```" for name, language, told in usage(origin, repo, made)}
+    # Of merged copies there is one, of whichever kind.
+    replaced = ("Merged, ",) if any(copy.kind == "merged" for copy in made) else ()
+    shown |= {name: use for name, use in uses.items() if name not in shown and not name.startswith(replaced)}
     table = "".join(f"| {name} | {told} |\n" for name, told in rows.items())
     section = f"\n## Copies\n\n| | |\n| --- | --- |\n{table}"
-    section += "".join(f"\n### {name}\n\n{use}\n" for name, use in uses.items())
+    section += "".join(f"\n### {name}\n\n{use}\n" for name, use in shown.items())
     return text[: place.start()] + section + text[place.end() :]
 
 

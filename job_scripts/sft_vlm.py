@@ -61,6 +61,7 @@ import types
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
+from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from fnmatch import fnmatch
 from functools import partial
@@ -789,9 +790,9 @@ ADAPTER_THERE = (
 # Where a value should lie, for those options that the script has.
 ABOVE_0 = ("max_steps", "num_train_epochs", "batch_size", "gradient_accumulation", "learning_rate", "logging_steps",
            "eval_steps", "lora_r", "lora_alpha")  # fmt: skip
-FROM_0 = ("eval_rows", "weight_decay", "seed", "sample_rows", "checkpoint_minutes", "timeout_s")
-SHARES = ("warmup_ratio", "lora_dropout")
-AT_LEAST = {"image_size": (28, "pixels"), "max_length": (16, "tokens")}
+AT_LEAST = {"eval_rows": 0, "weight_decay": 0, "seed": 0, "sample_rows": 0, "checkpoint_minutes": 0, "timeout_s": 0,
+            "warmup_ratio": 0, "lora_dropout": 0, "max_length": 16, "image_size": 28}  # fmt: skip
+BELOW_1 = ("warmup_ratio", "lora_dropout")
 
 
 class Parser(argparse.ArgumentParser):
@@ -844,17 +845,11 @@ def refuse(args: Any, name: str, problem: str) -> NoReturn:
 
 def check_options(args: Any) -> None:
     """Refuse what can't work, before anything heavy is imported."""
-    held = vars(args)
-    for name in held.keys() & {*ABOVE_0, *FROM_0, *SHARES, *AT_LEAST}:
-        value = held[name]
+    for name, value in vars(args).items():
         if name in ABOVE_0 and value is not None and not 0 < value < math.inf:
             refuse(args, name, "should be above 0")
-        if name in FROM_0 and not 0 <= value < math.inf:
-            refuse(args, name, "should not be negative")
-        if name in SHARES and not 0 <= value < 1:
-            refuse(args, name, "should be at least 0 and below 1")
-        if name in AT_LEAST and value < AT_LEAST[name][0]:
-            refuse(args, name, "should be at least {} {}".format(*AT_LEAST[name]))
+        if name in AT_LEAST and not AT_LEAST[name] <= value < (1 if name in BELOW_1 else math.inf):
+            refuse(args, name, f"should be at least {AT_LEAST[name]}{' and below 1' if name in BELOW_1 else ''}")
     if args.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", args.revision or ""):
         refuse(args, "revision", "--trust-remote-code needs the 40 digits of the commit that was read")
     if not re.fullmatch(r"\w[\w .-]*", args.run_name):
@@ -887,16 +882,14 @@ def check_repos(args: Any) -> None:
         refuse(args, "merged_repo", "it says where a merged model goes; add --merge 16bit")
     if args.merged_repo and args.merged_repo in (args.output_repo, getattr(args, "adapter", None)):
         refuse(args, "merged_repo", ADAPTER_THERE)
+    # What the Hub's client reads at its import is not settled yet.
     home = os.environ.get("HF_HOME", Path.home() / ".cache/huggingface")
     token_file = Path(os.environ.get("HF_TOKEN_PATH", Path(home) / "token"))
     for name in ("output_repo", "merged_repo"):
-        repo = getattr(args, name)
-        if not repo:
-            continue
-        if not re.fullmatch(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", repo, re.ASCII):
+        repo, flag = getattr(args, name), name.replace("_", "-")
+        if repo and not re.fullmatch(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", repo, re.ASCII):
             refuse(args, name, "should be NAME or NAMESPACE/NAME")
-        if not os.environ.get("HF_TOKEN") and not token_file.is_file():
-            flag = name.replace("_", "-")
+        if repo and not os.environ.get("HF_TOKEN") and not token_file.is_file():
             hint = f"Run `hf auth login` or set HF_TOKEN, or leave --{flag} away."
             raise UserError(f"--{flag} needs a Hugging Face token, and there is none.", hint, status=2)
 
@@ -1189,23 +1182,32 @@ def find_gpu(args: Any) -> bool:
     return bool(found)
 
 
-def check_model(model: str, revision: str | None, trusted: bool = False) -> None:
-    """Ask for the smallest file of a Hub model first, whose absence has a short explanation."""
-    if Path(model).is_dir():
-        return
+def check_model(model: str, revision: str | None, trusted: bool = False) -> dict[str, Any]:
+    """The model's config.json; `UserError` of status 3 where there is none to be read, or it names foreign code."""
+    path = Path(model, "config.json")
+    if not Path(model).is_dir():
+        path = fetch_config(model, revision)
+        if trusted:
+            check_code(model, revision)
+    elif not path.is_file():
+        raise UserError(f"{model} is no model: it has no config.json.", "Name a model's folder, or a repo.", status=3)
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def fetch_config(model: str, revision: str | None) -> Path:
+    """Ask for the smallest file of a Hub model, whose absence has a short explanation."""
     from httpx import HTTPError
     from huggingface_hub import errors, hf_hub_download
 
     try:
-        hf_hub_download(model, "config.json", revision=revision)
+        return Path(hf_hub_download(model, "config.json", revision=revision))
     except errors.GatedRepoError as error:
         hint = f"Accept its terms at https://huggingface.co/{model} with the account of your HF_TOKEN."
         raise UserError(f"{model} is gated and this account has no access.", hint, status=3) from error
     except (HTTPError, OSError, errors.HFValidationError) as error:
         hint = "Check the name, the revision, the token and the network."
         raise UserError(f"the model {model} can't be read ({reason(error)}).", hint, status=3) from error
-    if trusted:
-        check_code(model, revision)
 
 
 def check_code(model: str, revision: str | None) -> None:
@@ -2205,25 +2207,19 @@ def machine_rows(record: dict[str, Any], result: dict[str, Any]) -> list[tuple[s
     plan, in_job = record.get("plan") or {}, bool(os.environ.get("JOB_ID"))
     flavor, rate = record.get("flavor"), plan.get("cost", {}).get("usd_per_hour")
     total_s = time.monotonic() - STARTED
+    total, training = (timedelta(seconds=round(seconds)) for seconds in (total_s, result["train_s"]))
     again = f", in attempt {result['attempt']}" if result["attempt"] > 1 else ""
     peak, predicted = result["peak_gib"], result["predicted_peak_gib"]
     memory = [f"{peak:.2f} GiB at most"] if peak is not None else []
     memory += [f"{predicted:.2f} GiB predicted"] if memory and predicted is not None else []
     return [
         ("Hardware", code(result["device"]) + (f", flavor {code(flavor)}" if in_job and flavor else "")),
-        ("Time", f"{span(total_s)}{again}; {span(result['train_s'])} of training"),
+        ("Time", f"{total}{again}; {training} of training"),
         ("Speed", f"{result['tokens_per_second']:,.0f} tokens a second"),
         ("Cost", f"about ${rate * total_s / 3600:.2f}{again}, at ${rate:.2f} an hour" if in_job and rate else None),
         ("GPU memory", ", ".join(memory)),
         ("Versions", ", ".join(f"{name} {number}" for name, number in result["versions"].items())),
     ]
-
-
-def span(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def draw_losses(path: Path, result: dict[str, Any], history: list[dict[str, Any]]) -> None:
@@ -2302,33 +2298,26 @@ def run_exporter(args: Any, output_repo: str | None, *words: str) -> tuple[dict[
     began = {"LAUNCH_STARTED": str(CLOCK.deadline - args.timeout_s)} if args.timeout_s else {}
     result, problem = dict[str, Any](), ""
     with subprocess.Popen(command, env=os.environ | began, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        for line in lines_of(process):
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            CLOCK.on_signal(number, frame)
+            process.terminate()
+
+        handlers = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+        if CLOCK.signalled:
+            process.terminate()
+        assert process.stdout is not None
+        for said in process.stdout:
+            line = said.decode("utf-8", "replace").rstrip("\n")
             if line.startswith("RESULT "):
                 result = json.loads(line.removeprefix("RESULT "))
             elif line.startswith("error: "):
                 problem = line.removeprefix("error: ")
             else:
                 note(line)
-        status = process.wait()
-    return {name: result[name] for name in ("exports",) if name in result}, status, problem
-
-
-def lines_of(process: subprocess.Popen[bytes]) -> Iterator[str]:
-    """What it prints, line by line; a signal to this process reaches it too."""
-    assert process.stdout is not None
-    told, rest = False, b""
-    while True:
-        ready = select.select([process.stdout], [], [], 0.5)[0]
-        if CLOCK.signalled and not told:
-            told = True
-            process.send_signal(signal.SIGTERM)
-        if not ready:
-            continue
-        said = os.read(process.stdout.fileno(), 65536)
-        *lines, rest = (rest + said).split(b"\n")
-        yield from (line.decode("utf-8", "replace") for line in lines)
-        if not said:
-            return
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return {name: result[name] for name in ("exports",) if name in result}, process.returncode, problem
 
 
 # ---- Run -------------------------------------------------------------------------------------------------------------

@@ -67,8 +67,7 @@ def find_base(
     if Path(name).is_absolute() and not Path(name).is_dir():
         hint = "Name the model that it was trained on with --model."
         raise UserError(f"the adapter was trained on {name}, which is not here.", hint, status=3)
-    check_model(name, revision, trusted)
-    config = read_config(name, revision)
+    config = check_model(name, revision, trusted)
     modality = modality or (record.get("plan") or {}).get("modality")
     if modality == "vision" and "vision_config" not in config:
         raise UserError(f"{name} sees no pictures.", "Add --modality text.", status=2)
@@ -76,16 +75,6 @@ def find_base(
     if needs_whole and (config.get("quantization_config") or {}).get("quant_method") == "bitsandbytes":
         whole, whole_revision = find_whole(name)
     return Base(name, revision, whole, whole_revision, config, modality != "text" and "vision_config" in config)
-
-
-def read_config(model: str, revision: str | None) -> dict[str, Any]:
-    """The model's config.json, which `check_model` found."""
-    from huggingface_hub import hf_hub_download
-
-    path = Path(model, "config.json")
-    path = path if path.is_file() else Path(hf_hub_download(model, "config.json", revision=revision))
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
 
 
 def find_whole(name: str) -> tuple[str, str | None]:

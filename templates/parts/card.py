@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -142,25 +143,19 @@ def machine_rows(record: dict[str, Any], result: dict[str, Any]) -> list[tuple[s
     plan, in_job = record.get("plan") or {}, bool(os.environ.get("JOB_ID"))
     flavor, rate = record.get("flavor"), plan.get("cost", {}).get("usd_per_hour")
     total_s = time.monotonic() - STARTED
+    total, training = (timedelta(seconds=round(seconds)) for seconds in (total_s, result["train_s"]))
     again = f", in attempt {result['attempt']}" if result["attempt"] > 1 else ""
     peak, predicted = result["peak_gib"], result["predicted_peak_gib"]
     memory = [f"{peak:.2f} GiB at most"] if peak is not None else []
     memory += [f"{predicted:.2f} GiB predicted"] if memory and predicted is not None else []
     return [
         ("Hardware", code(result["device"]) + (f", flavor {code(flavor)}" if in_job and flavor else "")),
-        ("Time", f"{span(total_s)}{again}; {span(result['train_s'])} of training"),
+        ("Time", f"{total}{again}; {training} of training"),
         ("Speed", f"{result['tokens_per_second']:,.0f} tokens a second"),
         ("Cost", f"about ${rate * total_s / 3600:.2f}{again}, at ${rate:.2f} an hour" if in_job and rate else None),
         ("GPU memory", ", ".join(memory)),
         ("Versions", ", ".join(f"{name} {number}" for name, number in result["versions"].items())),
     ]
-
-
-def span(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def draw_losses(path: Path, result: dict[str, Any], history: list[dict[str, Any]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from parts.copies import Copy
 from parts.llama_cpp import GGUF_BITS, MMPROJ
 from parts.markdown import card_head, code, linked, literal, plain, snippet
-from parts.push import persist
+from parts.push import persist, push
 from parts.say import note, reason
 
 LICENCE_FIELDS = ("license", "license_name", "license_link")
@@ -38,18 +38,27 @@ class Origin:
     run_name: str
 
 
-def tell_of_copies(origin: Origin, adapter: Path, folder: Path, repo: str | None, copies: Sequence[Copy]) -> str | None:
-    """Write README.md in the folder, the adapter's with the copies in it or one of their own; its text, or none."""
+def put_card(folder: Path, repo: str | None, make: Callable[[], str | None]) -> None:
+    """Write README.md in the folder, and push it to the repo if there is one; raises nothing."""
+    try:
+        text = make()
+        if text:
+            (folder / "README.md").write_text(text, encoding="utf-8")
+            if repo:
+                push(folder, repo, ["README.md"])
+    except Exception as error:
+        note(f"no card in {repo or folder} tells of the copies ({reason(error)})")
+
+
+def card_beside(origin: Origin, adapter: Path, folder: Path, repo: str | None, copies: Sequence[Copy]) -> str | None:
+    """The adapter's card with the copies that lie in folder or repo, or one of their own; none where neither fits."""
     own = find_card(adapter, repo)
     told = [*copies, *other_ggufs(folder, repo, copies)]
     if own:
-        text = amend_card(own.read_text(encoding="utf-8"), origin, repo, told)
-    elif repo and any(copy.repo == repo and not copy.error for copy in copies):
-        text = copies_card(origin, adapter, repo, told)
-    else:
-        return None
-    (folder / "README.md").write_text(text, encoding="utf-8")
-    return text
+        return amend_card(own.read_text(encoding="utf-8"), origin, repo, told)
+    if repo and any(copy.repo == repo and not copy.error for copy in copies):
+        return copies_card(origin, adapter, repo, told)
+    return None
 
 
 def find_card(folder: Path, repo: str | None) -> Path | None:
@@ -115,13 +124,13 @@ def amend_card(text: str, origin: Origin, repo: str | None, copies: Sequence[Cop
     # Of what was there before, more was told then.
     fresh = {code(copy.path) for copy in made if copy.checked}
     rows |= {name: told for name, told in copy_rows(made) if name in fresh or name not in rows}
-    if any(copy.kind == "merged" for copy in made):
-        # There is one, of whichever kind.
-        uses = {name: use for name, use in uses.items() if not name.startswith("Merged, ")}
-    uses |= {name: f"```{language}\n{told}\n```" for name, language, told in usage(origin, repo, made)}
+    shown = {name: f"```{language}\n{told}\n```" for name, language, told in usage(origin, repo, made)}
+    # Of merged copies there is one, of whichever kind.
+    replaced = ("Merged, ",) if any(copy.kind == "merged" for copy in made) else ()
+    shown |= {name: use for name, use in uses.items() if name not in shown and not name.startswith(replaced)}
     table = "".join(f"| {name} | {told} |\n" for name, told in rows.items())
     section = f"\n## Copies\n\n| | |\n| --- | --- |\n{table}"
-    section += "".join(f"\n### {name}\n\n{use}\n" for name, use in uses.items())
+    section += "".join(f"\n### {name}\n\n{use}\n" for name, use in shown.items())
     return text[: place.start()] + section + text[place.end() :]
 
 

@@ -92,23 +92,16 @@ def program_of(folder: Path, name: str) -> Path | None:
 
 def require_convertible(model: str, config: dict[str, Any], sees: bool, folder: Path) -> None:
     """Refuse a model that the converter does not know, by the tables that it looks the architecture up in."""
-    tables = {"TEXT_MODEL_MAP": "text_config"} | ({"MMPROJ_MODEL_MAP": "vision_config"} if sees else {})
-    for table, part in tables.items():
-        known, own = convertible(folder, table), config.get(part) or {}
-        names = [name for whose in (own, config) for name in whose.get("architectures") or ()]
-        if known and names and not known.intersection(names):
+    tables = folder / "conversion" / "__init__.py"
+    # Other releases keep them otherwise.
+    text = tables.read_text(encoding="utf-8") if tables.is_file() else ""
+    for table, part in {"TEXT_MODEL_MAP": "text_config", "MMPROJ_MODEL_MAP": "vision_config"}.items():
+        found = re.search("^" + table + r"\b[^\n]*\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
+        known = set(re.findall(r'^ +"([\w.]+)":', found[1], re.MULTILINE)) if found else set()
+        names = [name for whose in (config.get(part) or {}, config) for name in whose.get("architectures") or ()]
+        if known and names and not known.intersection(names) and (sees or part == "text_config"):
             message = f"--gguf: llama.cpp can't convert {model}, a {names[-1]}"
             raise UserError(f"{message}.", "Leave --gguf away; --merge 16bit works.", status=3)
-
-
-def convertible(folder: Path, table: str) -> set[str]:
-    """The names in that table of the converter's; empty where it keeps them otherwise, as other releases do."""
-    try:
-        text = (folder / "conversion" / "__init__.py").read_text(encoding="utf-8")
-    except OSError:
-        return set()
-    found = re.search("^" + table + r"\b[^\n]*\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
-    return set(re.findall(r'^ +"([\w.]+)":', found[1], re.MULTILINE)) if found else set()
 
 
 def can_build(types: Iterable[str]) -> bool:
