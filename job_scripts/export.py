@@ -383,14 +383,13 @@ def settle(options: Options) -> Options:
         refuse(options, "adapter", "there is no adapter_config.json in it")
     if not options.merge and not options.gguf:
         raise UserError("nothing is asked for.", "Add --merge 16bit, or --gguf q4_k_m.", status=2)
+    check_options(options)
     if options.adapter != Options.adapter:
         # Of another adapter than the chosen one, whose these are, only what flags give.
-        theirs = ("model", "revision", "modality", "run_name")
-        unknown = [name for name in theirs if getattr(options, name) == getattr(Options, name)]
-        options = replace(options, **dict.fromkeys(unknown))
-    options = replace(options, run_name=options.run_name or Path(adapter).resolve().name)
-    check_options(options)
-    return options
+        for name in ("model", "revision", "modality", "run_name"):
+            if getattr(options, name) == getattr(Options, name):
+                options = replace(options, **{name: None})
+    return replace(options, run_name=options.run_name or Path(adapter).resolve().name)
 
 
 # ---- Say -------------------------------------------------------------------------------------------------------------
