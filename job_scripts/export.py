@@ -479,7 +479,6 @@ def check_model(model: str, revision: str | None, trusted: bool = False) -> dict
 
 def fetch_config(model: str, revision: str | None) -> Path:
     """Ask for the smallest file of a Hub model, whose absence has a short explanation."""
-    from httpx import HTTPError
     from huggingface_hub import errors, hf_hub_download
 
     try:
@@ -487,7 +486,7 @@ def fetch_config(model: str, revision: str | None) -> Path:
     except errors.GatedRepoError as error:
         hint = f"Accept its terms at https://huggingface.co/{model} with the account of your HF_TOKEN."
         raise UserError(f"{model} is gated and this account has no access.", hint, status=3) from error
-    except (HTTPError, OSError, errors.HFValidationError) as error:
+    except Exception as error:
         hint = "Check the name, the revision, the token and the network."
         raise UserError(f"the model {model} can't be read ({reason(error)}).", hint, status=3) from error
 
@@ -824,7 +823,7 @@ class Base:
 
 def fetch_adapter(adapter: str, revision: str | None) -> Path:
     """The adapter's folder; a repo's is that of its commit in the Hub's cache."""
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
     folder = Path(adapter)
     if not folder.is_dir():
@@ -832,7 +831,7 @@ def fetch_adapter(adapter: str, revision: str | None) -> Path:
         fetch = partial(snapshot_download, adapter, revision=revision, **wanted)
         try:
             folder = Path(persist(f"fetching {adapter}", fetch))
-        except (OSError, ValueError, errors.HfHubHTTPError) as error:
+        except Exception as error:
             hint = "Check the name, the revision, the token and the network."
             raise UserError(f"the adapter {adapter} can't be read ({reason(error)}).", hint, status=3) from error
     if not (folder / "adapter_config.json").is_file() or not any(folder.glob("adapter_model*")):
@@ -869,9 +868,12 @@ def find_whole(name: str) -> tuple[str, str | None]:
     from huggingface_hub import HfApi
 
     short = re.sub(r"-(unsloth-)?bnb-4bit$", "", name, flags=re.IGNORECASE)
-    candidates = [] if Path(name).is_dir() or short == name else [short]
+    if short == name or Path(name).is_dir():
+        message = f"--model {name} is in 4 bits itself, and its 16-bit original, which copies need, is not known"
+        raise UserError(f"{message}.", "Name that one, and add --load-in 4bit.", status=2)
+    candidates = [short]
     try:
-        card = persist(f"looking up {name}", lambda: HfApi().model_info(name)).card_data if candidates else None
+        card = persist(f"looking up {name}", lambda: HfApi().model_info(name)).card_data
         told = card.base_model if card else None
         candidates += [told] if isinstance(told, str) else told or []
     except Exception as error:
@@ -881,11 +883,8 @@ def find_whole(name: str) -> tuple[str, str | None]:
             return candidate, persist(f"looking up {candidate}", partial(HfApi().model_info, candidate)).sha
         except Exception as error:
             note(f"the commit of {candidate} is not known ({reason(error)})")
-    if candidates:
-        # It may lie in the cache all the same.
-        return candidates[0], None
-    message = f"--model {name} is in 4 bits itself, and its 16-bit original, which copies need, is not known"
-    raise UserError(f"{message}.", "Name that one, and add --load-in 4bit.", status=2)
+    # It may lie in the cache all the same.
+    return short, None
 
 
 def model_bytes(name: str, revision: str | None, config: dict[str, Any]) -> float:

@@ -1080,7 +1080,6 @@ def check_model(model: str, revision: str | None, trusted: bool = False) -> dict
 
 def fetch_config(model: str, revision: str | None) -> Path:
     """Ask for the smallest file of a Hub model, whose absence has a short explanation."""
-    from httpx import HTTPError
     from huggingface_hub import errors, hf_hub_download
 
     try:
@@ -1088,7 +1087,7 @@ def fetch_config(model: str, revision: str | None) -> Path:
     except errors.GatedRepoError as error:
         hint = f"Accept its terms at https://huggingface.co/{model} with the account of your HF_TOKEN."
         raise UserError(f"{model} is gated and this account has no access.", hint, status=3) from error
-    except (HTTPError, OSError, errors.HFValidationError) as error:
+    except Exception as error:
         hint = "Check the name, the revision, the token and the network."
         raise UserError(f"the model {model} can't be read ({reason(error)}).", hint, status=3) from error
 

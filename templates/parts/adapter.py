@@ -37,7 +37,7 @@ class Base:
 
 def fetch_adapter(adapter: str, revision: str | None) -> Path:
     """The adapter's folder; a repo's is that of its commit in the Hub's cache."""
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
     folder = Path(adapter)
     if not folder.is_dir():
@@ -45,7 +45,7 @@ def fetch_adapter(adapter: str, revision: str | None) -> Path:
         fetch = partial(snapshot_download, adapter, revision=revision, **wanted)
         try:
             folder = Path(persist(f"fetching {adapter}", fetch))
-        except (OSError, ValueError, errors.HfHubHTTPError) as error:
+        except Exception as error:
             hint = "Check the name, the revision, the token and the network."
             raise UserError(f"the adapter {adapter} can't be read ({reason(error)}).", hint, status=3) from error
     if not (folder / "adapter_config.json").is_file() or not any(folder.glob("adapter_model*")):
@@ -82,9 +82,12 @@ def find_whole(name: str) -> tuple[str, str | None]:
     from huggingface_hub import HfApi
 
     short = re.sub(r"-(unsloth-)?bnb-4bit$", "", name, flags=re.IGNORECASE)
-    candidates = [] if Path(name).is_dir() or short == name else [short]
+    if short == name or Path(name).is_dir():
+        message = f"--model {name} is in 4 bits itself, and its 16-bit original, which copies need, is not known"
+        raise UserError(f"{message}.", "Name that one, and add --load-in 4bit.", status=2)
+    candidates = [short]
     try:
-        card = persist(f"looking up {name}", lambda: HfApi().model_info(name)).card_data if candidates else None
+        card = persist(f"looking up {name}", lambda: HfApi().model_info(name)).card_data
         told = card.base_model if card else None
         candidates += [told] if isinstance(told, str) else told or []
     except Exception as error:
@@ -94,11 +97,8 @@ def find_whole(name: str) -> tuple[str, str | None]:
             return candidate, persist(f"looking up {candidate}", partial(HfApi().model_info, candidate)).sha
         except Exception as error:
             note(f"the commit of {candidate} is not known ({reason(error)})")
-    if candidates:
-        # It may lie in the cache all the same.
-        return candidates[0], None
-    message = f"--model {name} is in 4 bits itself, and its 16-bit original, which copies need, is not known"
-    raise UserError(f"{message}.", "Name that one, and add --load-in 4bit.", status=2)
+    # It may lie in the cache all the same.
+    return short, None
 
 
 def model_bytes(name: str, revision: str | None, config: dict[str, Any]) -> float:
