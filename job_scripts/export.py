@@ -386,9 +386,9 @@ def settle(options: Options) -> Options:
     check_options(options)
     if options.adapter != Options.adapter:
         # Of another adapter than the chosen one, whose these are, only what flags give.
-        for name in ("model", "revision", "modality", "run_name"):
-            if getattr(options, name) == getattr(Options, name):
-                options = replace(options, **{name: None})
+        names = ("model", "revision", "modality", "run_name")
+        unknown: dict[str, Any] = {name: None for name in names if getattr(options, name) == getattr(Options, name)}
+        options = replace(options, **unknown)
     return replace(options, run_name=options.run_name or Path(adapter).resolve().name)
 
 
