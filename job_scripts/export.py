@@ -38,7 +38,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import gc
 import hashlib
 import itertools
 import json
@@ -53,7 +52,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import threading
 import time
@@ -65,9 +63,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from email.utils import parsedate_to_datetime
 from functools import partial
+from itertools import takewhile
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from statistics import correlation
 from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -143,7 +143,7 @@ def main(options: Options) -> int:
         except Exception as error:
             export.fail_rest(reason(error))
         shutil.rmtree(work, ignore_errors=True)
-        tell_in_card(export, found)
+        tell_in_cards(export, found, place)
         if place != found.output_dir and not any(copy.error for copy in export.copies):
             # All of it was pushed.
             shutil.rmtree(place, ignore_errors=True)
@@ -226,8 +226,10 @@ def check(options: Options) -> Found:
     set_environment(options)
     adapter = fetch_adapter(options.adapter, options.adapter_revision) if options.adapter else None
     needs_whole = bool(options.gguf) or options.merge == "16bit"
-    model, revision, modality = (given(options, name) for name in ("model", "revision", "modality"))
-    base = find_base(adapter, model, revision, modality, options.trust_remote_code, needs_whole)
+    base = find_base(adapter, options.model, options.revision, options.modality, options.trust_remote_code, needs_whole)
+    if options.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", base.revision or ""):
+        hint = "Give --revision with the 40 digits of the commit that was read."
+        raise UserError(f"--trust-remote-code: no commit of {base.name} is known.", hint, status=2)
     if options.device == "cpu" and base.sees:
         hint = "Use a machine with one: `launch export` finds it."
         raise UserError(f"Unsloth loads {base.name}, a vision model, on a GPU only.", hint, status=3)
@@ -326,13 +328,9 @@ def make(
             files = every_file(source.folder)
             copy.path, copy.checked = MERGED, source.checked
             copy.gib = sum((source.folder / path).stat().st_size for path in files) / 2**30
-            if found.merged_repo:
-                # It is the repo, and in no folder of it.
-                alone = replace(copy, path=None, repo=found.merged_repo, error=None)
-                push_merged_alone(source.folder, found.merged_repo, card_of(export, found, alone))
-            elif found.repo:
-                push_merged_beside(source.folder, found.repo)
             copy.repo = found.merged_repo or found.repo
+            if copy.repo:
+                push_merged(source.folder, copy.repo, alone=bool(found.merged_repo))
         else:
             assert found.llama_cpp is not None
             file, copy.checked = make_gguf(
@@ -359,35 +357,23 @@ def make(
 # ---- The card --------------------------------------------------------------------------------------------------------
 
 
-def origin_of(export: Export, found: Found) -> Origin:
-    """What the cards say of where the copies come from."""
+def tell_in_cards(export: Export, found: Found, place: Path) -> None:
+    """Let the cards tell of what was made: the one beside the copies, and that of a merged model's own repo."""
+    made = [copy for copy in export.copies if not copy.error]
+    if not made:
+        return
     options, base = export.options, found.base
     commit = base.revision if re.fullmatch("[0-9a-f]{40}", base.revision or "") else None
     chats = export.trained and export.trained.form.has_template
     asks = "picture" if base.sees else "chat" if chats else "text"
-    return Origin(str(options.adapter), base.name, commit, asks, options.trust_remote_code, options.run_name)
-
-
-def card_of(export: Export, found: Found, copy: Copy) -> str | None:
-    """The card of a merged model in a repo of its own, or none where none can be made."""
-    try:
-        return copies_card(origin_of(export, found), found.adapter, str(copy.repo), [copy])
-    except Exception as error:
-        note(f"{copy.repo} has no card ({reason(error)})")
-        return None
-
-
-def tell_in_card(export: Export, found: Found) -> None:
-    """Let the card beside the copies tell of them, the adapter's or one of their own; raises nothing."""
-    if all(copy.error for copy in export.copies):
-        return
-    try:
-        folder, repo = found.output_dir, found.repo
-        text = tell_of_copies(origin_of(export, found), found.adapter, folder, repo, export.copies)
-        if text and repo:
-            push(folder, repo, ["README.md"])
-    except Exception as error:
-        note(f"the card does not tell of the exports ({getattr(error, 'paragraph', reason(error))})")
+    origin = Origin(str(options.adapter), base.name, commit, asks, options.trust_remote_code, options.run_name)
+    beside = partial(card_beside, origin, found.adapter, found.output_dir, found.repo, export.copies)
+    put_card(found.output_dir, found.repo, beside)
+    # There it is the repo, and in no folder of it.
+    alone = [replace(copy, path=None) for copy in made if copy.kind == "merged"]
+    if found.merged_repo and alone:
+        own = partial(copies_card, origin, found.adapter, found.merged_repo, alone)
+        put_card(place / MERGED, found.merged_repo, own)
 
 
 # ---- The command line ------------------------------------------------------------------------------------------------
@@ -402,15 +388,13 @@ def settle(options: Options) -> Options:
         refuse(options, "adapter", "there is no adapter_config.json in it")
     if not options.merge and not options.gguf:
         raise UserError("nothing is asked for.", "Add --merge 16bit, or --gguf q4_k_m.", status=2)
-    options = replace(options, run_name=given(options, "run_name") or Path(adapter).resolve().name)
     check_options(options)
-    return options
-
-
-def given(options: Options, name: str) -> Any:
-    """The option's value; of another adapter than the chosen one, whose it is, only where a flag gave another."""
-    value = getattr(options, name)
-    return None if options.adapter != Options.adapter and value == getattr(Options, name) else value
+    if options.adapter != Options.adapter:
+        # Of another adapter than the chosen one, whose these are, only what flags give.
+        names = ("model", "revision", "modality", "run_name")
+        unknown: dict[str, Any] = {name: None for name in names if getattr(options, name) == getattr(Options, name)}
+        options = replace(options, **unknown)
+    return replace(options, run_name=options.run_name or Path(adapter).resolve().name)
 
 
 # ---- Say -------------------------------------------------------------------------------------------------------------
@@ -505,23 +489,31 @@ def find_gpu(args: Any) -> bool:
     return bool(found)
 
 
-def check_model(model: str, revision: str | None, trusted: bool = False) -> None:
-    """Ask for the smallest file of a Hub model first, whose absence has a short explanation."""
-    if Path(model).is_dir():
-        return
-    from httpx import HTTPError
+def check_model(model: str, revision: str | None, trusted: bool = False) -> dict[str, Any]:
+    """The model's config.json; `UserError` of status 3 where there is none to be read, or it names foreign code."""
+    path = Path(model, "config.json")
+    if not Path(model).is_dir():
+        path = fetch_config(model, revision)
+        if trusted:
+            check_code(model, revision)
+    elif not path.is_file():
+        raise UserError(f"{model} is no model: it has no config.json.", "Name a model's folder, or a repo.", status=3)
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def fetch_config(model: str, revision: str | None) -> Path:
+    """Ask for the smallest file of a Hub model, whose absence has a short explanation."""
     from huggingface_hub import errors, hf_hub_download
 
     try:
-        hf_hub_download(model, "config.json", revision=revision)
+        return Path(hf_hub_download(model, "config.json", revision=revision))
     except errors.GatedRepoError as error:
         hint = f"Accept its terms at https://huggingface.co/{model} with the account of your HF_TOKEN."
         raise UserError(f"{model} is gated and this account has no access.", hint, status=3) from error
-    except (HTTPError, OSError, errors.HFValidationError) as error:
+    except Exception as error:
         hint = "Check the name, the revision, the token and the network."
         raise UserError(f"the model {model} can't be read ({reason(error)}).", hint, status=3) from error
-    if trusted:
-        check_code(model, revision)
 
 
 def check_code(model: str, revision: str | None) -> None:
@@ -534,31 +526,6 @@ def check_code(model: str, revision: str | None) -> None:
             if "--" in json.dumps(content.get("auto_map")):
                 hint = "Copy the code into a repo of your own, beside the model."
                 raise UserError(f"{name} of {model} names code of another repo, which nothing pins.", hint, status=3)
-
-
-def take_peak(peaks: dict[str, float], name: str) -> None:
-    """Note under that name the most GPU memory in use since the last call, in GiB."""
-    import torch
-
-    if torch.cuda.is_initialized():
-        peaks[name] = max(peaks.get(name, 0), torch.cuda.max_memory_allocated() / 2**30)
-        torch.cuda.reset_peak_memory_stats()
-
-
-def free() -> None:
-    """Give back what nothing holds any more on the GPU."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-
-
-def device_name() -> str:
-    """The GPU that is trained on, or cpu."""
-    import torch
-
-    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "cpu"
 
 
 # ---- Clock -----------------------------------------------------------------------------------------------------------
@@ -765,7 +732,7 @@ def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str]
     try:
         persist(f"the push to {repo}", attempt)
     except Exception as error:
-        raise UserError(f"the push to {repo} failed ({reason(error)}).", rescue(folder, repo)) from error
+        raise UserError(f"the push to {repo} failed ({reason(error)}).", rescue(folder, repo, files)) from error
     note(f"pushed to {repo}, and every file is there as it is here: {', '.join(files)}")
     return f"{api.endpoint}/{repo}"
 
@@ -806,14 +773,18 @@ def pause(headers: Any, attempt: int) -> float:
         return min(2.0**attempt, LONGEST_WAIT_S) * share
 
 
-def rescue(folder: Path, repo: str) -> str:
-    """What to do where the folder could not be pushed: one command for another machine, or for this one."""
+def rescue(folder: Path, repo: str, files: Collection[str]) -> str:
+    """What to do where these files could not be pushed: one command for another machine, or for this one."""
     data = Path(os.environ.get("LAUNCH_DATA_DIR", "/data")).resolve()
     place, name = folder.resolve(), repo.split("/")[-1]
-    upload = f"hf upload --private --exclude 'checkpoints/*' --exclude '.*' {repo}"
+    # Nothing that lies beside them.
+    upload = f"hf upload --private {' '.join(f'--include {shlex.quote(name)}' for name in sorted(files))} {repo}"
     if "JOB_ID" in os.environ and data.is_dir() and not place.is_relative_to(data):
         # Elsewhere it would go with the container.
-        place = Path(shutil.copytree(place, data / "output", dirs_exist_ok=True))
+        for file in files:
+            (data / "output" / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(place / file, data / "output" / file)
+        place = data / "output"
     if "JOB_ID" not in os.environ or not place.is_relative_to(data):
         return f"The model is kept; this pushes it: {upload} {shlex.quote(str(place))} ."
     inside, bucket = place.relative_to(data).as_posix(), os.environ.get("LAUNCH_ARTIFACTS")
@@ -852,7 +823,7 @@ class Base:
 
 def fetch_adapter(adapter: str, revision: str | None) -> Path:
     """The adapter's folder; a repo's is that of its commit in the Hub's cache."""
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
     folder = Path(adapter)
     if not folder.is_dir():
@@ -860,7 +831,7 @@ def fetch_adapter(adapter: str, revision: str | None) -> Path:
         fetch = partial(snapshot_download, adapter, revision=revision, **wanted)
         try:
             folder = Path(persist(f"fetching {adapter}", fetch))
-        except (OSError, ValueError, errors.HfHubHTTPError) as error:
+        except Exception as error:
             hint = "Check the name, the revision, the token and the network."
             raise UserError(f"the adapter {adapter} can't be read ({reason(error)}).", hint, status=3) from error
     if not (folder / "adapter_config.json").is_file() or not any(folder.glob("adapter_model*")):
@@ -882,8 +853,7 @@ def find_base(
     if Path(name).is_absolute() and not Path(name).is_dir():
         hint = "Name the model that it was trained on with --model."
         raise UserError(f"the adapter was trained on {name}, which is not here.", hint, status=3)
-    check_model(name, revision, trusted)
-    config = read_config(name, revision)
+    config = check_model(name, revision, trusted)
     modality = modality or (record.get("plan") or {}).get("modality")
     if modality == "vision" and "vision_config" not in config:
         raise UserError(f"{name} sees no pictures.", "Add --modality text.", status=2)
@@ -893,24 +863,17 @@ def find_base(
     return Base(name, revision, whole, whole_revision, config, modality != "text" and "vision_config" in config)
 
 
-def read_config(model: str, revision: str | None) -> dict[str, Any]:
-    """The model's config.json, which `check_model` found."""
-    from huggingface_hub import hf_hub_download
-
-    path = Path(model, "config.json")
-    path = path if path.is_file() else Path(hf_hub_download(model, "config.json", revision=revision))
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
 def find_whole(name: str) -> tuple[str, str | None]:
     """Name and commit of the 16-bit model that a 4-bit upload was made of; `UserError` of status 2 where not known."""
     from huggingface_hub import HfApi
 
     short = re.sub(r"-(unsloth-)?bnb-4bit$", "", name, flags=re.IGNORECASE)
-    candidates = [] if Path(name).is_dir() or short == name else [short]
+    if short == name or Path(name).is_dir():
+        message = f"--model {name} is in 4 bits itself, and its 16-bit original, which copies need, is not known"
+        raise UserError(f"{message}.", "Name that one, and add --load-in 4bit.", status=2)
+    candidates = [short]
     try:
-        card = persist(f"looking up {name}", lambda: HfApi().model_info(name)).card_data if candidates else None
+        card = persist(f"looking up {name}", lambda: HfApi().model_info(name)).card_data
         told = card.base_model if card else None
         candidates += [told] if isinstance(told, str) else told or []
     except Exception as error:
@@ -920,11 +883,8 @@ def find_whole(name: str) -> tuple[str, str | None]:
             return candidate, persist(f"looking up {candidate}", partial(HfApi().model_info, candidate)).sha
         except Exception as error:
             note(f"the commit of {candidate} is not known ({reason(error)})")
-    if candidates:
-        # It may lie in the cache all the same.
-        return candidates[0], None
-    message = f"--model {name} is in 4 bits itself, and its 16-bit original, which copies need, is not known"
-    raise UserError(f"{message}.", "Name that one, and add --load-in 4bit.", status=2)
+    # It may lie in the cache all the same.
+    return short, None
 
 
 def model_bytes(name: str, revision: str | None, config: dict[str, Any]) -> float:
@@ -1117,18 +1077,13 @@ def get_llama_cpp(types: Sequence[str], build: bool = True) -> Path:
             hint = "Name a folder of llama.cpp that is built (bench/llama_cpp.sh makes one), or unset the variable."
             raise UserError(f"UNSLOTH_LLAMA_CPP_PATH={named}: {flaw}.", hint, status=3)
     else:
-        folder = Path.home() / ".unsloth" / "llama.cpp"
-        if llama_cpp_flaw(folder, types):
-            cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-            folder = cache / "launch" / "llama.cpp-0.3.36"
-            builds = can_build(types if llama_cpp_flaw(folder, types) else ()) and build
-            types = types if build else ()
-            # Made for types that need no program, or by an earlier release, it may lack some.
-            whole = all(program_of(folder, name) for name in PROGRAMS) or not builds
-            if llama_cpp_flaw(folder, types) or not whole:
-                phase("get llama.cpp")
-                make_llama_cpp(folder, builds)
-        flaw = llama_cpp_flaw(folder, types)
+        folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "launch" / "llama.cpp-0.3.36"
+        builds = can_build(types if llama_cpp_flaw(folder, types) else ()) and build
+        # Made for types that need no program, it may lack some.
+        if llama_cpp_flaw(folder) or (builds and not all(program_of(folder, name) for name in PROGRAMS)):
+            phase("get llama.cpp")
+            make_llama_cpp(folder, builds)
+        flaw = llama_cpp_flaw(folder, types if build else ())
         if flaw:
             raise UserError(f"the llama.cpp in {folder} can't be used: {flaw}.", "Remove it, and try again.", status=3)
     # Unsloth would else go to GitHub for what is newest there, and install what that needs as root.
@@ -1137,7 +1092,7 @@ def get_llama_cpp(types: Sequence[str], build: bool = True) -> Path:
     return folder
 
 
-def llama_cpp_flaw(folder: Path, types: Iterable[str]) -> str | None:
+def llama_cpp_flaw(folder: Path, types: Iterable[str] = ()) -> str | None:
     """What keeps that folder from making these types, or none."""
     if not folder.is_dir():
         return "there is no such folder"
@@ -1165,23 +1120,16 @@ def program_of(folder: Path, name: str) -> Path | None:
 
 def require_convertible(model: str, config: dict[str, Any], sees: bool, folder: Path) -> None:
     """Refuse a model that the converter does not know, by the tables that it looks the architecture up in."""
-    tables = {"TEXT_MODEL_MAP": "text_config"} | ({"MMPROJ_MODEL_MAP": "vision_config"} if sees else {})
-    for table, part in tables.items():
-        known, own = convertible(folder, table), config.get(part) or {}
-        names = [name for whose in (own, config) for name in whose.get("architectures") or ()]
-        if known and names and not known.intersection(names):
+    tables = folder / "conversion" / "__init__.py"
+    # Other releases keep them otherwise.
+    text = tables.read_text(encoding="utf-8") if tables.is_file() else ""
+    for table, part in {"TEXT_MODEL_MAP": "text_config", "MMPROJ_MODEL_MAP": "vision_config"}.items():
+        found = re.search("^" + table + r"\b[^\n]*\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
+        known = set(re.findall(r'^ +"([\w.]+)":', found[1], re.MULTILINE)) if found else set()
+        names = [name for whose in (config.get(part) or {}, config) for name in whose.get("architectures") or ()]
+        if known and names and not known.intersection(names) and (sees or part == "text_config"):
             message = f"--gguf: llama.cpp can't convert {model}, a {names[-1]}"
             raise UserError(f"{message}.", "Leave --gguf away; --merge 16bit works.", status=3)
-
-
-def convertible(folder: Path, table: str) -> set[str]:
-    """The names in that table of the converter's; empty where it keeps them otherwise, as other releases do."""
-    try:
-        text = (folder / "conversion" / "__init__.py").read_text(encoding="utf-8")
-    except OSError:
-        return set()
-    found = re.search("^" + table + r"\b[^\n]*\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
-    return set(re.findall(r'^ +"([\w.]+)":', found[1], re.MULTILINE)) if found else set()
 
 
 def can_build(types: Iterable[str]) -> bool:
@@ -1204,43 +1152,27 @@ def make_llama_cpp(folder: Path, build: bool = True) -> None:
     """Fetch llama.cpp into the folder, whole or not at all, with its programs built if asked for; minutes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".llama.cpp-", dir=folder.parent) as staging:
-        archive, source = Path(staging) / "archive", Path(staging) / "llama.cpp"
+        archive = Path(staging, "llama_cpp_python.tar.gz")
         try:
-            fetch_archive(LLAMA_CPP, LLAMA_CPP_SHA256, archive)
+            with urllib.request.urlopen(LLAMA_CPP, timeout=60) as answer, archive.open("wb") as file:
+                shutil.copyfileobj(answer, file)
+            if sha256(archive) != LLAMA_CPP_SHA256:
+                raise ValueError(f"its SHA-256 is {sha256(archive)} and should be {LLAMA_CPP_SHA256}")
         except (OSError, ValueError) as error:
             hint = "Name a build of llama.cpp with UNSLOTH_LLAMA_CPP_PATH, or leave --gguf away."
             raise UserError(f"llama.cpp can't be fetched from {LLAMA_CPP} ({reason(error)}).", hint, 3) from error
-        unpack(archive, "vendor/llama.cpp/", source)
+        shutil.unpack_archive(archive, staging, filter="data")
+        [source] = Path(staging).glob("*/vendor/llama.cpp")
         if build:
             build_llama_cpp(source)
         shutil.rmtree(folder, ignore_errors=True)
         source.rename(folder)
 
 
-def fetch_archive(address: str, digest: str, path: Path) -> None:
-    """Download what has that SHA-256; `ValueError` for anything else."""
-    with urllib.request.urlopen(address, timeout=60) as answer, path.open("wb") as file:
-        shutil.copyfileobj(answer, file)
-    if sha256(path) != digest:
-        raise ValueError(f"its SHA-256 is {sha256(path)} and should be {digest}")
-
-
-def unpack(archive: Path, inside: str, folder: Path) -> None:
-    """Unpack what lies under the folder `inside` of the archive's only folder."""
-    with tarfile.open(archive) as tar:
-        members = []
-        for member in tar:
-            _, found, rest = member.name.partition(f"/{inside}")
-            # Of the web page nothing is built.
-            if found and member.isfile() and not rest.startswith("tools/ui/"):
-                members.append(member.replace(name=rest, deep=False))
-        tar.extractall(folder, members, filter="data")
-
-
 def build_llama_cpp(source: Path) -> None:
     """Build the programs that quantise and that answer, for the processor, without what they could do on the net."""
     cores, build = os.cpu_count() or 1, source / "build"
-    cmake = [shutil.which("cmake") or ""] if shutil.which("cmake") else ["uv", "tool", "run", "--quiet", "cmake"]
+    cmake = ["cmake"] if shutil.which("cmake") else ["uv", "tool", "run", "--quiet", "cmake"]
     off = ("LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_APP", "LLAMA_BUILD_UI",
            "LLAMA_USE_PREBUILT_UI", "LLAMA_OPENSSL", "BUILD_SHARED_LIBS")  # fmt: skip
     options = ["-DCMAKE_BUILD_TYPE=Release", *(f"-D{name}=OFF" for name in off)]
@@ -1300,6 +1232,46 @@ def last_line(text: str) -> str:
     return lines[-1] if lines else ""
 
 
+# ---- Chat ------------------------------------------------------------------------------------------------------------
+# Chats: the shapes that rows may have, and what the chat template makes of them.
+
+
+Message = dict[str, Any]
+
+
+def fold_system(messages: list[Message], said: Callable[[str], Any]) -> list[Message]:
+    """The system message at the head of the first user's, for chat templates that do not take one."""
+    if messages[0]["role"] != "system" or messages[1]["role"] != "user":
+        return messages
+    system, user, *rest = messages
+    return [{"role": "user", "content": system["content"] + said("\n\n") + user["content"]}, *rest]
+
+
+def takes_system(processor: Any, said: Callable[[str], Any], shown: Any = "Hi") -> bool:
+    """Whether the chat template shows a system message: some refuse it, some drop it from a finished chat."""
+    from jinja2 import TemplateError
+
+    contents = {"system": said("PROBE"), "user": shown, "assistant": said("ANSWER")}
+    probe = [{"role": role, "content": content} for role, content in contents.items()]
+    try:
+        return "PROBE" in processor.apply_chat_template(probe, tokenize=False)
+    except TemplateError:
+        return False
+
+
+def end_of_turn(processor: Any, tokenizer: Any, said: Callable[[str], Any]) -> int:
+    """The id of the token that ends an answer in this chat template."""
+    probe = [{"role": "user", "content": said("Hi")}, {"role": "assistant", "content": said("ANSWER")}]
+    tail = processor.apply_chat_template(probe, tokenize=False).rpartition("ANSWER")[2]
+    ids = tokenizer(tail, add_special_tokens=False).input_ids
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    stop = next((id for id in ids if id in special), tokenizer.eos_token_id)
+    if stop is None:
+        hint = "Set eos_token in its tokenizer_config.json, or use the instruct model."
+        raise UserError("the tokenizer has no token that ends a text.", hint)
+    return int(stop)
+
+
 # ---- Ollama ----------------------------------------------------------------------------------------------------------
 # What Ollama needs beside a GGUF file: how it is sampled, where an answer ends, and the chat template in Go.
 
@@ -1336,12 +1308,9 @@ class ChatForm:
 def chat_form(reader: Any, sees: bool) -> ChatForm:
     """What the tokenizer or processor knows of that."""
     tokenizer = getattr(reader, "tokenizer", reader)
-    stops, template = [tokenizer.eos_token], None
-    if reader.chat_template:
-        stops.insert(0, tokenizer.decode([end_of_answer(reader, sees)]))
-        template = go_template(reader, sees)
-    usable = (stop for stop in dict.fromkeys(stops) if stop and not re.search(r'["\\\n]', stop))
-    return ChatForm(bool(reader.chat_template), tuple(usable), template)
+    stops = dict.fromkeys((tokenizer.decode([end_of_answer(reader, sees)]), tokenizer.eos_token))
+    usable = tuple(stop for stop in stops if stop and not re.search(r'["\\\n]', stop))
+    return ChatForm(bool(reader.chat_template), usable, go_template(reader, sees) if reader.chat_template else None)
 
 
 def write_modelfile(folder: Path, ggufs: list[str], settings: dict[str, float], form: ChatForm) -> None:
@@ -1353,28 +1322,25 @@ def write_modelfile(folder: Path, ggufs: list[str], settings: dict[str, float], 
     lines = [f"FROM ./{name}" for name in ggufs]
     lines += [f"PARAMETER {name} {value}" for name, value in named.items()]
     lines += [f'PARAMETER stop "{stop}"' for stop in form.stops]
+    (folder / "template").unlink(missing_ok=True)
     if form.template is not None:
         lines.append(f'TEMPLATE """{form.template}"""')
         (folder / "template").write_text(form.template, encoding="utf-8")
-    else:
-        (folder / "template").unlink(missing_ok=True)
-        if form.has_template:
-            lines.append("# No template: none makes the prompts of this chat template. Ollama looks for one like it.")
+    elif form.has_template:
+        lines.append("# No template: none makes the prompts of this chat template. Ollama looks for one like it.")
     (folder / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "params").write_text(json.dumps(named | {"stop": form.stops}, indent=2) + "\n", encoding="utf-8")
+
+
+def sayer(sees: bool) -> Callable[[str], Any]:
+    """Makes of a text the content of a message."""
+    return (lambda text: [{"type": "text", "text": text}]) if sees else str
 
 
 def end_of_answer(reader: Any, sees: bool) -> int:
     """The id of the token that ends an answer in this chat template; without one, the tokenizer's own."""
     tokenizer = getattr(reader, "tokenizer", reader)
-    if not reader.chat_template:
-        return int(tokenizer.eos_token_id)
-    said = {"user": "Hi", "assistant": "ANSWER"}
-    chat = [{"role": role, "content": content_of(text, sees)} for role, text in said.items()]
-    tail = reader.apply_chat_template(chat, tokenize=False).rpartition("ANSWER")[2]
-    ids = tokenizer(tail, add_special_tokens=False).input_ids
-    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return int(next((id for id in ids if id in special), tokenizer.eos_token_id))
+    return end_of_turn(reader, tokenizer, sayer(sees)) if reader.chat_template else int(tokenizer.eos_token_id)
 
 
 def go_template(reader: Any, sees: bool) -> str | None:
@@ -1384,67 +1350,45 @@ def go_template(reader: Any, sees: bool) -> str | None:
     """
     from jinja2 import TemplateError
 
-    tokenizer, asked = getattr(reader, "tokenizer", reader), ("SYSTEM0", "USER1", "ANSWER1", "USER2")
+    def put_together(system: str | None, *texts: str) -> str:
+        text = start if system is None else head + system + after_system
+        for number, turn in enumerate(texts, 1):
+            text += turn + (tail if number == len(texts) else after_user if number % 2 else after_answer)
+        return text
+
+    asked = ("USER1", "ANSWER1", "USER2")
     try:
-        whole, bare = prompt_of(reader, sees, *asked), prompt_of(reader, sees, None, *asked[1:])
-        parts, others = re.split("|".join(asked), whole), re.split("|".join(asked[1:]), bare)
-        if len(parts) != 5 or len(others) != 4 or parts[2:] != others[1:]:
+        pieces = re.split("SYSTEM0|USER1|ANSWER1|USER2", prompt_of(reader, sees, "SYSTEM0", *asked))
+        if len(pieces) != 5:
             return None
-        head, after_system, after_user, after_answer, tail = parts
-        start = others[0]
-
-        def put_together(system: str | None, *turns: str) -> str:
-            text = start if system is None else head + system + after_system
-            for number, turn in enumerate(turns):
-                last = number == len(turns) - 1
-                text += turn + (tail if last else after_answer if number % 2 else after_user)
-            return text
-
+        head, after_system, after_user, after_answer, tail = pieces
+        start = prompt_of(reader, sees, None, *asked).partition("USER1")[0]
         for chat in ((None, "a"), ("s", "a"), ("s", *"abc"), (None, *"abcde"), ("s", *"abcdefg")):
             if put_together(*chat) != prompt_of(reader, sees, *chat):
                 return None
     except TemplateError:
         return None
-    bos = tokenizer.bos_token
-    if bos and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]:
+    tokenizer = getattr(reader, "tokenizer", reader)
+    if tokenizer.bos_token and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]:
         # Ollama puts it there too.
-        head, start = head.removeprefix(bos), start.removeprefix(bos)
-    pieces = {"head": head, "after_system": after_system, "start": start,
-              "after_user": after_user, "after_answer": after_answer, "tail": tail}  # fmt: skip
-    if any('"""' in piece or "{{" in piece + "{" for piece in pieces.values()):
+        head, start = head.removeprefix(tokenizer.bos_token), start.removeprefix(tokenizer.bos_token)
+    found = {"head": head, "after_system": after_system, "start": start,
+             "after_user": after_user, "after_answer": after_answer, "tail": tail}  # fmt: skip
+    if any('"""' in piece or "{{" in piece + "{" for piece in found.values()):
         return None
-    return re.sub("⟨([a-z_]+)⟩", lambda found: pieces[found[1]], GO_TEMPLATE)
+    return re.sub("⟨([a-z_]+)⟩", lambda name: found[name[1]], GO_TEMPLATE)
 
 
-def prompt_of(reader: Any, sees: bool, system: str | None, *turns: str) -> str:
-    """The prompt for an answer to these turns, the user's and the assistant's, with a system message or none."""
-    roles = itertools.cycle(("user", "assistant"))
-    said = list(zip(roles, turns, strict=False))
-    if system is not None and takes_system(reader, sees):
-        said.insert(0, ("system", system))
-    elif system is not None:
-        # At the head of the first user's message, as the training did for such a chat template.
-        said[0] = ("user", f"{system}\n\n{turns[0]}")
-    messages = [{"role": role, "content": content_of(text, sees)} for role, text in said]
+def prompt_of(reader: Any, sees: bool, system: str | None, *texts: str) -> str:
+    """The prompt for an answer to these texts, the user's and the assistant's, with a system message or none."""
+    said, roles = sayer(sees), itertools.cycle(("user", "assistant"))
+    messages = [{"role": role, "content": said(text)} for role, text in zip(roles, texts, strict=False)]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": said(system)})
+        if not takes_system(reader, said, [{"type": "image"}, *said("Hi")] if sees else "Hi"):
+            # As the training did for such a chat template.
+            messages = fold_system(messages, said)
     return str(reader.apply_chat_template(messages, tokenize=False, **SHOWN))
-
-
-def takes_system(reader: Any, sees: bool) -> bool:
-    """Whether the chat template shows a system message: some refuse it, some drop it from a finished chat."""
-    from jinja2 import TemplateError
-
-    asked: Any = [{"type": "image"}, *content_of("Hi", sees)] if sees else "Hi"
-    contents = {"system": content_of("PROBE", sees), "user": asked, "assistant": content_of("ANSWER", sees)}
-    chat = [{"role": role, "content": content} for role, content in contents.items()]
-    try:
-        return "PROBE" in reader.apply_chat_template(chat, tokenize=False)
-    except TemplateError:
-        return False
-
-
-def content_of(text: str, sees: bool) -> Any:
-    """A message's content that is only this text."""
-    return [{"type": "text", "text": text}] if sees else text
 
 
 # ---- Compare ---------------------------------------------------------------------------------------------------------
@@ -1549,31 +1493,18 @@ def compare(known: Seen, found: Seen) -> str:
         raise DifferentError("its tokenizer or chat template makes another prompt than the trained model's")
     pairs = list(zip(known.likeliest[::-1], found.likeliest[::-1], strict=False))
     same = sum(one == other for one, other in pairs)
-    far = max(abs(one - other) for one, other in zip(known.last, found.last, strict=False))
+    # Either may have room for more tokens than there are.
+    one, other = zip(*zip(known.last, found.last, strict=False), strict=True)
+    far = max(abs(a - b) for a, b in zip(one, other, strict=True))
     told = f"the likeliest next token is the same at {same} of {len(pairs)} places of a prompt"
     told += f", and the logits at its end differ by {far:.3g} at most"
     # Of a model that knows little, 4 bits change the likeliest token easily, and the logits as a whole much less.
-    if same * 2 <= len(pairs) and correlation(known.last, found.last) < 0.5:
+    if same * 2 <= len(pairs) and correlation(one, other) < 0.5:
         raise DifferentError(f"it does not answer as the trained model: {told}")
-    return f"{tell_answers(known.answer, found.answer)}; {told}"
-
-
-def correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Of two lists of numbers, from -1 to 1; 0 where either is of one number only."""
-    count = min(len(one), len(other))
-    means = sum(one[:count]) / count, sum(other[:count]) / count
-    pairs = [(a - means[0], b - means[1]) for a, b in zip(one, other, strict=False)]
-    size = math.sqrt(sum(a * a for a, _ in pairs) * sum(b * b for _, b in pairs))
-    return sum(a * b for a, b in pairs) / size if size else 0.0
-
-
-def tell_answers(known: list[int], found: list[int]) -> str:
-    """For how long two answers are the same."""
-    if known == found:
-        return f"the same answer of {len(known)} tokens"
-    place = next((n for n, (one, other) in enumerate(zip(known, found, strict=False)) if one != other), None)
-    place = min(len(known), len(found)) if place is None else place
-    return f"the answers are the same for {place} tokens, then differ"
+    if found.answer == known.answer:
+        return f"the same answer of {len(known.answer)} tokens; {told}"
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(known.answer, found.answer, strict=False))
+    return f"the answers are the same for {len([*alike])} tokens, then differ; {told}"
 
 
 def check_merged(folder: Path, known: Seen, sees: bool, trust_remote_code: bool) -> tuple[str, Seen]:
@@ -1605,10 +1536,8 @@ def check_gguf(path: Path, kind: str, known: Seen, sees: bool, llama_cpp: Path) 
     from gguf import GGUFReader
 
     fields = GGUFReader(path).fields
-    eos, template = (
-        fields[name].contents() if name in fields else None
-        for name in ("tokenizer.ggml.eos_token_id", "tokenizer.chat_template")
-    )
+    names = ("tokenizer.ggml.eos_token_id", "tokenizer.chat_template")
+    eos, template = (fields[name].contents() if name in fields else None for name in names)
     if eos not in (known.eos, known.stop):
         raise DifferentError(f"its end token is {eos}, and the trained model's {known.eos}")
     if (template or "").strip() != (known.template or "").strip():
@@ -1644,12 +1573,8 @@ def answer_text(answerer: Path, path: Path, prompt: str, fields: Any) -> str:
     if bos and adds and adds.contents():
         # It would be there twice.
         prompt = prompt.removeprefix(fields["tokenizer.ggml.tokens"].contents(bos.contents()))
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt") as file:
-        file.write(prompt)
-        file.flush()
-        plain = ("--no-conversation", "--no-display-prompt", "--no-escape", "--simple-io")
-        # As it stands: of a text file llama.cpp drops the last line's end, which a chat template's prompt needs.
-        return complete(answerer, path, "--binary-file", file.name, *plain)
+    plain = ("--no-conversation", "--no-display-prompt", "--no-escape", "--simple-io")
+    return complete(answerer, path, "-p", prompt, *plain)
 
 
 def answer_of_picture(answerer: Path, path: Path) -> str:
@@ -1764,7 +1689,6 @@ def answer(told: Connection, function: Callable[..., Any], words: tuple[Any, ...
 
 
 Chosen = TypeVar("Chosen")
-FILE_LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 ADAPTER_THERE = (
     "the adapter is there, and transformers would add it to the merged weights once more; without it these go to "
     "merged/ of the output repo"
@@ -1772,11 +1696,11 @@ ADAPTER_THERE = (
 # Where a value should lie, for those options that the script has.
 ABOVE_0 = ("max_steps", "num_train_epochs", "batch_size", "gradient_accumulation", "learning_rate", "logging_steps",
            "eval_steps", "lora_r", "lora_alpha")  # fmt: skip
-FROM_0 = ("eval_rows", "weight_decay", "seed", "sample_rows", "checkpoint_minutes", "timeout_s")
-SHARES = ("warmup_ratio", "lora_dropout")
 # More fits neither a seed of NumPy's nor a clock.
 LARGEST = 2**32
-AT_LEAST = {"image_size": (28, "pixels"), "max_length": (16, "tokens")}
+AT_LEAST = {"eval_rows": 0, "weight_decay": 0, "seed": 0, "sample_rows": 0, "checkpoint_minutes": 0, "timeout_s": 0,
+            "warmup_ratio": 0, "lora_dropout": 0, "max_length": 16, "image_size": 28}  # fmt: skip
+BELOW_1 = ("warmup_ratio", "lora_dropout")
 
 
 class Parser(argparse.ArgumentParser):
@@ -1829,19 +1753,12 @@ def refuse(args: Any, name: str, problem: str) -> NoReturn:
 
 def check_options(args: Any) -> None:
     """Refuse what can't work, before anything heavy is imported."""
-    held = vars(args)
-    for name in held.keys() & {*ABOVE_0, *FROM_0, *SHARES, *AT_LEAST}:
-        value = held[name]
-        if value is not None and value >= LARGEST:
-            refuse(args, name, f"should be below {LARGEST:,}")
-        if name in ABOVE_0 and value is not None and not 0 < value < math.inf:
-            refuse(args, name, "should be above 0")
-        if name in FROM_0 and not 0 <= value < math.inf:
-            refuse(args, name, "should not be negative")
-        if name in SHARES and not 0 <= value < 1:
-            refuse(args, name, "should be at least 0 and below 1")
-        if name in AT_LEAST and value < AT_LEAST[name][0]:
-            refuse(args, name, "should be at least {} {}".format(*AT_LEAST[name]))
+    for name, value in vars(args).items():
+        end = 1 if name in BELOW_1 else LARGEST
+        if name in ABOVE_0 and value is not None and not 0 < value < end:
+            refuse(args, name, f"should be above 0 and below {end:,}")
+        if name in AT_LEAST and not AT_LEAST[name] <= value < end:
+            refuse(args, name, f"should be at least {AT_LEAST[name]} and below {end:,}")
     if args.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", args.revision or ""):
         refuse(args, "revision", "--trust-remote-code needs the 40 digits of the commit that was read")
     if not re.fullmatch(r"\w[\w .-]*", args.run_name):
@@ -1852,38 +1769,20 @@ def check_options(args: Any) -> None:
     check_repos(args)
 
 
-def check_data(args: Any) -> None:
-    """Refuse a model or a dataset that is not there, and a stream without an end."""
-    if args.streaming and args.max_steps is None:
-        raise UserError("a stream has no known end.", "Add --max-steps N, or --no-streaming.", status=2)
-    if args.trust_remote_code and Path(args.model).is_dir():
-        refuse(args, "model", "--trust-remote-code needs a Hub repo: a folder has no commit to pin")
-    if args.model.startswith((".", "/", "~")) and not Path(args.model).is_dir():
-        refuse(args, "model", "there is no such folder")
-    dataset = Path(args.dataset).expanduser()
-    is_path = args.dataset.startswith((".", "/", "~")) or dataset.suffix in FILE_LOADERS
-    if is_path and not dataset.exists():
-        refuse(args, "dataset", "there is no such file or folder")
-    if dataset.is_file() and dataset.suffix not in FILE_LOADERS:
-        refuse(args, "dataset", f"a file should end in {', '.join(FILE_LOADERS)}")
-
-
 def check_repos(args: Any) -> None:
     """Refuse names that are no repo's, a merged model in the adapter's repo, and a push without a token."""
     if args.merged_repo and not args.merge:
         refuse(args, "merged_repo", "it says where a merged model goes; add --merge 16bit")
     if args.merged_repo and args.merged_repo in (args.output_repo, getattr(args, "adapter", None)):
         refuse(args, "merged_repo", ADAPTER_THERE)
+    # What the Hub's client reads at its import is not settled yet.
     home = os.environ.get("HF_HOME", Path.home() / ".cache/huggingface")
     token_file = Path(os.environ.get("HF_TOKEN_PATH", Path(home) / "token"))
     for name in ("output_repo", "merged_repo"):
-        repo = getattr(args, name)
-        if not repo:
-            continue
-        if not re.fullmatch(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", repo, re.ASCII):
+        repo, flag = getattr(args, name), name.replace("_", "-")
+        if repo and not re.fullmatch(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", repo, re.ASCII):
             refuse(args, name, "should be NAME or NAMESPACE/NAME")
-        if not os.environ.get("HF_TOKEN") and not token_file.is_file():
-            flag = name.replace("_", "-")
+        if repo and not os.environ.get("HF_TOKEN") and not token_file.is_file():
             hint = f"Run `hf auth login` or set HF_TOKEN, or leave --{flag} away."
             raise UserError(f"--{flag} needs a Hugging Face token, and there is none.", hint, status=2)
 
@@ -2174,27 +2073,14 @@ def every_file(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def push_merged_beside(folder: Path, repo: str) -> None:
-    """Push the merged copy beside the adapter, in the place of an earlier one."""
-    paths = [f"{folder.name}/{path}" for path in every_file(folder)]
-    push(folder.parent, repo, paths, stale_files(repo, paths, f"{folder.name}/.*"))
-
-
-def push_merged_alone(folder: Path, repo: str, card: str | None) -> None:
-    """Push the merged copy to a repo of its own, with that card, or without where the Hub does not take it."""
+def push_merged(folder: Path, repo: str, alone: bool) -> None:
+    """Push the merged copy in the place of an earlier one, to a repo where it is `alone`, or beside the adapter."""
     files = [path for path in every_file(folder) if path != "README.md"]
-    stale = stale_files(repo, files, WEIGHTS)
-    if card is not None:
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        try:
-            push(folder, repo, ["README.md", *files], stale)
-            return
-        except UserError as error:
-            # The Hub refuses a commit for a card that it does not take.
-            if "README.md" not in error.args[0]:
-                raise
-            note(f"{repo} has no card ({reason(error)})")
-    push(folder, repo, files, stale)
+    if alone:
+        push(folder, repo, files, stale_files(repo, files, WEIGHTS))
+    else:
+        paths = [f"{folder.name}/{path}" for path in files]
+        push(folder.parent, repo, paths, stale_files(repo, paths, f"{folder.name}/.*"))
 
 
 def push_gguf(path: Path, kind: str, repo: str) -> None:
@@ -2231,7 +2117,58 @@ def failed_copies(copies: Sequence[Copy], where: str, merged_repo: str | None) -
 
 
 # ---- Markdown --------------------------------------------------------------------------------------------------------
-# What a user or the Hub named, as Markdown that means nothing else.
+# What cards are made of: their head, code that asks a model, and what anybody named as Markdown that means no more.
+
+
+CHAT = """\
+messages = [{{"role": "user", "content": {content}}}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
+"""
+PICTURE_CONTENT = '[{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]'
+ASK = {
+    "chat": CHAT.format(content='"What can you do?"'),
+    "picture": CHAT.format(content=PICTURE_CONTENT),
+    "text": 'inputs = tokenizer("Once upon a time", return_tensors="pt")\n',
+}
+ANSWER = """\
+settings = GenerationConfig.from_pretrained({place})
+output = model.generate(**inputs.to(model.device), generation_config=settings, max_new_tokens=200)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+
+
+def card_head(
+    title: str, about: str, model: str, relation: str, sees: bool, datasets: Sequence[str], licence: dict[str, Any],
+    **more: Any,
+) -> str:  # fmt: skip
+    """A card's metadata, title and first words; `licence` are the fields of the `model` that it builds on."""
+    from huggingface_hub import ModelCardData
+
+    if is_hub_id(model):
+        more |= {"base_model": model, "base_model_relation": relation}
+    data = ModelCardData(
+        datasets=[name for name in datasets if is_hub_id(name)] or None,
+        pipeline_tag="image-text-to-text" if sees else "text-generation", **licence, **more,
+    )  # fmt: skip
+    if licence:
+        name = licence.get("license_name") if licence["license"] == "other" else licence["license"]
+        about += f" The base model's licence holds for it too{f': {code(name)}' if name else ''}."
+    return f"---\n{data}\n---\n\n# {plain(title)}\n\n{about}"
+
+
+def snippet(loads: str, ask: str, place: str, trusted: bool, **names: Any) -> str:
+    """Code that runs as it stands: loads the model as that template says, asks it as `ask` says, prints its answer."""
+    sees = ask == "picture"
+    loads = loads.format(
+        place=place,
+        code=", trust_remote_code=True" if trusted else "",
+        auto_model="AutoModelForImageTextToText" if sees else "AutoModelForCausalLM",
+        auto_tokenizer="AutoProcessor" if sees else "AutoTokenizer",
+        fast_model="FastVisionModel" if sees else "FastLanguageModel",
+        **names,
+    )
+    return loads + ASK[ask] + ANSWER.format(place=place)
 
 
 def linked(name: str, commit: str | None = None, kind: str = "") -> str:
@@ -2269,22 +2206,7 @@ MERGED_SNIPPET = """\
 place = {whole}
 tokenizer = {auto_tokenizer}.from_pretrained(place)
 model = {auto_model}.from_pretrained(place, dtype="auto", device_map="auto"{code})
-{ask}
-settings = GenerationConfig.from_pretrained(place)
-output = model.generate(**inputs.to(model.device), generation_config=settings, max_new_tokens=200)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
-ASK = {
-    "chat": """\
-messages = [{"role": "user", "content": "What can you do?"}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")""",
-    "picture": """\
-content = [{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]
-messages = [{"role": "user", "content": content}]
-inputs = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-)""",
-    "text": 'inputs = tokenizer("Once upon a time", return_tensors="pt")',
-}
+"""
 
 
 @dataclass(frozen=True)
@@ -2299,18 +2221,27 @@ class Origin:
     run_name: str
 
 
-def tell_of_copies(origin: Origin, adapter: Path, folder: Path, repo: str | None, copies: Sequence[Copy]) -> str | None:
-    """Write README.md in the folder, the adapter's with the copies in it or one of their own; its text, or none."""
+def put_card(folder: Path, repo: str | None, make: Callable[[], str | None]) -> None:
+    """Write README.md in the folder, and push it to the repo if there is one; raises nothing."""
+    try:
+        text = make()
+        if text:
+            (folder / "README.md").write_text(text, encoding="utf-8")
+            if repo:
+                push(folder, repo, ["README.md"])
+    except Exception as error:
+        note(f"no card in {repo or folder} tells of the copies ({reason(error)})")
+
+
+def card_beside(origin: Origin, adapter: Path, folder: Path, repo: str | None, copies: Sequence[Copy]) -> str | None:
+    """The adapter's card with the copies that lie in folder or repo, or one of their own; none where neither fits."""
     own = find_card(adapter, repo)
     told = [*copies, *other_ggufs(folder, repo, copies)]
     if own:
-        text = amend_card(own.read_text(encoding="utf-8"), origin, repo, told)
-    elif repo and any(copy.repo == repo and not copy.error for copy in copies):
-        text = copies_card(origin, adapter, repo, told)
-    else:
-        return None
-    (folder / "README.md").write_text(text, encoding="utf-8")
-    return text
+        return amend_card(own.read_text(encoding="utf-8"), origin, repo, told)
+    if repo and any(copy.repo == repo and not copy.error for copy in copies):
+        return copies_card(origin, adapter, repo, told)
+    return None
 
 
 def find_card(folder: Path, repo: str | None) -> Path | None:
@@ -2346,71 +2277,44 @@ def other_ggufs(folder: Path, repo: str | None, copies: Sequence[Copy]) -> list[
 
 def copies_card(origin: Origin, adapter: Path, repo: str, copies: Sequence[Copy]) -> str:
     """The text of a card for a repo of these copies; `adapter` is the folder of what they were made of."""
-    from huggingface_hub import ModelCardData
-
-    made = [copy for copy in copies if not copy.error]
-    datasets, licence = learned_from(adapter)
-    base = linked(origin.model, origin.commit)
-    relation, library, tags = "quantized", None, ["unsloth", "launch"]
-    about = f"GGUF files of {base} with the adapter {linked(origin.adapter)} merged into it."
-    if any(copy.kind == "merged" for copy in made):
-        relation, library = "finetune", "transformers"
-        about = about.removeprefix("GGUF files of ")
+    base, more = linked(origin.model, origin.commit), dict[str, Any]()
+    about, relation, tags = f"{base} with the adapter {linked(origin.adapter)} merged into it.", "finetune", list[str]()
     if repo == origin.adapter:
-        relation, library, tags = "adapter", "peft", ["lora", *tags]
-        about = f"A LoRA adapter for {base}, and copies of the model with it."
-    data = ModelCardData(
-        library_name=library,
-        base_model=origin.model if is_hub_id(origin.model) else None,
-        base_model_relation=relation if is_hub_id(origin.model) else None,
-        datasets=datasets or None,
-        pipeline_tag="image-text-to-text" if origin.ask == "picture" else "text-generation",
-        tags=tags,
-        **licence,  # type: ignore[arg-type]
-    )
-    if licence:
-        name = licence.get("license_name") if licence["license"] == "other" else licence["license"]
-        about += f" The base model's licence holds for it too{f': {code(name)}' if name else ''}."
-    head = f"---\n{data.to_yaml()}\n---\n\n# {plain(repo.split('/')[-1])}\n\n{about}\n"
+        about, relation, tags = f"A LoRA adapter for {base}, and copies of the model with it.", "adapter", ["lora"]
+        more["library_name"] = "peft"
+    elif any(copy.kind == "merged" and not copy.error for copy in copies):
+        more["library_name"] = "transformers"
+    else:
+        about, relation = f"GGUF files of {about}", "quantized"
+    head = card_head(
+        repo.split("/")[-1], about, origin.model, relation, origin.ask == "picture", *learned_from(adapter),
+        tags=[*tags, "unsloth", "launch"], **more,
+    )  # fmt: skip
     return amend_card(head, origin, repo, copies)
 
 
 def amend_card(text: str, origin: Origin, repo: str | None, copies: Sequence[Copy]) -> str:
-    """The card with the copies in its table and how to use them, in place of what it said of earlier ones."""
+    """The card with a section on the copies and how to use them, in the place of that on earlier ones."""
     made = [copy for copy in copies if not copy.error]
-    text = amend_table(text, made)
-    for copy in made:
-        if copy.kind == "merged":
-            # In that place lies one, of whichever kind.
-            there = re.escape(literal(copy.repo or copy.path or ""))
-            text = re.sub(rf"### Merged, \w+\n\n```python\n((?!```).)*{there}.*?\n```\n+", "", text, flags=re.DOTALL)
-    for name, language, snippet in usage(origin, repo, made):
-        text = re.sub(rf"### {re.escape(name)}\n\n```.*?\n```\n+", "", text, flags=re.DOTALL)
-        before, heading, after = text.partition("\n## How to use it\n")
-        if not heading:
-            before, heading, after = text.rstrip() + "\n", "\n## How to use it\n", ""
-        own, *rest = re.split(r"(?=\n## )", after, maxsplit=1)
-        text = f"{before}{heading}{own.rstrip()}\n\n### {name}\n\n```{language}\n{snippet}\n```\n{''.join(rest)}"
-    return text
-
-
-def amend_table(text: str, made: Sequence[Copy]) -> str:
-    """The text with these copies in its table, and without the GGUF files that are gone."""
-    before, heading, after = text.partition("\n## Copies\n")
-    if not heading:
-        before, use, rest = text.partition("\n## How to use it\n")
-        before, after = before.rstrip() + "\n", use + rest
-    table, after = re.split(r"(?=\n## )|\Z", after, maxsplit=1) if heading else ("", after)
-    rows = dict(re.findall(r"^\| (`[^`]*`) \| (.*) \|$", table, re.MULTILINE))
+    text = text.rstrip() + "\n"
+    place = re.search(r"\n## Copies\n.*?(?=\n## |\Z)", text, re.DOTALL)
+    place = place or re.search(r"(?=\n## How to use it\n)|\Z", text)
+    assert place
+    rows: dict[str, str] = dict(re.findall(r"^\| (`[^`]*`) \| (.*) \|$", place[0], re.MULTILINE))
+    uses: dict[str, str] = dict(re.findall(r"^### ([^\n]*)\n\n(```.*?\n```)$", place[0], re.MULTILINE | re.DOTALL))
     paths = [code(copy.path) for copy in made]
-    # What could not be made before is called by its kind alone.
-    dropped = {code(copy.name) for copy in made}
-    rows = {name: told for name, told in rows.items() if name not in dropped and (name in paths or ".gguf" not in name)}
+    rows = {name: told for name, told in rows.items() if name in paths or ".gguf" not in name}
     # Of what was there before, more was told then.
     fresh = {code(copy.path) for copy in made if copy.checked}
     rows |= {name: told for name, told in copy_rows(made) if name in fresh or name not in rows}
-    lines = "\n".join(f"| {name} | {told} |" for name, told in rows.items())
-    return f"{before}\n## Copies\n\n| | |\n| --- | --- |\n{lines}\n{after}"
+    shown = {name: f"```{language}\n{told}\n```" for name, language, told in usage(origin, repo, made)}
+    # Of merged copies there is one, of whichever kind.
+    replaced = ("Merged, ",) if any(copy.kind == "merged" for copy in made) else ()
+    shown |= {name: use for name, use in uses.items() if name not in shown and not name.startswith(replaced)}
+    table = "".join(f"| {name} | {told} |\n" for name, told in rows.items())
+    section = f"\n## Copies\n\n| | |\n| --- | --- |\n{table}"
+    section += "".join(f"\n### {name}\n\n{use}\n" for name, use in shown.items())
+    return text[: place.start()] + section + text[place.end() :]
 
 
 def copy_rows(copies: Sequence[Copy]) -> list[tuple[str, str]]:
@@ -2429,13 +2333,8 @@ def usage(origin: Origin, repo: str | None, made: Sequence[Copy]) -> list[tuple[
                 # A folder: with PEFT installed, transformers would take the adapter at the repo's root for the model.
                 whole = f'snapshot_download({whole}, allow_patterns="{copy.path}/*") + "/{copy.path}"'
                 fetch = "from huggingface_hub import snapshot_download\n"
-            text = MERGED_SNIPPET.format(
-                quantizer=" bitsandbytes" if copy.name == "4bit" else "",
-                fetch=fetch, whole=whole, ask=ASK[origin.ask],
-                code=", trust_remote_code=True" if origin.trust_remote_code else "",
-                auto_model="AutoModelForImageTextToText" if sees else "AutoModelForCausalLM",
-                auto_tokenizer="AutoProcessor" if sees else "AutoTokenizer",
-            )  # fmt: skip
+            names = {"whole": whole, "fetch": fetch, "quantizer": " bitsandbytes" if copy.name == "4bit" else ""}
+            text = snippet(MERGED_SNIPPET, origin.ask, "place", origin.trust_remote_code, **names)
             shown.append((f"Merged, {copy.name}", "python", text))
     files = [copy for copy in made if copy.kind == "gguf"]
     if files:
@@ -2467,26 +2366,20 @@ def tag(copy: Copy, files: Sequence[Copy]) -> str:
     return kind if first == path else path
 
 
-def learned_from(adapter: Path) -> tuple[list[str], dict[str, str]]:
-    """The datasets that the adapter was trained on, by their names on the Hub, and the licence as a card's fields."""
+def learned_from(adapter: Path) -> tuple[list[str], dict[str, Any]]:
+    """The datasets that the adapter's card names, and the licence, as a card's fields."""
     from huggingface_hub import ModelCard
 
-    datasets: Any = None
     told: dict[str, Any] = {}
     try:
-        if (adapter / "run.json").is_file():
-            plan = json.loads((adapter / "run.json").read_text(encoding="utf-8")).get("plan") or {}
-            datasets = plan.get("dataset")
-            told = {name: plan.get(name.replace("license", "licence")) for name in LICENCE_FIELDS}
         if (adapter / "README.md").is_file():
-            card = ModelCard.load(adapter / "README.md").data.to_dict()
-            datasets, told = card.get("datasets") or datasets, card if card.get("license") else told
+            told = ModelCard.load(adapter / "README.md").data.to_dict()
     except Exception as error:
         note(f"what the adapter was trained on can't be read ({reason(error)})")
+    datasets = told.get("datasets") or []
     datasets = [name for name in (datasets if isinstance(datasets, list) else [datasets]) if isinstance(name, str)]
     licence = {name: told[name] for name in LICENCE_FIELDS if isinstance(told.get(name), str)}
-    known = re.fullmatch("[a-z0-9][a-z0-9.-]*", licence.get("license", ""))
-    return [name for name in datasets if is_hub_id(name)], licence if known else {}
+    return datasets, licence if re.fullmatch("[a-z0-9][a-z0-9.-]*", licence.get("license", "")) else {}
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ import types
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
+from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from functools import partial
 from importlib.metadata import version
@@ -724,11 +725,11 @@ ADAPTER_THERE = (
 # Where a value should lie, for those options that the script has.
 ABOVE_0 = ("max_steps", "num_train_epochs", "batch_size", "gradient_accumulation", "learning_rate", "logging_steps",
            "eval_steps", "lora_r", "lora_alpha")  # fmt: skip
-FROM_0 = ("eval_rows", "weight_decay", "seed", "sample_rows", "checkpoint_minutes", "timeout_s")
-SHARES = ("warmup_ratio", "lora_dropout")
 # More fits neither a seed of NumPy's nor a clock.
 LARGEST = 2**32
-AT_LEAST = {"image_size": (28, "pixels"), "max_length": (16, "tokens")}
+AT_LEAST = {"eval_rows": 0, "weight_decay": 0, "seed": 0, "sample_rows": 0, "checkpoint_minutes": 0, "timeout_s": 0,
+            "warmup_ratio": 0, "lora_dropout": 0, "max_length": 16, "image_size": 28}  # fmt: skip
+BELOW_1 = ("warmup_ratio", "lora_dropout")
 
 
 class Parser(argparse.ArgumentParser):
@@ -781,19 +782,12 @@ def refuse(args: Any, name: str, problem: str) -> NoReturn:
 
 def check_options(args: Any) -> None:
     """Refuse what can't work, before anything heavy is imported."""
-    held = vars(args)
-    for name in held.keys() & {*ABOVE_0, *FROM_0, *SHARES, *AT_LEAST}:
-        value = held[name]
-        if value is not None and value >= LARGEST:
-            refuse(args, name, f"should be below {LARGEST:,}")
-        if name in ABOVE_0 and value is not None and not 0 < value < math.inf:
-            refuse(args, name, "should be above 0")
-        if name in FROM_0 and not 0 <= value < math.inf:
-            refuse(args, name, "should not be negative")
-        if name in SHARES and not 0 <= value < 1:
-            refuse(args, name, "should be at least 0 and below 1")
-        if name in AT_LEAST and value < AT_LEAST[name][0]:
-            refuse(args, name, "should be at least {} {}".format(*AT_LEAST[name]))
+    for name, value in vars(args).items():
+        end = 1 if name in BELOW_1 else LARGEST
+        if name in ABOVE_0 and value is not None and not 0 < value < end:
+            refuse(args, name, f"should be above 0 and below {end:,}")
+        if name in AT_LEAST and not AT_LEAST[name] <= value < end:
+            refuse(args, name, f"should be at least {AT_LEAST[name]} and below {end:,}")
     if args.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", args.revision or ""):
         refuse(args, "revision", "--trust-remote-code needs the 40 digits of the commit that was read")
     if not re.fullmatch(r"\w[\w .-]*", args.run_name):
@@ -826,16 +820,14 @@ def check_repos(args: Any) -> None:
         refuse(args, "merged_repo", "it says where a merged model goes; add --merge 16bit")
     if args.merged_repo and args.merged_repo in (args.output_repo, getattr(args, "adapter", None)):
         refuse(args, "merged_repo", ADAPTER_THERE)
+    # What the Hub's client reads at its import is not settled yet.
     home = os.environ.get("HF_HOME", Path.home() / ".cache/huggingface")
     token_file = Path(os.environ.get("HF_TOKEN_PATH", Path(home) / "token"))
     for name in ("output_repo", "merged_repo"):
-        repo = getattr(args, name)
-        if not repo:
-            continue
-        if not re.fullmatch(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", repo, re.ASCII):
+        repo, flag = getattr(args, name), name.replace("_", "-")
+        if repo and not re.fullmatch(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", repo, re.ASCII):
             refuse(args, name, "should be NAME or NAMESPACE/NAME")
-        if not os.environ.get("HF_TOKEN") and not token_file.is_file():
-            flag = name.replace("_", "-")
+        if repo and not os.environ.get("HF_TOKEN") and not token_file.is_file():
             hint = f"Run `hf auth login` or set HF_TOKEN, or leave --{flag} away."
             raise UserError(f"--{flag} needs a Hugging Face token, and there is none.", hint, status=2)
 
@@ -1260,23 +1252,31 @@ def find_gpu(args: Any) -> bool:
     return bool(found)
 
 
-def check_model(model: str, revision: str | None, trusted: bool = False) -> None:
-    """Ask for the smallest file of a Hub model first, whose absence has a short explanation."""
-    if Path(model).is_dir():
-        return
-    from httpx import HTTPError
+def check_model(model: str, revision: str | None, trusted: bool = False) -> dict[str, Any]:
+    """The model's config.json; `UserError` of status 3 where there is none to be read, or it names foreign code."""
+    path = Path(model, "config.json")
+    if not Path(model).is_dir():
+        path = fetch_config(model, revision)
+        if trusted:
+            check_code(model, revision)
+    elif not path.is_file():
+        raise UserError(f"{model} is no model: it has no config.json.", "Name a model's folder, or a repo.", status=3)
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def fetch_config(model: str, revision: str | None) -> Path:
+    """Ask for the smallest file of a Hub model, whose absence has a short explanation."""
     from huggingface_hub import errors, hf_hub_download
 
     try:
-        hf_hub_download(model, "config.json", revision=revision)
+        return Path(hf_hub_download(model, "config.json", revision=revision))
     except errors.GatedRepoError as error:
         hint = f"Accept its terms at https://huggingface.co/{model} with the account of your HF_TOKEN."
         raise UserError(f"{model} is gated and this account has no access.", hint, status=3) from error
-    except (HTTPError, OSError, errors.HFValidationError) as error:
+    except Exception as error:
         hint = "Check the name, the revision, the token and the network."
         raise UserError(f"the model {model} can't be read ({reason(error)}).", hint, status=3) from error
-    if trusted:
-        check_code(model, revision)
 
 
 def check_code(model: str, revision: str | None) -> None:
@@ -1820,7 +1820,7 @@ def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str]
     try:
         persist(f"the push to {repo}", attempt)
     except Exception as error:
-        raise UserError(f"the push to {repo} failed ({reason(error)}).", rescue(folder, repo)) from error
+        raise UserError(f"the push to {repo} failed ({reason(error)}).", rescue(folder, repo, files)) from error
     note(f"pushed to {repo}, and every file is there as it is here: {', '.join(files)}")
     return f"{api.endpoint}/{repo}"
 
@@ -1861,14 +1861,18 @@ def pause(headers: Any, attempt: int) -> float:
         return min(2.0**attempt, LONGEST_WAIT_S) * share
 
 
-def rescue(folder: Path, repo: str) -> str:
-    """What to do where the folder could not be pushed: one command for another machine, or for this one."""
+def rescue(folder: Path, repo: str, files: Collection[str]) -> str:
+    """What to do where these files could not be pushed: one command for another machine, or for this one."""
     data = Path(os.environ.get("LAUNCH_DATA_DIR", "/data")).resolve()
     place, name = folder.resolve(), repo.split("/")[-1]
-    upload = f"hf upload --private --exclude 'checkpoints/*' --exclude '.*' {repo}"
+    # Nothing that lies beside them.
+    upload = f"hf upload --private {' '.join(f'--include {shlex.quote(name)}' for name in sorted(files))} {repo}"
     if "JOB_ID" in os.environ and data.is_dir() and not place.is_relative_to(data):
         # Elsewhere it would go with the container.
-        place = Path(shutil.copytree(place, data / "output", dirs_exist_ok=True))
+        for file in files:
+            (data / "output" / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(place / file, data / "output" / file)
+        place = data / "output"
     if "JOB_ID" not in os.environ or not place.is_relative_to(data):
         return f"The model is kept; this pushes it: {upload} {shlex.quote(str(place))} ."
     inside, bucket = place.relative_to(data).as_posix(), os.environ.get("LAUNCH_ARTIFACTS")
@@ -1880,7 +1884,58 @@ def rescue(folder: Path, repo: str) -> str:
 
 
 # ---- Markdown --------------------------------------------------------------------------------------------------------
-# What a user or the Hub named, as Markdown that means nothing else.
+# What cards are made of: their head, code that asks a model, and what anybody named as Markdown that means no more.
+
+
+CHAT = """\
+messages = [{{"role": "user", "content": {content}}}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
+"""
+PICTURE_CONTENT = '[{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]'
+ASK = {
+    "chat": CHAT.format(content='"What can you do?"'),
+    "picture": CHAT.format(content=PICTURE_CONTENT),
+    "text": 'inputs = tokenizer("Once upon a time", return_tensors="pt")\n',
+}
+ANSWER = """\
+settings = GenerationConfig.from_pretrained({place})
+output = model.generate(**inputs.to(model.device), generation_config=settings, max_new_tokens=200)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+
+
+def card_head(
+    title: str, about: str, model: str, relation: str, sees: bool, datasets: Sequence[str], licence: dict[str, Any],
+    **more: Any,
+) -> str:  # fmt: skip
+    """A card's metadata, title and first words; `licence` are the fields of the `model` that it builds on."""
+    from huggingface_hub import ModelCardData
+
+    if is_hub_id(model):
+        more |= {"base_model": model, "base_model_relation": relation}
+    data = ModelCardData(
+        datasets=[name for name in datasets if is_hub_id(name)] or None,
+        pipeline_tag="image-text-to-text" if sees else "text-generation", **licence, **more,
+    )  # fmt: skip
+    if licence:
+        name = licence.get("license_name") if licence["license"] == "other" else licence["license"]
+        about += f" The base model's licence holds for it too{f': {code(name)}' if name else ''}."
+    return f"---\n{data}\n---\n\n# {plain(title)}\n\n{about}"
+
+
+def snippet(loads: str, ask: str, place: str, trusted: bool, **names: Any) -> str:
+    """Code that runs as it stands: loads the model as that template says, asks it as `ask` says, prints its answer."""
+    sees = ask == "picture"
+    loads = loads.format(
+        place=place,
+        code=", trust_remote_code=True" if trusted else "",
+        auto_model="AutoModelForImageTextToText" if sees else "AutoModelForCausalLM",
+        auto_tokenizer="AutoProcessor" if sees else "AutoTokenizer",
+        fast_model="FastVisionModel" if sees else "FastLanguageModel",
+        **names,
+    )
+    return loads + ASK[ask] + ANSWER.format(place=place)
 
 
 def linked(name: str, commit: str | None = None, kind: str = "") -> str:
@@ -1918,17 +1973,24 @@ NOT_RECORDED = ("output_dir", "samples")
 
 def write_record(folder: Path, args: Any, result: dict[str, Any], model: Any, saved: list[str]) -> None:
     """Write run.json and the script itself into the folder. Raises nothing."""
-    try:
+    # One that was there is of other weights.
+    with spared(folder / RECORD):
         script = Path(__file__).resolve()
         (folder / script.name).write_bytes(script.read_bytes())
         record = describe_run(folder, script, args, result, model, saved)
         draft = folder / f".{RECORD}"
         draft.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         draft.replace(folder / RECORD)
+
+
+@contextmanager
+def spared(path: Path) -> Iterator[None]:
+    """Whatever fails inside, where the file is written, costs that file only, and an earlier one in its place."""
+    try:
+        yield
     except Exception as error:
-        # One that was there is of other weights.
-        (folder / RECORD).unlink(missing_ok=True)
-        note(f"{RECORD} could not be written, the run goes on without it ({reason(error)})")
+        path.unlink(missing_ok=True)
+        note(f"{path.name} could not be written, the run goes on without it ({reason(error)})")
 
 
 def describe_run(
@@ -2041,24 +2103,6 @@ def generation_of(known: Any, settings: dict[str, float], stop: int) -> Any:
 
 # Matplotlib's import and, on a new machine, its list of fonts.
 PICTURE_S = 30
-ANSWER = """\
-settings = GenerationConfig.from_pretrained({place})
-output = model.generate(**inputs.to(model.device), generation_config=settings, max_new_tokens=200)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
-ASK = {
-    "chat": """\
-messages = [{"role": "user", "content": "What can you do?"}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-""",
-    "picture": """\
-content = [{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]
-messages = [{"role": "user", "content": content}]
-inputs = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-)
-""",
-    "text": 'inputs = tokenizer("Once upon a time", return_tensors="pt")\n',
-}
 SNIPPETS = {
     "transformers and PEFT": """\
 # pip install peft transformers accelerate{quantizer}
@@ -2087,44 +2131,27 @@ def write_card(
 ) -> None:
     """Write README.md with its picture of the losses, which is left out with few seconds left. Raises nothing."""
     (folder / PICTURE).unlink(missing_ok=True)
-    try:
-        if left_s > PICTURE_S:
+    if left_s > PICTURE_S:
+        with spared(folder / PICTURE):
             draw_losses(folder / PICTURE, result, history)
-    except Exception as error:
-        (folder / PICTURE).unlink(missing_ok=True)
-        note(f"{PICTURE} could not be drawn, the run goes on without it ({reason(error)})")
-    try:
+    # PEFT's own names the base model as it was loaded, and a path in its place is refused by the Hub.
+    with spared(folder / CARD):
         (folder / CARD).write_text(make_card(folder, args, planned, result), encoding="utf-8")
-    except Exception as error:
-        # PEFT's own names the base model as it was loaded, and a path in its place is refused by the Hub.
-        (folder / CARD).unlink(missing_ok=True)
-        note(f"{CARD} could not be written, the run goes on without it ({reason(error)})")
 
 
 def make_card(folder: Path, args: Any, planned: dict[str, Any], result: dict[str, Any]) -> str:
     """The text of the card; what is not known is left out."""
-    from huggingface_hub import ModelCardData
-
     record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if (folder / RECORD).is_file() else {}
-    repo, base_on_hub, commits = result.get("output_repo"), is_hub_id(args.model), record.get("revisions", {})
-    licence = licence_of(args, planned)
-    data = ModelCardData(
-        library_name="peft",
-        base_model=args.model if base_on_hub else None,
-        base_model_relation="adapter" if base_on_hub else None,
-        datasets=[args.dataset] if is_hub_id(args.dataset) else None,
-        pipeline_tag="image-text-to-text" if hasattr(args, "image_size") else "text-generation",
-        tags=["lora", "sft", "trl", "unsloth", "launch"],
-        **licence,
-    )
+    repo, commits = result.get("output_repo"), record.get("revisions", {})
     base = linked(args.model, commits.get("model"))
     about = f"A LoRA adapter for {base}, fine-tuned on {linked(args.dataset, commits.get('dataset'), 'datasets/')}."
     if result["stopped"]:
         about += f" The training was stopped after step {result['steps']}, before its end."
-    if licence:
-        name = licence.get("license_name") if licence["license"] == "other" else licence["license"]
-        about += f" The base model's licence holds for it too{f': {code(name)}' if name else ''}."
-    pieces = [f"---\n{data}\n---", f"# {plain(repo.split('/')[-1] if repo else args.run_name)}", about]
+    pieces = [card_head(
+        repo.split("/")[-1] if repo else args.run_name, about, args.model, "adapter", hasattr(args, "image_size"),
+        [args.dataset], licence_of(args, planned),
+        library_name="peft", tags=["lora", "sft", "trl", "unsloth", "launch"],
+    )]  # fmt: skip
     pieces += ["![The loss by step](loss.png)"] * (folder / PICTURE).is_file()
     for heading, rows in (("Training", training_rows(args, result)), ("Machine", machine_rows(record, result))):
         table = "\n".join(f"| {name} | {value} |" for name, value in rows if value or value == 0)
@@ -2142,23 +2169,17 @@ def make_card(folder: Path, args: Any, planned: dict[str, Any], result: dict[str
 
 def usage(folder: Path, args: Any, result: dict[str, Any], commits: dict[str, Any]) -> list[tuple[str, str]]:
     """How to use what was trained, as (heading, code): each runs as it stands, in the folder if it was not pushed."""
-    place, sees, commit = literal(result.get("output_repo") or "."), hasattr(args, "image_size"), commits.get("model")
-    settings = folder / "tokenizer_config.json"
-    inside = settings.is_file() and '"chat_template"' in settings.read_text(encoding="utf-8")
-    chats = inside or (folder / "chat_template.jinja").is_file()
+    place, commit = literal(result.get("output_repo") or "."), commits.get("model")
+    ask = "chat" if (folder / "chat_template.jinja").is_file() else "text"
+    if hasattr(args, "image_size"):
+        ask = "picture"
     names = {
-        "place": place,
         "base": literal(args.model) + (f", revision={literal(commit)}" if commit else ""),
         "quantizer": " bitsandbytes" if "bnb-4bit" in args.model else "",
-        "code": ", trust_remote_code=True" if args.trust_remote_code else "",
         "max_length": args.max_length,
         "four_bits": args.load_in == "4bit" and result["device"] != "cpu",
-        "auto_model": "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM",
-        "auto_tokenizer": "AutoProcessor" if sees else "AutoTokenizer",
-        "fast_model": "FastVisionModel" if sees else "FastLanguageModel",
     }
-    ask = ASK["picture" if sees else "chat" if chats else "text"]
-    return [(name, text.format(**names) + ask + ANSWER.format(place=place)) for name, text in SNIPPETS.items()]
+    return [(name, snippet(loads, ask, place, args.trust_remote_code, **names)) for name, loads in SNIPPETS.items()]
 
 
 def licence_of(args: Any, planned: dict[str, Any]) -> dict[str, Any]:
@@ -2208,25 +2229,19 @@ def machine_rows(record: dict[str, Any], result: dict[str, Any]) -> list[tuple[s
     plan, in_job = record.get("plan") or {}, bool(os.environ.get("JOB_ID"))
     flavor, rate = record.get("flavor"), plan.get("cost", {}).get("usd_per_hour")
     total_s = time.monotonic() - STARTED
+    total, training = (timedelta(seconds=round(seconds)) for seconds in (total_s, result["train_s"]))
     again = f", in attempt {result['attempt']}" if result["attempt"] > 1 else ""
     peak, predicted = result["peak_gib"], result["predicted_peak_gib"]
     memory = [f"{peak:.2f} GiB at most"] if peak is not None else []
     memory += [f"{predicted:.2f} GiB predicted"] if memory and predicted is not None else []
     return [
         ("Hardware", code(result["device"]) + (f", flavor {code(flavor)}" if in_job and flavor else "")),
-        ("Time", f"{span(total_s)}{again}; {span(result['train_s'])} of training"),
+        ("Time", f"{total}{again}; {training} of training"),
         ("Speed", f"{result['tokens_per_second']:,.0f} tokens a second"),
         ("Cost", f"about ${rate * total_s / 3600:.2f}{again}, at ${rate:.2f} an hour" if in_job and rate else None),
         ("GPU memory", ", ".join(memory)),
         ("Versions", ", ".join(f"{name} {number}" for name, number in result["versions"].items())),
     ]
-
-
-def span(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def draw_losses(path: Path, result: dict[str, Any], history: list[dict[str, Any]]) -> None:
@@ -2305,34 +2320,27 @@ def run_exporter(args: Any, output_repo: str | None, *words: str) -> tuple[dict[
     began = {"LAUNCH_STARTED": str(CLOCK.deadline - args.timeout_s)} if args.timeout_s else {}
     result, problem = dict[str, Any](), ""
     with subprocess.Popen(command, env=os.environ | began, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        for line in lines_of(process):
-            said = heard(line) or ""
-            if said.startswith("RESULT "):
-                result = json.loads(said.removeprefix("RESULT "))
-            elif said.startswith("error: "):
-                problem = said.removeprefix("error: ")
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            CLOCK.on_signal(number, frame)
+            process.terminate()
+
+        handlers = {number: signal.signal(number, pass_on) for number in SIGNALS}
+        if CLOCK.signalled:
+            process.terminate()
+        assert process.stdout is not None
+        for said in process.stdout:
+            line = said.decode("utf-8", "replace").rstrip("\n")
+            told = heard(line) or ""
+            if told.startswith("RESULT "):
+                result = json.loads(told.removeprefix("RESULT "))
+            elif told.startswith("error: "):
+                problem = told.removeprefix("error: ")
             else:
                 note(line)
-        status = process.wait()
-    return {name: result[name] for name in ("exports",) if name in result}, status, problem
-
-
-def lines_of(process: subprocess.Popen[bytes]) -> Iterator[str]:
-    """What it prints, line by line; a signal to this process reaches it too."""
-    assert process.stdout is not None
-    told, rest = False, b""
-    while True:
-        ready = select.select([process.stdout], [], [], 0.5)[0]
-        if CLOCK.signalled and not told:
-            told = True
-            process.send_signal(signal.SIGTERM)
-        if not ready:
-            continue
-        said = os.read(process.stdout.fileno(), 65536)
-        *lines, rest = (rest + said).split(b"\n")
-        yield from (line.decode("utf-8", "replace") for line in lines)
-        if not said:
-            return
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return {name: result[name] for name in ("exports",) if name in result}, process.returncode, problem
 
 
 # ---- Run -------------------------------------------------------------------------------------------------------------
@@ -2340,6 +2348,8 @@ def lines_of(process: subprocess.Popen[bytes]) -> Iterator[str]:
 
 
 DECIDES_MEMORY = ("model", "load_in", "max_length", "batch_size", "lora_r", "optim", "image_size")
+# What an earlier attempt left, where this one came to nothing.
+ADAPTER = ("adapter_model.safetensors", "adapter_config.json", "tokenizer*", "README.md", RECORD)
 PACKAGES = ("unsloth", "trl", "transformers", "datasets", "peft", "torch")
 
 
@@ -2373,7 +2383,7 @@ class Run:
         stopped, whole = "signal" if CLOCK.signalled else "deadline", self.checkpoints.whole
         tell(f"stopped {where} ({stopped}): {next_attempt(bool(whole))}")
         if self.args.output_repo and whole and (self.output_dir / "adapter_config.json").is_file():
-            note(rescue(self.output_dir, self.args.output_repo))
+            note(rescue(self.output_dir, self.args.output_repo, ADAPTER))
         result = {
             "status": "stopped", "stopped": stopped, "attempt": self.checkpoints.attempt,
             "resumed_from": self.checkpoints.found.get("step"), "steps": whole[-1] if whole else 0,
@@ -2454,12 +2464,14 @@ class Run:
         phase("push")
         with CLOCK.or_else(self.cut_off):
             try:
-                # What this run wrote, and nothing that lies beside it.
-                written = (RECORD, CARD, PICTURE, Path(__file__).name)
-                there = [name for name in written if (self.output_dir / name).is_file()]
-                self.url = push(self.output_dir, self.output_repo, [*self.saved, *there])
+                self.url = push(self.output_dir, self.output_repo, self.written())
             except UserError as problem:
                 self.push_error = problem
+
+    def written(self) -> list[str]:
+        """What this run wrote into its folder, and nothing that lies beside it."""
+        written = [*self.saved, RECORD, CARD, PICTURE, Path(__file__).name]
+        return [name for name in written if (self.output_dir / name).is_file()]
 
     def copy(self) -> None:
         """Let the copies be made that were asked for, of a model that is trained and pushed."""
@@ -2499,7 +2511,7 @@ class Run:
     def cut_off(self) -> int:
         """The last words of a run whose time was up before the Hub had answered."""
         if self.output_repo and self.result["steps"] and not self.url and not self.push_error:
-            kept = rescue(self.output_dir, self.output_repo)
+            kept = rescue(self.output_dir, self.output_repo, self.written())
             self.push_error = UserError(f"the push to {self.output_repo} did not end in time.", kept)
         error = self.tell()
         if error:

@@ -11,25 +11,40 @@ PACKAGE = "parts."
 _WIDTH = 120
 
 
+@dataclass(frozen=True, slots=True)
+class _Statement:
+    """One at a module's top with what stands above it: the names that it defines, and all that it mentions."""
+
+    text: str
+    defines: set[str]
+    mentions: set[str]
+
+
 @dataclass(slots=True)
 class _Source:
-    """A module taken apart: what it imports, the parts it builds on, and its text without either."""
+    """A module taken apart: its head down to the imports, these as (name here, module, name there), and the rest."""
 
+    head: str
     sentence: str
-    imports: dict[str, set[str]]
-    parts: list[str]
-    body: str
-    names: set[str] = field(default_factory=set)
+    imports: list[tuple[str, str, str]] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+    statements: list[_Statement] = field(default_factory=list)
+
+    def body(self) -> str:
+        return "\n".join(statement.text for statement in self.statements).strip("\n")
 
 
 def bundle(recipe: str, read: Callable[[str], str]) -> str:
-    """The recipe with what it imports of `parts.NAME` below it, whose text `read(NAME)` gives, the needed ones first.
+    """The recipe with what it uses of `parts.NAME` below it, whose text `read(NAME)` gives, the needed ones first.
 
-    Imports are merged at the top. What ends the recipe (`if __name__ == …`) ends the script. Raises `ValueError` where
-    two parts define one name, or a part imports another than by `from parts.NAME import …`.
+    What of a part nothing uses is left out, and so are its imports; the rest are merged at the top. What ends the
+    recipe (`if __name__ == …`) ends the script. Raises `ValueError` where two parts define one name, or a part imports
+    another than by `from parts.NAME import …`.
     """
-    head, body, last = _open_recipe(recipe)
     top = _take_apart(recipe)
+    *_, last = top.statements
+    if not last.text.lstrip().startswith("if "):
+        raise ValueError('a recipe ends with `if __name__ == "__main__":`')
     order: dict[str, _Source] = {}
 
     def add(name: str) -> None:
@@ -41,70 +56,80 @@ def bundle(recipe: str, read: Callable[[str], str]) -> str:
 
     for name in top.parts:
         add(name)
+    _refuse_twins({"the recipe": top, **order})
+    used = _keep_used(top, list(order.values()))
     imports: dict[str, set[str]] = {}
+    for source in (top, *order.values()):
+        for name, module, member in source.imports:
+            if name in used or "__future__" in module:
+                imports.setdefault(module, set()).update({member} - {""})
+    sections = [_heading(name, source.sentence) + source.body() for name, source in order.items() if source.statements]
+    top.statements.pop()
+    return "\n\n\n".join([f"{top.head}\n\n{_write_imports(imports)}", top.body(), *sections, last.text.strip()]) + "\n"
+
+
+def _refuse_twins(sources: dict[str, _Source]) -> None:
     owners: dict[str, str] = {}
-    for name, source in {"the recipe": top, **order}.items():
-        for module, members in source.imports.items():
-            imports.setdefault(module, set()).update(members)
-        for defined in source.names:
+    for name, source in sources.items():
+        for defined in {each for statement in source.statements for each in statement.defines}:
             if owners.setdefault(defined, name) != name:
                 raise ValueError(f"{defined} is defined in {owners[defined]} and in {name}: give one another name")
-    sections = [_heading(name, source.sentence) + source.body for name, source in order.items()]
-    return "\n\n\n".join([head.rstrip() + "\n\n" + _write_imports(imports), body, *sections, last]) + "\n"
+
+
+def _keep_used(top: _Source, parts: list[_Source]) -> set[str]:
+    """Leave in the parts what the recipe mentions, and what that mentions in its turn; all these names."""
+    waiting = [*top.statements, *(each for part in parts for each in part.statements if not each.defines)]
+    rest = {name: statement for part in parts for statement in part.statements for name in statement.defines}
+    used: set[str] = set()
+    while waiting:
+        used |= waiting.pop().mentions
+        waiting += [rest.pop(name) for name in used & rest.keys()]
+    for part in parts:
+        part.statements = [
+            statement for statement in part.statements if not statement.defines or statement.defines & used
+        ]
+    return used
 
 
 def _take_apart(text: str) -> _Source:
-    tree = ast.parse(text)
+    tree, lines = ast.parse(text), text.splitlines()
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     sentence = (ast.get_docstring(tree) or "").partition("\n")[0]
-    found = _Source(sentence, {}, [], "")
-    dropped: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    if sentence:
-        dropped.append(tree.body[0])
+    ends = (tree.body[0].end_lineno or 0) if sentence else 0
+    head = "\n".join(lines[: imports[0].lineno - 1] if imports else lines[:ends]).rstrip()
+    found = _Source(head, sentence)
     for node in tree.body:
+        last = node.end_lineno or node.lineno
         if isinstance(node, ast.Import | ast.ImportFrom):
             _note_import(node, found)
-        found.names |= _defined(node)
-    lines = text.splitlines()
-    for node in dropped:
-        lines[node.lineno - 1 : node.end_lineno] = [""] * ((node.end_lineno or node.lineno) - node.lineno + 1)
-    found.body = "\n".join(lines).strip("\n")
+        elif node.lineno > ends:
+            mentions = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+            found.statements.append(_Statement("\n".join(lines[ends:last]), _defined(node), mentions))
+        ends = last
     return found
 
 
 def _note_import(node: ast.Import | ast.ImportFrom, found: _Source) -> None:
     for alias in node.names:
         written = f"{alias.name} as {alias.asname}" if alias.asname else alias.name
+        name = (alias.asname or alias.name).split(".")[0]
         if isinstance(node, ast.Import):
             if alias.name.startswith(PACKAGE) or alias.name == PACKAGE[:-1]:
                 raise ValueError(f"import {alias.name}: write `from parts.NAME import …`")
-            found.imports[f"import {written}"] = set()
+            found.imports.append((name, f"import {written}", ""))
         elif (node.module or "").startswith(PACKAGE):
             if alias.asname or alias.name == "*":
                 raise ValueError(f"from {node.module} import {written}: a part keeps its names")
             found.parts.append((node.module or "").removeprefix(PACKAGE))
         else:
-            found.imports.setdefault(f"from {node.module} import", set()).add(written)
+            found.imports.append((name, f"from {node.module} import", written))
 
 
 def _defined(node: ast.stmt) -> set[str]:
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {node.name}
-    if isinstance(node, ast.Assign | ast.AnnAssign):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        return {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
-    return set()
-
-
-def _open_recipe(text: str) -> tuple[str, str, str]:
-    """The recipe's head until its imports, its body, and what ends it."""
-    tree, lines = ast.parse(text), text.splitlines()
-    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    first, ends = imports[0].lineno - 1, imports[-1].end_lineno or imports[-1].lineno
-    last = tree.body[-1]
-    if not isinstance(last, ast.If):
-        raise ValueError('a recipe ends with `if __name__ == "__main__":`')
-    body = "\n".join(lines[ends : last.lineno - 1]).strip("\n")
-    return "\n".join(lines[:first]), body, "\n".join(lines[last.lineno - 1 :]).rstrip()
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
 
 
 def _heading(name: str, sentence: str) -> str:

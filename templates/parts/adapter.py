@@ -37,7 +37,7 @@ class Base:
 
 def fetch_adapter(adapter: str, revision: str | None) -> Path:
     """The adapter's folder; a repo's is that of its commit in the Hub's cache."""
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
     folder = Path(adapter)
     if not folder.is_dir():
@@ -45,7 +45,7 @@ def fetch_adapter(adapter: str, revision: str | None) -> Path:
         fetch = partial(snapshot_download, adapter, revision=revision, **wanted)
         try:
             folder = Path(persist(f"fetching {adapter}", fetch))
-        except (OSError, ValueError, errors.HfHubHTTPError) as error:
+        except Exception as error:
             hint = "Check the name, the revision, the token and the network."
             raise UserError(f"the adapter {adapter} can't be read ({reason(error)}).", hint, status=3) from error
     if not (folder / "adapter_config.json").is_file() or not any(folder.glob("adapter_model*")):
@@ -67,8 +67,7 @@ def find_base(
     if Path(name).is_absolute() and not Path(name).is_dir():
         hint = "Name the model that it was trained on with --model."
         raise UserError(f"the adapter was trained on {name}, which is not here.", hint, status=3)
-    check_model(name, revision, trusted)
-    config = read_config(name, revision)
+    config = check_model(name, revision, trusted)
     modality = modality or (record.get("plan") or {}).get("modality")
     if modality == "vision" and "vision_config" not in config:
         raise UserError(f"{name} sees no pictures.", "Add --modality text.", status=2)
@@ -78,24 +77,17 @@ def find_base(
     return Base(name, revision, whole, whole_revision, config, modality != "text" and "vision_config" in config)
 
 
-def read_config(model: str, revision: str | None) -> dict[str, Any]:
-    """The model's config.json, which `check_model` found."""
-    from huggingface_hub import hf_hub_download
-
-    path = Path(model, "config.json")
-    path = path if path.is_file() else Path(hf_hub_download(model, "config.json", revision=revision))
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
 def find_whole(name: str) -> tuple[str, str | None]:
     """Name and commit of the 16-bit model that a 4-bit upload was made of; `UserError` of status 2 where not known."""
     from huggingface_hub import HfApi
 
     short = re.sub(r"-(unsloth-)?bnb-4bit$", "", name, flags=re.IGNORECASE)
-    candidates = [] if Path(name).is_dir() or short == name else [short]
+    if short == name or Path(name).is_dir():
+        message = f"--model {name} is in 4 bits itself, and its 16-bit original, which copies need, is not known"
+        raise UserError(f"{message}.", "Name that one, and add --load-in 4bit.", status=2)
+    candidates = [short]
     try:
-        card = persist(f"looking up {name}", lambda: HfApi().model_info(name)).card_data if candidates else None
+        card = persist(f"looking up {name}", lambda: HfApi().model_info(name)).card_data
         told = card.base_model if card else None
         candidates += [told] if isinstance(told, str) else told or []
     except Exception as error:
@@ -105,11 +97,8 @@ def find_whole(name: str) -> tuple[str, str | None]:
             return candidate, persist(f"looking up {candidate}", partial(HfApi().model_info, candidate)).sha
         except Exception as error:
             note(f"the commit of {candidate} is not known ({reason(error)})")
-    if candidates:
-        # It may lie in the cache all the same.
-        return candidates[0], None
-    message = f"--model {name} is in 4 bits itself, and its 16-bit original, which copies need, is not known"
-    raise UserError(f"{message}.", "Name that one, and add --load-in 4bit.", status=2)
+    # It may lie in the cache all the same.
+    return short, None
 
 
 def model_bytes(name: str, revision: str | None, config: dict[str, Any]) -> float:

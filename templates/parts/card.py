@@ -6,36 +6,17 @@ import json
 import math
 import os
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from parts.clock import STARTED
-from parts.markdown import code, linked, literal, plain
-from parts.places import is_hub_id
-from parts.record import CARD, PICTURE, RECORD
+from parts.markdown import card_head, code, linked, literal, snippet
+from parts.record import CARD, PICTURE, RECORD, spared
 from parts.sampling import recommended
-from parts.say import note, reason
 
 # Matplotlib's import and, on a new machine, its list of fonts.
 PICTURE_S = 30
-ANSWER = """\
-settings = GenerationConfig.from_pretrained({place})
-output = model.generate(**inputs.to(model.device), generation_config=settings, max_new_tokens=200)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
-ASK = {
-    "chat": """\
-messages = [{"role": "user", "content": "What can you do?"}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-""",
-    "picture": """\
-content = [{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]
-messages = [{"role": "user", "content": content}]
-inputs = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-)
-""",
-    "text": 'inputs = tokenizer("Once upon a time", return_tensors="pt")\n',
-}
 SNIPPETS = {
     "transformers and PEFT": """\
 # pip install peft transformers accelerate{quantizer}
@@ -64,44 +45,27 @@ def write_card(
 ) -> None:
     """Write README.md with its picture of the losses, which is left out with few seconds left. Raises nothing."""
     (folder / PICTURE).unlink(missing_ok=True)
-    try:
-        if left_s > PICTURE_S:
+    if left_s > PICTURE_S:
+        with spared(folder / PICTURE):
             draw_losses(folder / PICTURE, result, history)
-    except Exception as error:
-        (folder / PICTURE).unlink(missing_ok=True)
-        note(f"{PICTURE} could not be drawn, the run goes on without it ({reason(error)})")
-    try:
+    # PEFT's own names the base model as it was loaded, and a path in its place is refused by the Hub.
+    with spared(folder / CARD):
         (folder / CARD).write_text(make_card(folder, args, planned, result), encoding="utf-8")
-    except Exception as error:
-        # PEFT's own names the base model as it was loaded, and a path in its place is refused by the Hub.
-        (folder / CARD).unlink(missing_ok=True)
-        note(f"{CARD} could not be written, the run goes on without it ({reason(error)})")
 
 
 def make_card(folder: Path, args: Any, planned: dict[str, Any], result: dict[str, Any]) -> str:
     """The text of the card; what is not known is left out."""
-    from huggingface_hub import ModelCardData
-
     record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if (folder / RECORD).is_file() else {}
-    repo, base_on_hub, commits = result.get("output_repo"), is_hub_id(args.model), record.get("revisions", {})
-    licence = licence_of(args, planned)
-    data = ModelCardData(
-        library_name="peft",
-        base_model=args.model if base_on_hub else None,
-        base_model_relation="adapter" if base_on_hub else None,
-        datasets=[args.dataset] if is_hub_id(args.dataset) else None,
-        pipeline_tag="image-text-to-text" if hasattr(args, "image_size") else "text-generation",
-        tags=["lora", "sft", "trl", "unsloth", "launch"],
-        **licence,
-    )
+    repo, commits = result.get("output_repo"), record.get("revisions", {})
     base = linked(args.model, commits.get("model"))
     about = f"A LoRA adapter for {base}, fine-tuned on {linked(args.dataset, commits.get('dataset'), 'datasets/')}."
     if result["stopped"]:
         about += f" The training was stopped after step {result['steps']}, before its end."
-    if licence:
-        name = licence.get("license_name") if licence["license"] == "other" else licence["license"]
-        about += f" The base model's licence holds for it too{f': {code(name)}' if name else ''}."
-    pieces = [f"---\n{data}\n---", f"# {plain(repo.split('/')[-1] if repo else args.run_name)}", about]
+    pieces = [card_head(
+        repo.split("/")[-1] if repo else args.run_name, about, args.model, "adapter", hasattr(args, "image_size"),
+        [args.dataset], licence_of(args, planned),
+        library_name="peft", tags=["lora", "sft", "trl", "unsloth", "launch"],
+    )]  # fmt: skip
     pieces += ["![The loss by step](loss.png)"] * (folder / PICTURE).is_file()
     for heading, rows in (("Training", training_rows(args, result)), ("Machine", machine_rows(record, result))):
         table = "\n".join(f"| {name} | {value} |" for name, value in rows if value or value == 0)
@@ -119,23 +83,17 @@ def make_card(folder: Path, args: Any, planned: dict[str, Any], result: dict[str
 
 def usage(folder: Path, args: Any, result: dict[str, Any], commits: dict[str, Any]) -> list[tuple[str, str]]:
     """How to use what was trained, as (heading, code): each runs as it stands, in the folder if it was not pushed."""
-    place, sees, commit = literal(result.get("output_repo") or "."), hasattr(args, "image_size"), commits.get("model")
-    settings = folder / "tokenizer_config.json"
-    inside = settings.is_file() and '"chat_template"' in settings.read_text(encoding="utf-8")
-    chats = inside or (folder / "chat_template.jinja").is_file()
+    place, commit = literal(result.get("output_repo") or "."), commits.get("model")
+    ask = "chat" if (folder / "chat_template.jinja").is_file() else "text"
+    if hasattr(args, "image_size"):
+        ask = "picture"
     names = {
-        "place": place,
         "base": literal(args.model) + (f", revision={literal(commit)}" if commit else ""),
         "quantizer": " bitsandbytes" if "bnb-4bit" in args.model else "",
-        "code": ", trust_remote_code=True" if args.trust_remote_code else "",
         "max_length": args.max_length,
         "four_bits": args.load_in == "4bit" and result["device"] != "cpu",
-        "auto_model": "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM",
-        "auto_tokenizer": "AutoProcessor" if sees else "AutoTokenizer",
-        "fast_model": "FastVisionModel" if sees else "FastLanguageModel",
     }
-    ask = ASK["picture" if sees else "chat" if chats else "text"]
-    return [(name, text.format(**names) + ask + ANSWER.format(place=place)) for name, text in SNIPPETS.items()]
+    return [(name, snippet(loads, ask, place, args.trust_remote_code, **names)) for name, loads in SNIPPETS.items()]
 
 
 def licence_of(args: Any, planned: dict[str, Any]) -> dict[str, Any]:
@@ -185,25 +143,19 @@ def machine_rows(record: dict[str, Any], result: dict[str, Any]) -> list[tuple[s
     plan, in_job = record.get("plan") or {}, bool(os.environ.get("JOB_ID"))
     flavor, rate = record.get("flavor"), plan.get("cost", {}).get("usd_per_hour")
     total_s = time.monotonic() - STARTED
+    total, training = (timedelta(seconds=round(seconds)) for seconds in (total_s, result["train_s"]))
     again = f", in attempt {result['attempt']}" if result["attempt"] > 1 else ""
     peak, predicted = result["peak_gib"], result["predicted_peak_gib"]
     memory = [f"{peak:.2f} GiB at most"] if peak is not None else []
     memory += [f"{predicted:.2f} GiB predicted"] if memory and predicted is not None else []
     return [
         ("Hardware", code(result["device"]) + (f", flavor {code(flavor)}" if in_job and flavor else "")),
-        ("Time", f"{span(total_s)}{again}; {span(result['train_s'])} of training"),
+        ("Time", f"{total}{again}; {training} of training"),
         ("Speed", f"{result['tokens_per_second']:,.0f} tokens a second"),
         ("Cost", f"about ${rate * total_s / 3600:.2f}{again}, at ${rate:.2f} an hour" if in_job and rate else None),
         ("GPU memory", ", ".join(memory)),
         ("Versions", ", ".join(f"{name} {number}" for name, number in result["versions"].items())),
     ]
-
-
-def span(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def draw_losses(path: Path, result: dict[str, Any], history: list[dict[str, Any]]) -> None:

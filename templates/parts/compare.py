@@ -12,7 +12,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
+from statistics import correlation
 from typing import Any
 
 from parts.llama_cpp import ANSWERER, SEEING_ANSWERER, last_line, program_of, sight_of
@@ -116,31 +118,18 @@ def compare(known: Seen, found: Seen) -> str:
         raise DifferentError("its tokenizer or chat template makes another prompt than the trained model's")
     pairs = list(zip(known.likeliest[::-1], found.likeliest[::-1], strict=False))
     same = sum(one == other for one, other in pairs)
-    far = max(abs(one - other) for one, other in zip(known.last, found.last, strict=False))
+    # Either may have room for more tokens than there are.
+    one, other = zip(*zip(known.last, found.last, strict=False), strict=True)
+    far = max(abs(a - b) for a, b in zip(one, other, strict=True))
     told = f"the likeliest next token is the same at {same} of {len(pairs)} places of a prompt"
     told += f", and the logits at its end differ by {far:.3g} at most"
     # Of a model that knows little, 4 bits change the likeliest token easily, and the logits as a whole much less.
-    if same * 2 <= len(pairs) and correlation(known.last, found.last) < 0.5:
+    if same * 2 <= len(pairs) and correlation(one, other) < 0.5:
         raise DifferentError(f"it does not answer as the trained model: {told}")
-    return f"{tell_answers(known.answer, found.answer)}; {told}"
-
-
-def correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Of two lists of numbers, from -1 to 1; 0 where either is of one number only."""
-    count = min(len(one), len(other))
-    means = sum(one[:count]) / count, sum(other[:count]) / count
-    pairs = [(a - means[0], b - means[1]) for a, b in zip(one, other, strict=False)]
-    size = math.sqrt(sum(a * a for a, _ in pairs) * sum(b * b for _, b in pairs))
-    return sum(a * b for a, b in pairs) / size if size else 0.0
-
-
-def tell_answers(known: list[int], found: list[int]) -> str:
-    """For how long two answers are the same."""
-    if known == found:
-        return f"the same answer of {len(known)} tokens"
-    place = next((n for n, (one, other) in enumerate(zip(known, found, strict=False)) if one != other), None)
-    place = min(len(known), len(found)) if place is None else place
-    return f"the answers are the same for {place} tokens, then differ"
+    if found.answer == known.answer:
+        return f"the same answer of {len(known.answer)} tokens; {told}"
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(known.answer, found.answer, strict=False))
+    return f"the answers are the same for {len([*alike])} tokens, then differ; {told}"
 
 
 def check_merged(folder: Path, known: Seen, sees: bool, trust_remote_code: bool) -> tuple[str, Seen]:
@@ -172,10 +161,8 @@ def check_gguf(path: Path, kind: str, known: Seen, sees: bool, llama_cpp: Path) 
     from gguf import GGUFReader
 
     fields = GGUFReader(path).fields
-    eos, template = (
-        fields[name].contents() if name in fields else None
-        for name in ("tokenizer.ggml.eos_token_id", "tokenizer.chat_template")
-    )
+    names = ("tokenizer.ggml.eos_token_id", "tokenizer.chat_template")
+    eos, template = (fields[name].contents() if name in fields else None for name in names)
     if eos not in (known.eos, known.stop):
         raise DifferentError(f"its end token is {eos}, and the trained model's {known.eos}")
     if (template or "").strip() != (known.template or "").strip():
@@ -211,12 +198,8 @@ def answer_text(answerer: Path, path: Path, prompt: str, fields: Any) -> str:
     if bos and adds and adds.contents():
         # It would be there twice.
         prompt = prompt.removeprefix(fields["tokenizer.ggml.tokens"].contents(bos.contents()))
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt") as file:
-        file.write(prompt)
-        file.flush()
-        plain = ("--no-conversation", "--no-display-prompt", "--no-escape", "--simple-io")
-        # As it stands: of a text file llama.cpp drops the last line's end, which a chat template's prompt needs.
-        return complete(answerer, path, "--binary-file", file.name, *plain)
+    plain = ("--no-conversation", "--no-display-prompt", "--no-escape", "--simple-io")
+    return complete(answerer, path, "-p", prompt, *plain)
 
 
 def answer_of_picture(answerer: Path, path: Path) -> str:

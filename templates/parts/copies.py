@@ -267,27 +267,14 @@ def every_file(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def push_merged_beside(folder: Path, repo: str) -> None:
-    """Push the merged copy beside the adapter, in the place of an earlier one."""
-    paths = [f"{folder.name}/{path}" for path in every_file(folder)]
-    push(folder.parent, repo, paths, stale_files(repo, paths, f"{folder.name}/.*"))
-
-
-def push_merged_alone(folder: Path, repo: str, card: str | None) -> None:
-    """Push the merged copy to a repo of its own, with that card, or without where the Hub does not take it."""
+def push_merged(folder: Path, repo: str, alone: bool) -> None:
+    """Push the merged copy in the place of an earlier one, to a repo where it is `alone`, or beside the adapter."""
     files = [path for path in every_file(folder) if path != "README.md"]
-    stale = stale_files(repo, files, WEIGHTS)
-    if card is not None:
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        try:
-            push(folder, repo, ["README.md", *files], stale)
-            return
-        except UserError as error:
-            # The Hub refuses a commit for a card that it does not take.
-            if "README.md" not in error.args[0]:
-                raise
-            note(f"{repo} has no card ({reason(error)})")
-    push(folder, repo, files, stale)
+    if alone:
+        push(folder, repo, files, stale_files(repo, files, WEIGHTS))
+    else:
+        paths = [f"{folder.name}/{path}" for path in files]
+        push(folder.parent, repo, paths, stale_files(repo, paths, f"{folder.name}/.*"))
 
 
 def push_gguf(path: Path, kind: str, repo: str) -> None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from parts.copies import Copy
 from parts.llama_cpp import GGUF_BITS, MMPROJ
-from parts.markdown import code, linked, literal, plain
-from parts.places import is_hub_id
-from parts.push import persist
+from parts.markdown import card_head, code, linked, literal, plain, snippet
+from parts.push import persist, push
 from parts.say import note, reason
 
 LICENCE_FIELDS = ("license", "license_name", "license_link")
@@ -25,22 +23,7 @@ MERGED_SNIPPET = """\
 place = {whole}
 tokenizer = {auto_tokenizer}.from_pretrained(place)
 model = {auto_model}.from_pretrained(place, dtype="auto", device_map="auto"{code})
-{ask}
-settings = GenerationConfig.from_pretrained(place)
-output = model.generate(**inputs.to(model.device), generation_config=settings, max_new_tokens=200)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
-ASK = {
-    "chat": """\
-messages = [{"role": "user", "content": "What can you do?"}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")""",
-    "picture": """\
-content = [{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]
-messages = [{"role": "user", "content": content}]
-inputs = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-)""",
-    "text": 'inputs = tokenizer("Once upon a time", return_tensors="pt")',
-}
+"""
 
 
 @dataclass(frozen=True)
@@ -55,18 +38,27 @@ class Origin:
     run_name: str
 
 
-def tell_of_copies(origin: Origin, adapter: Path, folder: Path, repo: str | None, copies: Sequence[Copy]) -> str | None:
-    """Write README.md in the folder, the adapter's with the copies in it or one of their own; its text, or none."""
+def put_card(folder: Path, repo: str | None, make: Callable[[], str | None]) -> None:
+    """Write README.md in the folder, and push it to the repo if there is one; raises nothing."""
+    try:
+        text = make()
+        if text:
+            (folder / "README.md").write_text(text, encoding="utf-8")
+            if repo:
+                push(folder, repo, ["README.md"])
+    except Exception as error:
+        note(f"no card in {repo or folder} tells of the copies ({reason(error)})")
+
+
+def card_beside(origin: Origin, adapter: Path, folder: Path, repo: str | None, copies: Sequence[Copy]) -> str | None:
+    """The adapter's card with the copies that lie in folder or repo, or one of their own; none where neither fits."""
     own = find_card(adapter, repo)
     told = [*copies, *other_ggufs(folder, repo, copies)]
     if own:
-        text = amend_card(own.read_text(encoding="utf-8"), origin, repo, told)
-    elif repo and any(copy.repo == repo and not copy.error for copy in copies):
-        text = copies_card(origin, adapter, repo, told)
-    else:
-        return None
-    (folder / "README.md").write_text(text, encoding="utf-8")
-    return text
+        return amend_card(own.read_text(encoding="utf-8"), origin, repo, told)
+    if repo and any(copy.repo == repo and not copy.error for copy in copies):
+        return copies_card(origin, adapter, repo, told)
+    return None
 
 
 def find_card(folder: Path, repo: str | None) -> Path | None:
@@ -102,71 +94,44 @@ def other_ggufs(folder: Path, repo: str | None, copies: Sequence[Copy]) -> list[
 
 def copies_card(origin: Origin, adapter: Path, repo: str, copies: Sequence[Copy]) -> str:
     """The text of a card for a repo of these copies; `adapter` is the folder of what they were made of."""
-    from huggingface_hub import ModelCardData
-
-    made = [copy for copy in copies if not copy.error]
-    datasets, licence = learned_from(adapter)
-    base = linked(origin.model, origin.commit)
-    relation, library, tags = "quantized", None, ["unsloth", "launch"]
-    about = f"GGUF files of {base} with the adapter {linked(origin.adapter)} merged into it."
-    if any(copy.kind == "merged" for copy in made):
-        relation, library = "finetune", "transformers"
-        about = about.removeprefix("GGUF files of ")
+    base, more = linked(origin.model, origin.commit), dict[str, Any]()
+    about, relation, tags = f"{base} with the adapter {linked(origin.adapter)} merged into it.", "finetune", list[str]()
     if repo == origin.adapter:
-        relation, library, tags = "adapter", "peft", ["lora", *tags]
-        about = f"A LoRA adapter for {base}, and copies of the model with it."
-    data = ModelCardData(
-        library_name=library,
-        base_model=origin.model if is_hub_id(origin.model) else None,
-        base_model_relation=relation if is_hub_id(origin.model) else None,
-        datasets=datasets or None,
-        pipeline_tag="image-text-to-text" if origin.ask == "picture" else "text-generation",
-        tags=tags,
-        **licence,  # type: ignore[arg-type]
-    )
-    if licence:
-        name = licence.get("license_name") if licence["license"] == "other" else licence["license"]
-        about += f" The base model's licence holds for it too{f': {code(name)}' if name else ''}."
-    head = f"---\n{data.to_yaml()}\n---\n\n# {plain(repo.split('/')[-1])}\n\n{about}\n"
+        about, relation, tags = f"A LoRA adapter for {base}, and copies of the model with it.", "adapter", ["lora"]
+        more["library_name"] = "peft"
+    elif any(copy.kind == "merged" and not copy.error for copy in copies):
+        more["library_name"] = "transformers"
+    else:
+        about, relation = f"GGUF files of {about}", "quantized"
+    head = card_head(
+        repo.split("/")[-1], about, origin.model, relation, origin.ask == "picture", *learned_from(adapter),
+        tags=[*tags, "unsloth", "launch"], **more,
+    )  # fmt: skip
     return amend_card(head, origin, repo, copies)
 
 
 def amend_card(text: str, origin: Origin, repo: str | None, copies: Sequence[Copy]) -> str:
-    """The card with the copies in its table and how to use them, in place of what it said of earlier ones."""
+    """The card with a section on the copies and how to use them, in the place of that on earlier ones."""
     made = [copy for copy in copies if not copy.error]
-    text = amend_table(text, made)
-    for copy in made:
-        if copy.kind == "merged":
-            # In that place lies one, of whichever kind.
-            there = re.escape(literal(copy.repo or copy.path or ""))
-            text = re.sub(rf"### Merged, \w+\n\n```python\n((?!```).)*{there}.*?\n```\n+", "", text, flags=re.DOTALL)
-    for name, language, snippet in usage(origin, repo, made):
-        text = re.sub(rf"### {re.escape(name)}\n\n```.*?\n```\n+", "", text, flags=re.DOTALL)
-        before, heading, after = text.partition("\n## How to use it\n")
-        if not heading:
-            before, heading, after = text.rstrip() + "\n", "\n## How to use it\n", ""
-        own, *rest = re.split(r"(?=\n## )", after, maxsplit=1)
-        text = f"{before}{heading}{own.rstrip()}\n\n### {name}\n\n```{language}\n{snippet}\n```\n{''.join(rest)}"
-    return text
-
-
-def amend_table(text: str, made: Sequence[Copy]) -> str:
-    """The text with these copies in its table, and without the GGUF files that are gone."""
-    before, heading, after = text.partition("\n## Copies\n")
-    if not heading:
-        before, use, rest = text.partition("\n## How to use it\n")
-        before, after = before.rstrip() + "\n", use + rest
-    table, after = re.split(r"(?=\n## )|\Z", after, maxsplit=1) if heading else ("", after)
-    rows = dict(re.findall(r"^\| (`[^`]*`) \| (.*) \|$", table, re.MULTILINE))
+    text = text.rstrip() + "\n"
+    place = re.search(r"\n## Copies\n.*?(?=\n## |\Z)", text, re.DOTALL)
+    place = place or re.search(r"(?=\n## How to use it\n)|\Z", text)
+    assert place
+    rows: dict[str, str] = dict(re.findall(r"^\| (`[^`]*`) \| (.*) \|$", place[0], re.MULTILINE))
+    uses: dict[str, str] = dict(re.findall(r"^### ([^\n]*)\n\n(```.*?\n```)$", place[0], re.MULTILINE | re.DOTALL))
     paths = [code(copy.path) for copy in made]
-    # What could not be made before is called by its kind alone.
-    dropped = {code(copy.name) for copy in made}
-    rows = {name: told for name, told in rows.items() if name not in dropped and (name in paths or ".gguf" not in name)}
+    rows = {name: told for name, told in rows.items() if name in paths or ".gguf" not in name}
     # Of what was there before, more was told then.
     fresh = {code(copy.path) for copy in made if copy.checked}
     rows |= {name: told for name, told in copy_rows(made) if name in fresh or name not in rows}
-    lines = "\n".join(f"| {name} | {told} |" for name, told in rows.items())
-    return f"{before}\n## Copies\n\n| | |\n| --- | --- |\n{lines}\n{after}"
+    shown = {name: f"```{language}\n{told}\n```" for name, language, told in usage(origin, repo, made)}
+    # Of merged copies there is one, of whichever kind.
+    replaced = ("Merged, ",) if any(copy.kind == "merged" for copy in made) else ()
+    shown |= {name: use for name, use in uses.items() if name not in shown and not name.startswith(replaced)}
+    table = "".join(f"| {name} | {told} |\n" for name, told in rows.items())
+    section = f"\n## Copies\n\n| | |\n| --- | --- |\n{table}"
+    section += "".join(f"\n### {name}\n\n{use}\n" for name, use in shown.items())
+    return text[: place.start()] + section + text[place.end() :]
 
 
 def copy_rows(copies: Sequence[Copy]) -> list[tuple[str, str]]:
@@ -185,13 +150,8 @@ def usage(origin: Origin, repo: str | None, made: Sequence[Copy]) -> list[tuple[
                 # A folder: with PEFT installed, transformers would take the adapter at the repo's root for the model.
                 whole = f'snapshot_download({whole}, allow_patterns="{copy.path}/*") + "/{copy.path}"'
                 fetch = "from huggingface_hub import snapshot_download\n"
-            text = MERGED_SNIPPET.format(
-                quantizer=" bitsandbytes" if copy.name == "4bit" else "",
-                fetch=fetch, whole=whole, ask=ASK[origin.ask],
-                code=", trust_remote_code=True" if origin.trust_remote_code else "",
-                auto_model="AutoModelForImageTextToText" if sees else "AutoModelForCausalLM",
-                auto_tokenizer="AutoProcessor" if sees else "AutoTokenizer",
-            )  # fmt: skip
+            names = {"whole": whole, "fetch": fetch, "quantizer": " bitsandbytes" if copy.name == "4bit" else ""}
+            text = snippet(MERGED_SNIPPET, origin.ask, "place", origin.trust_remote_code, **names)
             shown.append((f"Merged, {copy.name}", "python", text))
     files = [copy for copy in made if copy.kind == "gguf"]
     if files:
@@ -223,23 +183,17 @@ def tag(copy: Copy, files: Sequence[Copy]) -> str:
     return kind if first == path else path
 
 
-def learned_from(adapter: Path) -> tuple[list[str], dict[str, str]]:
-    """The datasets that the adapter was trained on, by their names on the Hub, and the licence as a card's fields."""
+def learned_from(adapter: Path) -> tuple[list[str], dict[str, Any]]:
+    """The datasets that the adapter's card names, and the licence, as a card's fields."""
     from huggingface_hub import ModelCard
 
-    datasets: Any = None
     told: dict[str, Any] = {}
     try:
-        if (adapter / "run.json").is_file():
-            plan = json.loads((adapter / "run.json").read_text(encoding="utf-8")).get("plan") or {}
-            datasets = plan.get("dataset")
-            told = {name: plan.get(name.replace("license", "licence")) for name in LICENCE_FIELDS}
         if (adapter / "README.md").is_file():
-            card = ModelCard.load(adapter / "README.md").data.to_dict()
-            datasets, told = card.get("datasets") or datasets, card if card.get("license") else told
+            told = ModelCard.load(adapter / "README.md").data.to_dict()
     except Exception as error:
         note(f"what the adapter was trained on can't be read ({reason(error)})")
+    datasets = told.get("datasets") or []
     datasets = [name for name in (datasets if isinstance(datasets, list) else [datasets]) if isinstance(name, str)]
     licence = {name: told[name] for name in LICENCE_FIELDS if isinstance(told.get(name), str)}
-    known = re.fullmatch("[a-z0-9][a-z0-9.-]*", licence.get("license", ""))
-    return [name for name in datasets if is_hub_id(name)], licence if known else {}
+    return datasets, licence if re.fullmatch("[a-z0-9][a-z0-9.-]*", licence.get("license", "")) else {}

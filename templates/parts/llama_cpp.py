@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import tarfile
 import tempfile
 import urllib.request
 from collections.abc import Iterable, Sequence
@@ -50,18 +49,13 @@ def get_llama_cpp(types: Sequence[str], build: bool = True) -> Path:
             hint = "Name a folder of llama.cpp that is built (bench/llama_cpp.sh makes one), or unset the variable."
             raise UserError(f"UNSLOTH_LLAMA_CPP_PATH={named}: {flaw}.", hint, status=3)
     else:
-        folder = Path.home() / ".unsloth" / "llama.cpp"
-        if llama_cpp_flaw(folder, types):
-            cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-            folder = cache / "launch" / "llama.cpp-0.3.36"
-            builds = can_build(types if llama_cpp_flaw(folder, types) else ()) and build
-            types = types if build else ()
-            # Made for types that need no program, or by an earlier release, it may lack some.
-            whole = all(program_of(folder, name) for name in PROGRAMS) or not builds
-            if llama_cpp_flaw(folder, types) or not whole:
-                phase("get llama.cpp")
-                make_llama_cpp(folder, builds)
-        flaw = llama_cpp_flaw(folder, types)
+        folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "launch" / "llama.cpp-0.3.36"
+        builds = can_build(types if llama_cpp_flaw(folder, types) else ()) and build
+        # Made for types that need no program, it may lack some.
+        if llama_cpp_flaw(folder) or (builds and not all(program_of(folder, name) for name in PROGRAMS)):
+            phase("get llama.cpp")
+            make_llama_cpp(folder, builds)
+        flaw = llama_cpp_flaw(folder, types if build else ())
         if flaw:
             raise UserError(f"the llama.cpp in {folder} can't be used: {flaw}.", "Remove it, and try again.", status=3)
     # Unsloth would else go to GitHub for what is newest there, and install what that needs as root.
@@ -70,7 +64,7 @@ def get_llama_cpp(types: Sequence[str], build: bool = True) -> Path:
     return folder
 
 
-def llama_cpp_flaw(folder: Path, types: Iterable[str]) -> str | None:
+def llama_cpp_flaw(folder: Path, types: Iterable[str] = ()) -> str | None:
     """What keeps that folder from making these types, or none."""
     if not folder.is_dir():
         return "there is no such folder"
@@ -98,23 +92,16 @@ def program_of(folder: Path, name: str) -> Path | None:
 
 def require_convertible(model: str, config: dict[str, Any], sees: bool, folder: Path) -> None:
     """Refuse a model that the converter does not know, by the tables that it looks the architecture up in."""
-    tables = {"TEXT_MODEL_MAP": "text_config"} | ({"MMPROJ_MODEL_MAP": "vision_config"} if sees else {})
-    for table, part in tables.items():
-        known, own = convertible(folder, table), config.get(part) or {}
-        names = [name for whose in (own, config) for name in whose.get("architectures") or ()]
-        if known and names and not known.intersection(names):
+    tables = folder / "conversion" / "__init__.py"
+    # Other releases keep them otherwise.
+    text = tables.read_text(encoding="utf-8") if tables.is_file() else ""
+    for table, part in {"TEXT_MODEL_MAP": "text_config", "MMPROJ_MODEL_MAP": "vision_config"}.items():
+        found = re.search("^" + table + r"\b[^\n]*\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
+        known = set(re.findall(r'^ +"([\w.]+)":', found[1], re.MULTILINE)) if found else set()
+        names = [name for whose in (config.get(part) or {}, config) for name in whose.get("architectures") or ()]
+        if known and names and not known.intersection(names) and (sees or part == "text_config"):
             message = f"--gguf: llama.cpp can't convert {model}, a {names[-1]}"
             raise UserError(f"{message}.", "Leave --gguf away; --merge 16bit works.", status=3)
-
-
-def convertible(folder: Path, table: str) -> set[str]:
-    """The names in that table of the converter's; empty where it keeps them otherwise, as other releases do."""
-    try:
-        text = (folder / "conversion" / "__init__.py").read_text(encoding="utf-8")
-    except OSError:
-        return set()
-    found = re.search("^" + table + r"\b[^\n]*\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
-    return set(re.findall(r'^ +"([\w.]+)":', found[1], re.MULTILINE)) if found else set()
 
 
 def can_build(types: Iterable[str]) -> bool:
@@ -137,43 +124,27 @@ def make_llama_cpp(folder: Path, build: bool = True) -> None:
     """Fetch llama.cpp into the folder, whole or not at all, with its programs built if asked for; minutes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".llama.cpp-", dir=folder.parent) as staging:
-        archive, source = Path(staging) / "archive", Path(staging) / "llama.cpp"
+        archive = Path(staging, "llama_cpp_python.tar.gz")
         try:
-            fetch_archive(LLAMA_CPP, LLAMA_CPP_SHA256, archive)
+            with urllib.request.urlopen(LLAMA_CPP, timeout=60) as answer, archive.open("wb") as file:
+                shutil.copyfileobj(answer, file)
+            if sha256(archive) != LLAMA_CPP_SHA256:
+                raise ValueError(f"its SHA-256 is {sha256(archive)} and should be {LLAMA_CPP_SHA256}")
         except (OSError, ValueError) as error:
             hint = "Name a build of llama.cpp with UNSLOTH_LLAMA_CPP_PATH, or leave --gguf away."
             raise UserError(f"llama.cpp can't be fetched from {LLAMA_CPP} ({reason(error)}).", hint, 3) from error
-        unpack(archive, "vendor/llama.cpp/", source)
+        shutil.unpack_archive(archive, staging, filter="data")
+        [source] = Path(staging).glob("*/vendor/llama.cpp")
         if build:
             build_llama_cpp(source)
         shutil.rmtree(folder, ignore_errors=True)
         source.rename(folder)
 
 
-def fetch_archive(address: str, digest: str, path: Path) -> None:
-    """Download what has that SHA-256; `ValueError` for anything else."""
-    with urllib.request.urlopen(address, timeout=60) as answer, path.open("wb") as file:
-        shutil.copyfileobj(answer, file)
-    if sha256(path) != digest:
-        raise ValueError(f"its SHA-256 is {sha256(path)} and should be {digest}")
-
-
-def unpack(archive: Path, inside: str, folder: Path) -> None:
-    """Unpack what lies under the folder `inside` of the archive's only folder."""
-    with tarfile.open(archive) as tar:
-        members = []
-        for member in tar:
-            _, found, rest = member.name.partition(f"/{inside}")
-            # Of the web page nothing is built.
-            if found and member.isfile() and not rest.startswith("tools/ui/"):
-                members.append(member.replace(name=rest, deep=False))
-        tar.extractall(folder, members, filter="data")
-
-
 def build_llama_cpp(source: Path) -> None:
     """Build the programs that quantise and that answer, for the processor, without what they could do on the net."""
     cores, build = os.cpu_count() or 1, source / "build"
-    cmake = [shutil.which("cmake") or ""] if shutil.which("cmake") else ["uv", "tool", "run", "--quiet", "cmake"]
+    cmake = ["cmake"] if shutil.which("cmake") else ["uv", "tool", "run", "--quiet", "cmake"]
     off = ("LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_APP", "LLAMA_BUILD_UI",
            "LLAMA_USE_PREBUILT_UI", "LLAMA_OPENSSL", "BUILD_SHARED_LIBS")  # fmt: skip
     options = ["-DCMAKE_BUILD_TYPE=Release", *(f"-D{name}=OFF" for name in off)]

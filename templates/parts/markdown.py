@@ -1,12 +1,64 @@
-"""What a user or the Hub named, as Markdown that means nothing else."""
+"""What cards are made of: their head, code that asks a model, and what anybody named as Markdown that means no more."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from parts.places import is_hub_id
+
+CHAT = """\
+messages = [{{"role": "user", "content": {content}}}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
+"""
+PICTURE_CONTENT = '[{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]'
+ASK = {
+    "chat": CHAT.format(content='"What can you do?"'),
+    "picture": CHAT.format(content=PICTURE_CONTENT),
+    "text": 'inputs = tokenizer("Once upon a time", return_tensors="pt")\n',
+}
+ANSWER = """\
+settings = GenerationConfig.from_pretrained({place})
+output = model.generate(**inputs.to(model.device), generation_config=settings, max_new_tokens=200)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+
+
+def card_head(
+    title: str, about: str, model: str, relation: str, sees: bool, datasets: Sequence[str], licence: dict[str, Any],
+    **more: Any,
+) -> str:  # fmt: skip
+    """A card's metadata, title and first words; `licence` are the fields of the `model` that it builds on."""
+    from huggingface_hub import ModelCardData
+
+    if is_hub_id(model):
+        more |= {"base_model": model, "base_model_relation": relation}
+    data = ModelCardData(
+        datasets=[name for name in datasets if is_hub_id(name)] or None,
+        pipeline_tag="image-text-to-text" if sees else "text-generation", **licence, **more,
+    )  # fmt: skip
+    if licence:
+        name = licence.get("license_name") if licence["license"] == "other" else licence["license"]
+        about += f" The base model's licence holds for it too{f': {code(name)}' if name else ''}."
+    return f"---\n{data}\n---\n\n# {plain(title)}\n\n{about}"
+
+
+def snippet(loads: str, ask: str, place: str, trusted: bool, **names: Any) -> str:
+    """Code that runs as it stands: loads the model as that template says, asks it as `ask` says, prints its answer."""
+    sees = ask == "picture"
+    loads = loads.format(
+        place=place,
+        code=", trust_remote_code=True" if trusted else "",
+        auto_model="AutoModelForImageTextToText" if sees else "AutoModelForCausalLM",
+        auto_tokenizer="AutoProcessor" if sees else "AutoTokenizer",
+        fast_model="FastVisionModel" if sees else "FastLanguageModel",
+        **names,
+    )
+    return loads + ASK[ask] + ANSWER.format(place=place)
 
 
 def linked(name: str, commit: str | None = None, kind: str = "") -> str:

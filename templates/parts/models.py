@@ -43,23 +43,31 @@ def find_gpu(args: Any) -> bool:
     return bool(found)
 
 
-def check_model(model: str, revision: str | None, trusted: bool = False) -> None:
-    """Ask for the smallest file of a Hub model first, whose absence has a short explanation."""
-    if Path(model).is_dir():
-        return
-    from httpx import HTTPError
+def check_model(model: str, revision: str | None, trusted: bool = False) -> dict[str, Any]:
+    """The model's config.json; `UserError` of status 3 where there is none to be read, or it names foreign code."""
+    path = Path(model, "config.json")
+    if not Path(model).is_dir():
+        path = fetch_config(model, revision)
+        if trusted:
+            check_code(model, revision)
+    elif not path.is_file():
+        raise UserError(f"{model} is no model: it has no config.json.", "Name a model's folder, or a repo.", status=3)
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def fetch_config(model: str, revision: str | None) -> Path:
+    """Ask for the smallest file of a Hub model, whose absence has a short explanation."""
     from huggingface_hub import errors, hf_hub_download
 
     try:
-        hf_hub_download(model, "config.json", revision=revision)
+        return Path(hf_hub_download(model, "config.json", revision=revision))
     except errors.GatedRepoError as error:
         hint = f"Accept its terms at https://huggingface.co/{model} with the account of your HF_TOKEN."
         raise UserError(f"{model} is gated and this account has no access.", hint, status=3) from error
-    except (HTTPError, OSError, errors.HFValidationError) as error:
+    except Exception as error:
         hint = "Check the name, the revision, the token and the network."
         raise UserError(f"the model {model} can't be read ({reason(error)}).", hint, status=3) from error
-    if trusted:
-        check_code(model, revision)
 
 
 def check_code(model: str, revision: str | None) -> None:

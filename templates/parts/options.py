@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import re
 import sys
@@ -24,11 +23,11 @@ ADAPTER_THERE = (
 # Where a value should lie, for those options that the script has.
 ABOVE_0 = ("max_steps", "num_train_epochs", "batch_size", "gradient_accumulation", "learning_rate", "logging_steps",
            "eval_steps", "lora_r", "lora_alpha")  # fmt: skip
-FROM_0 = ("eval_rows", "weight_decay", "seed", "sample_rows", "checkpoint_minutes", "timeout_s")
-SHARES = ("warmup_ratio", "lora_dropout")
 # More fits neither a seed of NumPy's nor a clock.
 LARGEST = 2**32
-AT_LEAST = {"image_size": (28, "pixels"), "max_length": (16, "tokens")}
+AT_LEAST = {"eval_rows": 0, "weight_decay": 0, "seed": 0, "sample_rows": 0, "checkpoint_minutes": 0, "timeout_s": 0,
+            "warmup_ratio": 0, "lora_dropout": 0, "max_length": 16, "image_size": 28}  # fmt: skip
+BELOW_1 = ("warmup_ratio", "lora_dropout")
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,19 +80,12 @@ def refuse(args: Any, name: str, problem: str) -> NoReturn:
 
 def check_options(args: Any) -> None:
     """Refuse what can't work, before anything heavy is imported."""
-    held = vars(args)
-    for name in held.keys() & {*ABOVE_0, *FROM_0, *SHARES, *AT_LEAST}:
-        value = held[name]
-        if value is not None and value >= LARGEST:
-            refuse(args, name, f"should be below {LARGEST:,}")
-        if name in ABOVE_0 and value is not None and not 0 < value < math.inf:
-            refuse(args, name, "should be above 0")
-        if name in FROM_0 and not 0 <= value < math.inf:
-            refuse(args, name, "should not be negative")
-        if name in SHARES and not 0 <= value < 1:
-            refuse(args, name, "should be at least 0 and below 1")
-        if name in AT_LEAST and value < AT_LEAST[name][0]:
-            refuse(args, name, "should be at least {} {}".format(*AT_LEAST[name]))
+    for name, value in vars(args).items():
+        end = 1 if name in BELOW_1 else LARGEST
+        if name in ABOVE_0 and value is not None and not 0 < value < end:
+            refuse(args, name, f"should be above 0 and below {end:,}")
+        if name in AT_LEAST and not AT_LEAST[name] <= value < end:
+            refuse(args, name, f"should be at least {AT_LEAST[name]} and below {end:,}")
     if args.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", args.revision or ""):
         refuse(args, "revision", "--trust-remote-code needs the 40 digits of the commit that was read")
     if not re.fullmatch(r"\w[\w .-]*", args.run_name):
@@ -126,15 +118,13 @@ def check_repos(args: Any) -> None:
         refuse(args, "merged_repo", "it says where a merged model goes; add --merge 16bit")
     if args.merged_repo and args.merged_repo in (args.output_repo, getattr(args, "adapter", None)):
         refuse(args, "merged_repo", ADAPTER_THERE)
+    # What the Hub's client reads at its import is not settled yet.
     home = os.environ.get("HF_HOME", Path.home() / ".cache/huggingface")
     token_file = Path(os.environ.get("HF_TOKEN_PATH", Path(home) / "token"))
     for name in ("output_repo", "merged_repo"):
-        repo = getattr(args, name)
-        if not repo:
-            continue
-        if not re.fullmatch(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", repo, re.ASCII):
+        repo, flag = getattr(args, name), name.replace("_", "-")
+        if repo and not re.fullmatch(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", repo, re.ASCII):
             refuse(args, name, "should be NAME or NAMESPACE/NAME")
-        if not os.environ.get("HF_TOKEN") and not token_file.is_file():
-            flag = name.replace("_", "-")
+        if repo and not os.environ.get("HF_TOKEN") and not token_file.is_file():
             hint = f"Run `hf auth login` or set HF_TOKEN, or leave --{flag} away."
             raise UserError(f"--{flag} needs a Hugging Face token, and there is none.", hint, status=2)

@@ -79,7 +79,7 @@ def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str]
     try:
         persist(f"the push to {repo}", attempt)
     except Exception as error:
-        raise UserError(f"the push to {repo} failed ({reason(error)}).", rescue(folder, repo)) from error
+        raise UserError(f"the push to {repo} failed ({reason(error)}).", rescue(folder, repo, files)) from error
     note(f"pushed to {repo}, and every file is there as it is here: {', '.join(files)}")
     return f"{api.endpoint}/{repo}"
 
@@ -120,14 +120,18 @@ def pause(headers: Any, attempt: int) -> float:
         return min(2.0**attempt, LONGEST_WAIT_S) * share
 
 
-def rescue(folder: Path, repo: str) -> str:
-    """What to do where the folder could not be pushed: one command for another machine, or for this one."""
+def rescue(folder: Path, repo: str, files: Collection[str]) -> str:
+    """What to do where these files could not be pushed: one command for another machine, or for this one."""
     data = Path(os.environ.get("LAUNCH_DATA_DIR", "/data")).resolve()
     place, name = folder.resolve(), repo.split("/")[-1]
-    upload = f"hf upload --private --exclude 'checkpoints/*' --exclude '.*' {repo}"
+    # Nothing that lies beside them.
+    upload = f"hf upload --private {' '.join(f'--include {shlex.quote(name)}' for name in sorted(files))} {repo}"
     if "JOB_ID" in os.environ and data.is_dir() and not place.is_relative_to(data):
         # Elsewhere it would go with the container.
-        place = Path(shutil.copytree(place, data / "output", dirs_exist_ok=True))
+        for file in files:
+            (data / "output" / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(place / file, data / "output" / file)
+        place = data / "output"
     if "JOB_ID" not in os.environ or not place.is_relative_to(data):
         return f"The model is kept; this pushes it: {upload} {shlex.quote(str(place))} ."
     inside, bucket = place.relative_to(data).as_posix(), os.environ.get("LAUNCH_ARTIFACTS")

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,24 @@ NOT_RECORDED = ("output_dir", "samples")
 
 def write_record(folder: Path, args: Any, result: dict[str, Any], model: Any, saved: list[str]) -> None:
     """Write run.json and the script itself into the folder. Raises nothing."""
-    try:
+    # One that was there is of other weights.
+    with spared(folder / RECORD):
         script = Path(__file__).resolve()
         (folder / script.name).write_bytes(script.read_bytes())
         record = describe_run(folder, script, args, result, model, saved)
         draft = folder / f".{RECORD}"
         draft.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         draft.replace(folder / RECORD)
+
+
+@contextmanager
+def spared(path: Path) -> Iterator[None]:
+    """Whatever fails inside, where the file is written, costs that file only, and an earlier one in its place."""
+    try:
+        yield
     except Exception as error:
-        # One that was there is of other weights.
-        (folder / RECORD).unlink(missing_ok=True)
-        note(f"{RECORD} could not be written, the run goes on without it ({reason(error)})")
+        path.unlink(missing_ok=True)
+        note(f"{path.name} could not be written, the run goes on without it ({reason(error)})")
 
 
 def describe_run(

@@ -24,6 +24,8 @@ from parts.say import UserError, finite, note, phase, tell
 from parts.second import make_copies, not_made
 
 DECIDES_MEMORY = ("model", "load_in", "max_length", "batch_size", "lora_r", "optim", "image_size")
+# What an earlier attempt left, where this one came to nothing.
+ADAPTER = ("adapter_model.safetensors", "adapter_config.json", "tokenizer*", "README.md", RECORD)
 PACKAGES = ("unsloth", "trl", "transformers", "datasets", "peft", "torch")
 
 
@@ -57,7 +59,7 @@ class Run:
         stopped, whole = "signal" if CLOCK.signalled else "deadline", self.checkpoints.whole
         tell(f"stopped {where} ({stopped}): {next_attempt(bool(whole))}")
         if self.args.output_repo and whole and (self.output_dir / "adapter_config.json").is_file():
-            note(rescue(self.output_dir, self.args.output_repo))
+            note(rescue(self.output_dir, self.args.output_repo, ADAPTER))
         result = {
             "status": "stopped", "stopped": stopped, "attempt": self.checkpoints.attempt,
             "resumed_from": self.checkpoints.found.get("step"), "steps": whole[-1] if whole else 0,
@@ -138,12 +140,14 @@ class Run:
         phase("push")
         with CLOCK.or_else(self.cut_off):
             try:
-                # What this run wrote, and nothing that lies beside it.
-                written = (RECORD, CARD, PICTURE, Path(__file__).name)
-                there = [name for name in written if (self.output_dir / name).is_file()]
-                self.url = push(self.output_dir, self.output_repo, [*self.saved, *there])
+                self.url = push(self.output_dir, self.output_repo, self.written())
             except UserError as problem:
                 self.push_error = problem
+
+    def written(self) -> list[str]:
+        """What this run wrote into its folder, and nothing that lies beside it."""
+        written = [*self.saved, RECORD, CARD, PICTURE, Path(__file__).name]
+        return [name for name in written if (self.output_dir / name).is_file()]
 
     def copy(self) -> None:
         """Let the copies be made that were asked for, of a model that is trained and pushed."""
@@ -183,7 +187,7 @@ class Run:
     def cut_off(self) -> int:
         """The last words of a run whose time was up before the Hub had answered."""
         if self.output_repo and self.result["steps"] and not self.url and not self.push_error:
-            kept = rescue(self.output_dir, self.output_repo)
+            kept = rescue(self.output_dir, self.output_repo, self.written())
             self.push_error = UserError(f"the push to {self.output_repo} did not end in time.", kept)
         error = self.tell()
         if error:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from parts.clock import CLOCK
+from parts.clock import CLOCK, SIGNALS
 from parts.say import UserError, heard, note, phase
 
 EXPORTER = "export.py"
@@ -65,31 +64,24 @@ def run_exporter(args: Any, output_repo: str | None, *words: str) -> tuple[dict[
     began = {"LAUNCH_STARTED": str(CLOCK.deadline - args.timeout_s)} if args.timeout_s else {}
     result, problem = dict[str, Any](), ""
     with subprocess.Popen(command, env=os.environ | began, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        for line in lines_of(process):
-            said = heard(line) or ""
-            if said.startswith("RESULT "):
-                result = json.loads(said.removeprefix("RESULT "))
-            elif said.startswith("error: "):
-                problem = said.removeprefix("error: ")
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            CLOCK.on_signal(number, frame)
+            process.terminate()
+
+        handlers = {number: signal.signal(number, pass_on) for number in SIGNALS}
+        if CLOCK.signalled:
+            process.terminate()
+        assert process.stdout is not None
+        for said in process.stdout:
+            line = said.decode("utf-8", "replace").rstrip("\n")
+            told = heard(line) or ""
+            if told.startswith("RESULT "):
+                result = json.loads(told.removeprefix("RESULT "))
+            elif told.startswith("error: "):
+                problem = told.removeprefix("error: ")
             else:
                 note(line)
-        status = process.wait()
-    return {name: result[name] for name in ("exports",) if name in result}, status, problem
-
-
-def lines_of(process: subprocess.Popen[bytes]) -> Iterator[str]:
-    """What it prints, line by line; a signal to this process reaches it too."""
-    assert process.stdout is not None
-    told, rest = False, b""
-    while True:
-        ready = select.select([process.stdout], [], [], 0.5)[0]
-        if CLOCK.signalled and not told:
-            told = True
-            process.send_signal(signal.SIGTERM)
-        if not ready:
-            continue
-        said = os.read(process.stdout.fileno(), 65536)
-        *lines, rest = (rest + said).split(b"\n")
-        yield from (line.decode("utf-8", "replace") for line in lines)
-        if not said:
-            return
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return {name: result[name] for name in ("exports",) if name in result}, process.returncode, problem

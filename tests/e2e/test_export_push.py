@@ -30,6 +30,8 @@ from parts.copy_cards import Origin
 from parts.say import UserError
 
 def given(word):
+    if isinstance(word, dict) and "card" in word:
+        return lambda: word["card"]
     if isinstance(word, dict):
         return (Copy if "kind" in word else Origin)(**word)
     if isinstance(word, list):
@@ -133,10 +135,7 @@ def test_a_merged_copy_leaves_nothing_of_an_earlier_one(
     hub.add_repo("tester/whole", files={"NOTES.md": "mine"})
     for kind, names in (("4bit", ("model.safetensors", "chat_template.jinja")), ("16bit", IN_SHARDS)):
         copy = merged_copy(tmp_path / kind / "merged", *names)
-        if merged_repo:
-            call(("copies.push_merged_alone", [str(copy), merged_repo, "# whole\n"]))
-        else:
-            call(("copies.push_merged_beside", [str(copy), REPO]))
+        call(("copies.push_merged", [str(copy), merged_repo or REPO, bool(merged_repo)]))
     adapter = {"adapter_config.json", "adapter_model.safetensors"}
     if merged_repo:
         assert files_of(hub, merged_repo) == {"NOTES.md", "config.json", "chat_template.jinja", *IN_SHARDS}
@@ -180,7 +179,10 @@ def test_a_merged_model_in_a_repo_of_its_own_has_a_card(hub: Hub, call: Call, tm
     (adapter / "README.md").write_text(CARD, encoding="utf-8")
     hub.add_repo("tester/whole", files={})
     card = call(("copy_cards.copies_card", [ORIGIN | {"ask": ask}, str(adapter), "tester/whole", [MERGED]]))
-    call(("copies.push_merged_alone", [str(copy), "tester/whole", card]))
+    call(
+        ("copies.push_merged", [str(copy), "tester/whole", True]),
+        ("copy_cards.put_card", [str(copy), "tester/whole", {"card": card}]),
+    )
     text, data = pushed_card(hub, "tester/whole")
     assert data == {
         "library_name": "transformers", "base_model": "org/base", "base_model_relation": "finetune",
@@ -197,8 +199,8 @@ def test_a_merged_model_in_a_repo_of_its_own_has_a_card(hub: Hub, call: Call, tm
 
 
 def test_a_licence_of_its_makers_own_has_its_name_and_its_place(call: Call, hub: Hub, tmp_path: Path) -> None:
-    plan = {"licence": "other", "licence_name": "lfm1.0", "licence_link": "https://example.org/LICENSE"}
-    (tmp_path / "run.json").write_text(json.dumps({"plan": plan}), encoding="utf-8")
+    told = "license: other\nlicense_name: lfm1.0\nlicense_link: https://example.org/LICENSE\n"
+    (tmp_path / "README.md").write_text(f"---\n{told}---\n", encoding="utf-8")
     text = call(("copy_cards.copies_card", [ORIGIN, str(tmp_path), "tester/whole", [MERGED]]))
     assert problems(text) == ([], [])
     assert "license: other\nlicense_name: lfm1.0\nlicense_link: https://example.org/LICENSE\n" in text
@@ -209,7 +211,11 @@ def test_a_card_that_the_hub_refuses_costs_no_copy(hub: Hub, call: Call, tmp_pat
     hub.add_repo("tester/whole", files={})
     copy = merged_copy(tmp_path / "copy", "model.safetensors")
     # Of a licence that looks like one.
-    call(("copies.push_merged_alone", [str(copy), "tester/whole", CARD.replace("apache-2.0", "nobody-1.0")]))
+    refused = {"card": CARD.replace("apache-2.0", "nobody-1.0")}
+    call(
+        ("copies.push_merged", [str(copy), "tester/whole", True]),
+        ("copy_cards.put_card", [str(copy), "tester/whole", refused]),
+    )
     assert set(hub.repos["tester/whole"].files) - {".gitattributes"} == {"config.json", "model.safetensors"}
 
 
@@ -232,8 +238,13 @@ def test_copies_of_an_adapter_without_a_card_get_one(hub: Hub, call: Call, tmp_p
     origin = ORIGIN | {"adapter": plain}
 
     def tell(kind: str) -> None:
-        words = [origin, str(tmp_path / "adapter"), str(tmp_path / "out"), copies, [gguf(kind, copies)]]
-        call(("copy_cards.tell_of_copies", words), ("push.push", [str(tmp_path / "out"), copies, ["README.md"]]))
+        card = call(
+            (
+                "copy_cards.card_beside",
+                [origin, str(tmp_path / "adapter"), str(tmp_path / "out"), copies, [gguf(kind, copies)]],
+            )
+        )
+        call(("copy_cards.put_card", [str(tmp_path / "out"), copies, {"card": card}]))
 
     tell("q8_0")
     text, data = pushed_card(hub, copies)
@@ -259,7 +270,7 @@ def test_copies_of_an_adapter_without_a_card_get_one(hub: Hub, call: Call, tmp_p
 def test_the_card_beside_an_adapter_keeps_its_words_and_names_every_file(hub: Hub, call: Call, tmp_path: Path) -> None:
     repo = hub.repos[REPO]
     # One of an earlier export that is there, and a row of one that is gone.
-    card = f"{CARD}\n## Copies\n\n| | |\n| --- | --- |\n| `old.Q4_K_M.gguf` | 1 GiB |\n| `q4_k_m` | not made |\n"
+    card = f"{CARD}\n## Copies\n\n| | |\n| --- | --- |\n| `old.Q4_K_M.gguf` | 1 GiB |\n"
     stored = {name: StoredFile(b"GGUF") for name in ("houses.F16.gguf", "houses.Q4_K_M.gguf", "houses.F16-mmproj.gguf")}
     repo.commit({**repo.head.files, **stored}, "an earlier export")
     for name, text in (("README.md", card), ("tokenizer_config.json", '{"chat_template": "x"}')):
@@ -278,7 +289,7 @@ def test_the_card_beside_an_adapter_keeps_its_words_and_names_every_file(hub: Hu
     for kind in ("4bit", "16bit"):
         entries = [place | {"name": kind}, gguf("q4_k_m", REPO), gguf("q8_0", None) | {"error": "no"}]
         words = [ORIGIN, str(tmp_path), str(out), REPO, entries]
-        call(("copy_cards.tell_of_copies", words), ("push.push", [str(out), REPO, ["README.md"]]))
+        call(("copy_cards.put_card", [str(out), REPO, {"card": call(("copy_cards.card_beside", words))}]))
         (tmp_path / "README.md").write_bytes(repo.files["README.md"])
     text, _ = pushed_card(hub, REPO)
     assert "Written by hand." in text

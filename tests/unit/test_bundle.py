@@ -84,6 +84,32 @@ def test_it_is_formatted_as_ruff_would() -> None:
         assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
+def test_what_of_a_part_nothing_uses_is_left_out() -> None:
+    unused = (
+        "from pathlib import Path\n\n# Quiet.\nQUIET, SILENT = 1, 2\n\n\n"
+        "def whisper(place: Path) -> None:\n    hush()\n\n\ndef hush() -> None: ...\n\n\n"
+    )
+    say = PARTS["say"].replace("import sys\n", f"import sys\n{unused}") + "\n\nprint('loaded')\n"
+    text = bundle(RECIPE, (PARTS | {"say": say}).__getitem__)
+    assert text == bundle(RECIPE, PARTS.__getitem__).replace(
+        "file=sys.stdout)\n", "file=sys.stdout)\n\n\nprint('loaded')\n"
+    )
+    # A part of which nothing is left has no heading.
+    greet = PARTS["greet"].replace('say(f"hello {name}" + LOUD + os.linesep * 0)', "print(os.getcwd())")
+    assert "# ---- Say" not in bundle(RECIPE, (PARTS | {"greet": greet}).__getitem__)
+
+
+def test_what_is_used_through_another_part_only_is_kept() -> None:
+    loud = (
+        PARTS["say"]
+        .replace("    print(text", "    shout(text)\n    print(text")
+        .replace("def say", "def shout(text: str) -> None:\n    print(text.upper())\n\n\ndef say")
+    )
+    text = bundle(RECIPE, (PARTS | {"say": loud}).__getitem__)
+    ran = subprocess.run([sys.executable, "-c", text, "you"], capture_output=True, text=True, check=True)
+    assert ran.stdout == "HELLO YOU!\nhello you!\n"
+
+
 @pytest.mark.parametrize(
     ("part", "says"),
     [

@@ -18,7 +18,8 @@ from jinja2 import UndefinedError
 
 from launcher import catalog
 from launcher.plan.record import Plan
-from launcher.render import _environment, py, render, toml
+from launcher.render import _environment, py, render, render_copies, toml
+from tests.unit.sample import load_script
 
 CHECKOUT = Path(__file__).parents[2]
 STACK = catalog.load().stack
@@ -194,3 +195,17 @@ def test_a_missing_value_is_an_error() -> None:
         _environment().from_string("{{ nothing }}").render()
     with pytest.raises(TypeError, match="Undefined"):
         _environment().from_string("{{ nothing | py }}").render()
+
+
+def test_copies_of_another_adapter_than_the_chosen_one_take_only_what_flags_give(tmp_path: Path) -> None:
+    plan = canonical().unchecked({"repo": "me/model", "revision": "a" * 40, "trust_remote_code": True})
+    (tmp_path / "export.py").write_text(render_copies(plan, STACK), encoding="utf-8")
+    export = load_script(str(tmp_path / "export.py"))
+    # As a training calls it, which names its own model and revision.
+    flags = ["--merge", "16bit", "--model", "me/model", "--revision", "a" * 40, "--trust-remote-code"]
+    settled = export.settle(export.read_options(export.Options, ["--adapter", "somebody/else", *flags]))
+    assert (settled.model, settled.revision, settled.run_name) == (None, None, "else")
+    settled = export.settle(export.read_options(export.Options, ["--dry-run", *flags]))
+    assert (settled.model, settled.revision, settled.run_name) == ("me/model", "a" * 40, "qwen3-8b-sft")
+    settled = export.settle(export.read_options(export.Options, ["--adapter", "a/b", *flags, "--revision", "b" * 40]))
+    assert settled.revision == "b" * 40

@@ -97,21 +97,17 @@ def test_a_file_with_another_end_or_template_is_refused(
         compare.check_gguf(tmp_path / "m.F16.gguf", "f16", replace(MERGED, **changes), False, tmp_path)
 
 
-# Reads its prompt as llama.cpp does (common/arg.cpp), and answers to one prompt only.
+# Takes its prompt as llama.cpp does (common/arg.cpp), and answers to one prompt only.
 EXACT = """\
 #!{python}
 import sys
-words = dict(zip(sys.argv, sys.argv[1:]))
-if "--binary-file" in words:
-    prompt = open(words["--binary-file"], "rb").read().decode()
-else:
-    prompt = open(words["-f"], encoding="utf-8").read().removesuffix("\\n")
-print("yes" if prompt == {prompt!r} else "no")
+said = dict(zip(sys.argv, sys.argv[1:]))["-p"]
+print("yes" if said == {prompt!r} and "--no-escape" in sys.argv else "no")
 """
 
 
 def test_llama_cpp_is_given_the_prompt_to_its_last_character(tmp_path: Path) -> None:
-    prompt = "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
+    prompt = "<|im_start|>user\nWho\\n?<|im_end|>\n<|im_start|>assistant\n"
     program = tmp_path / ANSWERER
     program.write_text(EXACT.format(python=sys.executable, prompt=prompt), encoding="utf-8")
     program.chmod(0o755)

@@ -81,6 +81,10 @@ def test_a_base_that_is_not_here_and_one_that_sees_nothing_are_refused(tmp_path:
     with pytest.raises(UserError, match="sees no pictures"):
         adapter.find_base(folder, blind, None, "vision", False, True)
     assert not adapter.find_base(None, blind, None, None, False, True).sees
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"it has no config\.json") as error:
+        adapter.find_base(None, str(tmp_path / "empty"), None, None, False, True)
+    assert error.value.status == 3
 
 
 def test_packed_weights_in_a_folder_have_no_original(tmp_path: Path) -> None:

@@ -129,30 +129,25 @@ def test_what_a_build_lacks_is_named_with_the_command_that_installs_it(
     assert llama_cpp.can_build(("q4_k_m",)) is True
 
 
-def test_only_the_pinned_archive_is_taken(tmp_path: Path) -> None:
-    source, path = tmp_path / "source", tmp_path / "archive"
-    source.write_bytes(b"what it should be")
-    digest = hashlib.sha256(b"what it should be").hexdigest()
-    llama_cpp.fetch_archive(source.as_uri(), digest, path)
-    assert path.read_bytes() == b"what it should be"
-    source.write_bytes(b"what it should not")
-    with pytest.raises(ValueError, match="its SHA-256 is"):
-        llama_cpp.fetch_archive(source.as_uri(), digest, path)
-
-
-def test_of_the_archive_only_llama_cpp_is_unpacked(tmp_path: Path) -> None:
-    names = {
-        "pkg-1/vendor/llama.cpp/CMakeLists.txt": True, "pkg-1/vendor/llama.cpp/src/a.cpp": True,
-        "pkg-1/vendor/llama.cpp/tools/ui/page.html": False, "pkg-1/setup.py": False,
-    }  # fmt: skip
-    with tarfile.open(tmp_path / "archive", "w:gz") as tar:
-        for name in names:
+def test_only_the_pinned_archive_is_taken_and_of_it_only_llama_cpp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, folder = tmp_path / "llama_cpp_python.tar.gz", tmp_path / "cache" / "llama.cpp"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name in ("pkg-1/vendor/llama.cpp/CMakeLists.txt", "pkg-1/vendor/llama.cpp/src/a.cpp", "pkg-1/setup.py"):
             member = tarfile.TarInfo(name)
             member.size = 1
             tar.addfile(member, io.BytesIO(b"x"))
-    llama_cpp.unpack(tmp_path / "archive", "vendor/llama.cpp/", tmp_path / "out")
-    found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert found == {name.removeprefix("pkg-1/vendor/llama.cpp/") for name, wanted in names.items() if wanted}
+    monkeypatch.setattr(llama_cpp, "LLAMA_CPP", archive.as_uri())
+    monkeypatch.setattr(llama_cpp, "LLAMA_CPP_SHA256", "0" * 64)
+    with pytest.raises(UserError, match="its SHA-256 is") as error:
+        llama_cpp.make_llama_cpp(folder, build=False)
+    assert error.value.status == 3
+    assert not list(folder.parent.iterdir())
+    monkeypatch.setattr(llama_cpp, "LLAMA_CPP_SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
+    llama_cpp.make_llama_cpp(folder, build=False)
+    assert [path.name for path in folder.parent.iterdir()] == ["llama.cpp"]
+    assert {path.name for path in folder.rglob("*")} == {"CMakeLists.txt", "src", "a.cpp"}
 
 
 # As they stand in the pinned release's conversion/__init__.py.
