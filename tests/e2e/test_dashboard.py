@@ -18,6 +18,7 @@ import pytest
 
 from launcher.jobs import folder as runs
 from launcher.jobs.base import Job, now
+from tests.faults import command
 from tests.unit.sample import plan, request
 
 LAUNCH = str(Path(sys.executable).with_name("launch"))
@@ -107,11 +108,9 @@ def test_shows_a_job_from_its_transcript_each_time_anew(tmp_path: Path) -> None:
 def test_a_job_without_a_step_and_a_machine_without_runs_say_so(tmp_path: Path) -> None:
     run = keep_job()
     run.write(runs.LOG, "== load\nerror: there is no such dataset\n")
-    env = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "TRACKIO_DIR": str(tmp_path / "none")}
+    env = {"HF_ENDPOINT": "http://127.0.0.1:9", "TRACKIO_DIR": str(tmp_path / "none")}
     for args, said in (([JOB], "has logged no step"), ([], f"no run of this machine has metrics in {tmp_path}")):
-        done = subprocess.run(
-            [LAUNCH, "dashboard", "--no-open", *args], env=env, capture_output=True, text=True, timeout=60, check=False
-        )
+        done = command.run("dashboard", "--no-open", *args, env=env)
         assert done.returncode == 2, done.stderr
         assert said in " ".join(done.stderr.split())
 

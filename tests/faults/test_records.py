@@ -26,7 +26,11 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=4,
 )
-ANY = settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# Each asks several commands; HYPOTHESIS_PROFILE=search asks 250 of them.
+ANY = settings(
+    max_examples=(settings.default or settings()).max_examples // 8,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 @pytest.fixture

@@ -310,7 +310,7 @@ def at_once(code: str, job: Job, homes: list[Path]) -> list[subprocess.Completed
 RESUME = "from launcher.cli import app; sys.argv = sys.argv[1:]; app.main()"
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 3.0])
+@pytest.mark.parametrize("delay_s", [0.0, pytest.param(3.0, marks=pytest.mark.slow)])
 def test_one_machine_goes_on_with_a_run_once(recorded: Hub, launch_home: Path, delay_s: float) -> None:
     job = start(HubBackend(), of=plan(flavor="cpu-basic", timeout_s=2400))
     recorded.jobs[job.id].finish("ERROR", "node lost")
@@ -322,7 +322,7 @@ def test_one_machine_goes_on_with_a_run_once(recorded: Hub, launch_home: Path, d
     assert all(f"Job {second.id} is at it" in " ".join(item.stderr.split()) for item in ended if item.returncode)
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 3.0])
+@pytest.mark.parametrize("delay_s", [0.0, pytest.param(3.0, marks=pytest.mark.slow)])
 def test_of_two_machines_that_go_on_with_a_run_the_first_does(
     recorded: Hub, launch_home: Path, tmp_path: Path, delay_s: float
 ) -> None:

@@ -147,10 +147,10 @@ time.sleep(600)
 
 
 def test_the_timeout_ends_a_run(backend: LocalBackend) -> None:
-    job = backend.submit(request(ENDLESS, timeout_s=6))
+    job = backend.submit(request(ENDLESS, timeout_s=4))
     running = pids(job)
     job = wait(backend, job.id, pause_s=0.05)
-    assert (job.stage, job.message) == ("ERROR", "timeout: stopped after 6 seconds")
+    assert (job.stage, job.message) == ("ERROR", "timeout: stopped after 4 seconds")
     assert all(gone(pid) for pid in running)
 
 
@@ -162,7 +162,7 @@ signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # uv passes it on to
 signal.sigwait({signal.SIGTERM})
 say('RESULT {"steps": 3, "stopped": "signal"}')
 """
-    job = backend.submit(request(SAY + body, timeout_s=6))
+    job = backend.submit(request(SAY + body, timeout_s=4))
     job = wait(backend, job.id, pause_s=0.05)
     assert (job.stage, job.message) == ("COMPLETED", None)
     assert why.explain(backend, job, why.read(backend, job)).status == "stopped"

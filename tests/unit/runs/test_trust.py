@@ -57,8 +57,11 @@ FORBIDDEN = st.tuples(SPELLED, PATHS, st.booleans()).map(
 HARMLESS = st.sampled_from([["--max-steps", "3"], ["--seed=4"], ["--packing"], ["--run_name", "a"], ["--gguf", "f16"]])
 
 
+FEW = (settings.default or settings()).max_examples // 3
+
+
 @given(st.lists(HARMLESS, max_size=3), FORBIDDEN, st.lists(HARMLESS, max_size=3))
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=FEW, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 def test_a_path_or_a_place_among_the_arguments_is_refused(
     before: list[list[str]], forbidden: list[str], after: list[list[str]]
 ) -> None:
@@ -79,7 +82,7 @@ WORDS = st.lists(
 
 @given(WORDS)
 @example(["--output-dir", "/x"])
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=FEW, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 def test_whatever_is_not_refused_stays_within_the_run(args: list[str]) -> None:
     """By the script's own reading: no folder, no account, no limit is another's choice."""
     try:
