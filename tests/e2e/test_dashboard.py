@@ -90,18 +90,18 @@ def test_shows_a_job_from_its_transcript_each_time_anew(tmp_path: Path) -> None:
         "TRACKIO_DIR": str(tmp_path / "own"),
     }  # fmt: skip
     before = set(run.folder.iterdir())
-    for _ in range(2):
-        with dashboard(JOB, **env) as url:
-            assert urlsplit(url).hostname == "127.0.0.1"
-            assert "token" not in url
-            assert ask(url, "get_all_projects") == ["tests"]
-            assert [found["name"] for found in ask(url, "get_runs_for_project", project="tests")] == [NAME]
-            (folder,) = set(run.folder.iterdir()) - before
-            assert folder.stat().st_mode & 0o777 == 0o700
-            losses = [(found["step"], found["loss"]) for found in logs(url) if "loss" in found]
-            assert losses == [(1, 2.5), (2, 2.0), (3, 1.5)]
-            assert [found["eval/loss"] for found in logs(url) if "eval/loss" in found] == [3.21, 1.4]
-        assert set(run.folder.iterdir()) == before
+    with dashboard(JOB, **env) as url:
+        assert urlsplit(url).hostname == "127.0.0.1"
+        assert "token" not in url
+        assert ask(url, "get_all_projects") == ["tests"]
+        assert [found["name"] for found in ask(url, "get_runs_for_project", project="tests")] == [NAME]
+        (folder,) = set(run.folder.iterdir()) - before
+        assert folder.stat().st_mode & 0o777 == 0o700
+        losses = [(found["step"], found["loss"]) for found in logs(url) if "loss" in found]
+        assert losses == [(1, 2.5), (2, 2.0), (3, 1.5)]
+        assert [found["eval/loss"] for found in logs(url) if "eval/loss" in found] == [3.21, 1.4]
+    # Nothing of it is left for the next one.
+    assert set(run.folder.iterdir()) == before
     assert not (tmp_path / "own").exists()
 
 

@@ -15,7 +15,9 @@ FIRST = re.compile(r"^out of memory: batch 4 -> 2, accumulation 1 -> 2 \(the GPU
 CLOSE = 2e-3
 
 
-@pytest.mark.parametrize("moment", [{}, {"backward": True}], ids=["forward", "backward"])
+@pytest.mark.parametrize(
+    "moment", [pytest.param({}, marks=pytest.mark.slow), {"backward": True}], ids=["forward", "backward"]
+)
 def test_memory_that_runs_out_halves_the_batch_from_the_last_checkpoint(
     trainings: Trainings, rows: Path, tmp_path: Path, moment: dict[str, bool]
 ) -> None:

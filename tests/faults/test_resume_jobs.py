@@ -322,7 +322,8 @@ def test_one_machine_goes_on_with_a_run_once(recorded: Hub, launch_home: Path, d
     assert all(f"Job {second.id} is at it" in " ".join(item.stderr.split()) for item in ended if item.returncode)
 
 
-@pytest.mark.parametrize("delay_s", [0.0, pytest.param(3.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("delay_s", [0.0, 3.0])
 def test_of_two_machines_that_go_on_with_a_run_the_first_does(
     recorded: Hub, launch_home: Path, tmp_path: Path, delay_s: float
 ) -> None:
