@@ -847,6 +847,7 @@ def read_split(args: Any, split: str) -> Any:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             saved = load_from_disk(path)
             saved = saved[split] if isinstance(saved, DatasetDict) else saved
+            check_own({split: [file["filename"] for file in saved.cache_files]}, path, args.dataset)
             return saved.to_iterable_dataset() if args.streaming else saved
         if path.is_file():
             loader = FILE_LOADERS[path.suffix]
@@ -861,7 +862,7 @@ def read_split(args: Any, split: str) -> Any:
             return builder.as_streaming_dataset(split=split)
         builder.download_and_prepare()
         return builder.as_dataset(split=split)
-    except (HTTPError, exceptions.DatasetsError, OSError, ValueError, KeyError, RuntimeError) as error:
+    except (HTTPError, exceptions.DatasetsError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         hint = "Check the name, the configuration, the split, the token and the network."
         raise UserError(f"the split {split} of {args.dataset} can't be read ({reason(error)}).", hint, 3) from error
 
@@ -871,8 +872,9 @@ def check_own(files: dict[str, list[str]], folder: Path | None, name: str) -> No
     for path in (path for split in files.values() for path in split):
         if folder is not None:
             # What lies in the Hub's cache is linked to.
-            places = [folder.resolve(), *([folder.parents[1].resolve()] if folder.parent.name == "snapshots" else [])]
-            own = any(Path(path).resolve().is_relative_to(place) for place in places)
+            linked = folder.parent.name == "snapshots" and folder.parents[1].name.startswith("datasets--")
+            places = [folder.resolve(), *([folder.parents[1].resolve()] if linked else [])]
+            own = "://" not in path and any(Path(path).resolve().is_relative_to(place) for place in places)
         else:
             own = path.startswith(f"hf://datasets/{name}@")
         if not own:
@@ -2350,6 +2352,8 @@ def run_exporter(args: Any, output_repo: str | None, *words: str) -> tuple[dict[
 DECIDES_MEMORY = ("model", "load_in", "max_length", "batch_size", "lora_r", "optim", "image_size")
 # What an earlier attempt left, where this one came to nothing.
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json", "tokenizer*", "README.md", RECORD)
+# Characters of a sample's texts: a longer line than all of them would be cut, and its mark with it.
+SHOWN = 2000
 PACKAGES = ("unsloth", "trl", "transformers", "datasets", "peft", "torch")
 
 
@@ -2405,9 +2409,12 @@ class Run:
         train_s = guard.before_s + guard.trained_s
         stopped = guard.stopped if steps < trainer.state.max_steps or not steps else None
         self.push_s, self.stopped = guard.push_s, guard.stopped
+        # Another attempt may have been asked for fewer.
+        known = [*guard.known["answers"], *(None for _ in asked)][: len(asked)]
+        told = [(words(messages[-2]), words(messages[-1])) for messages in asked]
         samples = [
-            {"prompt": words(messages[-2]), "expected": words(messages[-1]), "before": before, "after": after}
-            for messages, before, after in zip(asked, guard.known["answers"], guard.answers_after, strict=True)
+            {"prompt": prompt[:SHOWN], "expected": expected[:SHOWN], "before": before, "after": after}
+            for (prompt, expected), before, after in zip(told, known, guard.answers_after, strict=True)
         ]
         self.result = {
             "status": "stopped" if stopped else "done",
@@ -2505,7 +2512,10 @@ class Run:
         tell(f"RESULT {line}")
         error = self.push_error or (None if self.result["stopped"] else self.copies_error)
         if not self.result["stopped"] and not error:
-            (self.checkpoints.folder / DONE).write_text(line, encoding="utf-8")
+            try:
+                (self.checkpoints.folder / DONE).write_text(line, encoding="utf-8")
+            except OSError as full:
+                note(f"that it is done can't be noted ({reason(full)})")
         return error
 
     def cut_off(self) -> int:

@@ -478,8 +478,11 @@ def one_part(part: Any, role: str, number: int) -> dict[str, Any] | None:
     raise UserError(f"row {number}: the {role}'s message holds a part of type {kind!r}.", "Use text and image.")
 
 
-def open_picture(source: Any, folder: Path | None, longest: int, number: int) -> Any:
-    """A picture as RGB, at most `longest` pixels on its longer side, from a PIL image, bytes, a path or a URL."""
+def open_picture(source: Any, place: Path | str, longest: int, number: int) -> Any:
+    """A picture as RGB, at most `longest` pixels on its longer side, from a PIL image, bytes, a path or a URL.
+
+    `place` is the folder of a dataset of this machine, or the name of the Hub's.
+    """
     import fsspec
     from PIL import Image, UnidentifiedImageError
     from transformers.image_utils import load_image
@@ -490,13 +493,16 @@ def open_picture(source: Any, folder: Path | None, longest: int, number: int) ->
         if isinstance(source, bytes):
             source = Image.open(io.BytesIO(source))
         elif isinstance(source, str) and re.match(r"(hf|zip|tar|gzip)://", source):
-            # A file in a Hub repo or in an archive, as streams name them.
-            if not source.rpartition("::")[2].startswith(("hf://", "https://")):
-                own_file(folder, re.sub(r"^\w+://", "", source.rpartition("::")[2]))
+            # A file in the dataset's repo or in an archive, as streams name them: in one, and not beyond it.
+            inside, _, archive = source.rpartition("::")
+            if "::" in inside:
+                raise ValueError(f"{source} is in an archive of an archive")
+            if not archive.startswith(("https://", f"hf://datasets/{place}@")):
+                own_file(place, re.sub(r"^\w+://", "", archive))
             with fsspec.open(source) as file:
                 source = Image.open(io.BytesIO(file.read()))
         elif isinstance(source, str) and not source.startswith(("http://", "https://", "data:")):
-            source = Image.open(own_file(folder, source))
+            source = Image.open(own_file(place, source))
         picture = load_image(source).convert("RGB")
     except (OSError, ValueError, TypeError, UnidentifiedImageError) as error:
         raise UserError(f"row {number}: an image can't be read ({error}).", "Mend or remove the row.") from error
@@ -504,15 +510,18 @@ def open_picture(source: Any, folder: Path | None, longest: int, number: int) ->
     return picture
 
 
-def own_file(folder: Path | None, name: str) -> Path:
-    """A file that a row names: beside a dataset of this machine; of a Hub dataset only one that was downloaded."""
-    if folder is not None:
-        return folder / name
+def own_file(place: Path | str, name: str) -> Path:
+    """A file that a row names: beside a dataset of this machine; of a Hub's only one that was downloaded of it."""
+    if isinstance(place, Path):
+        return place / name
     from datasets import config
     from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
 
+    # Archives are unpacked into the other.
+    own = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=place, repo_type="dataset"))
     path = Path(name).resolve()
-    if any(path.is_relative_to(Path(cache).resolve()) for cache in (config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE)):
+    if any(path.is_relative_to(Path(cache).resolve()) for cache in (config.HF_DATASETS_CACHE, own)):
         return path
     raise ValueError(f"a Hub dataset names {name}, a file of this machine")
 
@@ -525,10 +534,10 @@ def words(message: Message) -> str:
     return " ".join(part.get("text", "<image>") for part in message["content"])
 
 
-def data_folder(args: Any) -> Path | None:
-    """What paths in a local dataset are relative to; none for a dataset of the Hub."""
+def data_place(args: Any) -> Path | str:
+    """What paths in a local dataset are relative to; the name of a dataset of the Hub."""
     path = Path(args.dataset).expanduser()
-    return path.parent if path.is_file() else path if path.is_dir() else None
+    return path.parent if path.is_file() else path if path.is_dir() else str(args.dataset)
 
 
 class Reader:
@@ -538,13 +547,13 @@ class Reader:
         self.processor, self.shape = processor, find_shape(columns)
         self.stop = end_of_turn(processor, processor.tokenizer, said)
         self.fold = not takes_system(processor, said, [{"type": "image"}, *said("Hi")])
-        self.folder, self.longest = data_folder(args), args.image_size
+        self.place, self.longest = data_place(args), args.image_size
 
     def messages(self, row: dict[str, Any]) -> list[Message]:
         """The row as messages whose image parts hold their pictures."""
         messages = conversation(row, self.shape, attached(row), self.fold)
         for part in images_of(messages):
-            part["image"] = open_picture(part["image"], self.folder, self.longest, row["row_number"])
+            part["image"] = open_picture(part["image"], self.place, self.longest, row["row_number"])
         return messages
 
 
@@ -961,6 +970,7 @@ def read_split(args: Any, split: str) -> Any:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             saved = load_from_disk(path)
             saved = saved[split] if isinstance(saved, DatasetDict) else saved
+            check_own({split: [file["filename"] for file in saved.cache_files]}, path, args.dataset)
             return saved.to_iterable_dataset() if args.streaming else saved
         if path.is_file():
             loader = FILE_LOADERS[path.suffix]
@@ -975,7 +985,7 @@ def read_split(args: Any, split: str) -> Any:
             return builder.as_streaming_dataset(split=split)
         builder.download_and_prepare()
         return builder.as_dataset(split=split)
-    except (HTTPError, exceptions.DatasetsError, OSError, ValueError, KeyError, RuntimeError) as error:
+    except (HTTPError, exceptions.DatasetsError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         hint = "Check the name, the configuration, the split, the token and the network."
         raise UserError(f"the split {split} of {args.dataset} can't be read ({reason(error)}).", hint, 3) from error
 
@@ -985,8 +995,9 @@ def check_own(files: dict[str, list[str]], folder: Path | None, name: str) -> No
     for path in (path for split in files.values() for path in split):
         if folder is not None:
             # What lies in the Hub's cache is linked to.
-            places = [folder.resolve(), *([folder.parents[1].resolve()] if folder.parent.name == "snapshots" else [])]
-            own = any(Path(path).resolve().is_relative_to(place) for place in places)
+            linked = folder.parent.name == "snapshots" and folder.parents[1].name.startswith("datasets--")
+            places = [folder.resolve(), *([folder.parents[1].resolve()] if linked else [])]
+            own = "://" not in path and any(Path(path).resolve().is_relative_to(place) for place in places)
         else:
             own = path.startswith(f"hf://datasets/{name}@")
         if not own:
@@ -2464,6 +2475,8 @@ def run_exporter(args: Any, output_repo: str | None, *words: str) -> tuple[dict[
 DECIDES_MEMORY = ("model", "load_in", "max_length", "batch_size", "lora_r", "optim", "image_size")
 # What an earlier attempt left, where this one came to nothing.
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json", "tokenizer*", "README.md", RECORD)
+# Characters of a sample's texts: a longer line than all of them would be cut, and its mark with it.
+SHOWN = 2000
 PACKAGES = ("unsloth", "trl", "transformers", "datasets", "peft", "torch")
 
 
@@ -2519,9 +2532,12 @@ class Run:
         train_s = guard.before_s + guard.trained_s
         stopped = guard.stopped if steps < trainer.state.max_steps or not steps else None
         self.push_s, self.stopped = guard.push_s, guard.stopped
+        # Another attempt may have been asked for fewer.
+        known = [*guard.known["answers"], *(None for _ in asked)][: len(asked)]
+        told = [(words(messages[-2]), words(messages[-1])) for messages in asked]
         samples = [
-            {"prompt": words(messages[-2]), "expected": words(messages[-1]), "before": before, "after": after}
-            for messages, before, after in zip(asked, guard.known["answers"], guard.answers_after, strict=True)
+            {"prompt": prompt[:SHOWN], "expected": expected[:SHOWN], "before": before, "after": after}
+            for (prompt, expected), before, after in zip(told, known, guard.answers_after, strict=True)
         ]
         self.result = {
             "status": "stopped" if stopped else "done",
@@ -2619,7 +2635,10 @@ class Run:
         tell(f"RESULT {line}")
         error = self.push_error or (None if self.result["stopped"] else self.copies_error)
         if not self.result["stopped"] and not error:
-            (self.checkpoints.folder / DONE).write_text(line, encoding="utf-8")
+            try:
+                (self.checkpoints.folder / DONE).write_text(line, encoding="utf-8")
+            except OSError as full:
+                note(f"that it is done can't be noted ({reason(full)})")
         return error
 
     def cut_off(self) -> int:

@@ -17,9 +17,11 @@ _KEPT = frozenset({
     "UV_LINK_MODE", "UV_NATIVE_TLS", "UV_NO_CACHE", "UV_NO_PROGRESS", "UV_OFFLINE", "UV_PYTHON_DOWNLOADS",
     "UV_SYSTEM_CERTS",
 })  # fmt: skip
-# They would lead uv, or the Python it starts, to the launcher's own environment or to code of somebody else.
+# They would lead uv, or the Python it starts, to the launcher's own environment or to code of somebody else; or the
+# script to the volume of a Job, which is another scheduler's or the one that this machine itself is.
 _LEADING = frozenset({
     "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "PYTHONHOME", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONSTARTUP",
+    "JOB_ID", "LAUNCH_DATA_DIR", "LAUNCH_HOLDS", "LAUNCH_STARTED", "LAUNCH_ARTIFACTS",
     "__PYVENV_LAUNCHER__", "PYTHONUSERBASE", "PYTHONINSPECT", "PYTHONBREAKPOINT", "PYTHONPLATLIBDIR", "PYTHONWARNINGS",
 })  # fmt: skip
 

@@ -115,10 +115,11 @@ def _script_name(info: JobInfo) -> str:
 
 def _require_own(info: JobInfo, user: str) -> None:
     """Raise where somebody else started the Job: its script, image and variables would get this user's secrets."""
-    if info.initiator and info.initiator.type == "user" and info.initiator.name != user:
+    by = info.initiator
+    if by and (by.name != user if by.type == "user" else not folder.find(info.id)):
         raise RefusedError(
-            f"Job {info.id} was started by {info.initiator.name}: its script would run with your secrets.",
-            f"Ask {info.initiator.name} to resume it, or start your own with its options.",
+            f"Job {info.id} was started by {by.name or by.type}: its script would run with your secrets.",
+            f"Ask {by.name or by.type} to resume it, or start your own with its options.",
         )
 
 
@@ -173,7 +174,11 @@ def _kept(job_id: str, script_name: str) -> tuple[str, AnyPlan] | None:
     run = folder.find(job_id)
     if run is None or not (run.folder / script_name).is_file():
         return None
-    return (run.folder / script_name).read_bytes().decode(), run.plan()
+    try:
+        script, plan = (run.folder / script_name).read_bytes().decode(), run.plan()
+    except (RequestError, UnicodeDecodeError, OSError):
+        return None  # damaged here, and whole in its bucket
+    return (script, plan) if script else None
 
 
 def _fetch(hub: Hub, job_id: str, artifacts: str, script_name: str) -> tuple[str, AnyPlan]:

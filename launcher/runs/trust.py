@@ -39,6 +39,8 @@ PLACES = frozenset({"output_repo", "merged_repo"})
 Planner = Callable[[RunSpec], Plan]
 """What this launcher itself makes of a request."""
 _RECORDED = "as in its record"
+UNASKED_USD = 20.0
+"""What a stranger's run may cost at most without a question, whatever its record says of that."""
 _RUN_NAME = re.compile(r"\w[\w .-]{0,95}")
 """What a script calls a run: its output folder is named by it."""
 _TAKEN = ("num_gpus", "vram", "host", "host_reason", "duration", "duration_reason", "warnings", "offers")
@@ -246,9 +248,9 @@ def _require_data(kept: Kept, plan: Plan) -> None:
 
 
 def doubt(kept: Kept, plan: Plan) -> str:
-    """What a user should say yes to first: that the run may cost more than its record says. Empty where it does not."""
+    """What a user should say yes to first: that it may cost more than its record says, or much. Empty where not."""
     said = kept.record.plan.cost.max_usd if kept.record.plan else 0.0
-    if plan.cost.max_usd <= said:
+    if plan.cost.max_usd <= min(said, UNASKED_USD):
         return ""
     return (
         f"the run may cost ${plan.cost.max_usd:.2f} on {plan.decisions.flavor.value}, and its record says "

@@ -63,8 +63,11 @@ def one_part(part: Any, role: str, number: int) -> dict[str, Any] | None:
     raise UserError(f"row {number}: the {role}'s message holds a part of type {kind!r}.", "Use text and image.")
 
 
-def open_picture(source: Any, folder: Path | None, longest: int, number: int) -> Any:
-    """A picture as RGB, at most `longest` pixels on its longer side, from a PIL image, bytes, a path or a URL."""
+def open_picture(source: Any, place: Path | str, longest: int, number: int) -> Any:
+    """A picture as RGB, at most `longest` pixels on its longer side, from a PIL image, bytes, a path or a URL.
+
+    `place` is the folder of a dataset of this machine, or the name of the Hub's.
+    """
     import fsspec
     from PIL import Image, UnidentifiedImageError
     from transformers.image_utils import load_image
@@ -75,13 +78,16 @@ def open_picture(source: Any, folder: Path | None, longest: int, number: int) ->
         if isinstance(source, bytes):
             source = Image.open(io.BytesIO(source))
         elif isinstance(source, str) and re.match(r"(hf|zip|tar|gzip)://", source):
-            # A file in a Hub repo or in an archive, as streams name them.
-            if not source.rpartition("::")[2].startswith(("hf://", "https://")):
-                own_file(folder, re.sub(r"^\w+://", "", source.rpartition("::")[2]))
+            # A file in the dataset's repo or in an archive, as streams name them: in one, and not beyond it.
+            inside, _, archive = source.rpartition("::")
+            if "::" in inside:
+                raise ValueError(f"{source} is in an archive of an archive")
+            if not archive.startswith(("https://", f"hf://datasets/{place}@")):
+                own_file(place, re.sub(r"^\w+://", "", archive))
             with fsspec.open(source) as file:
                 source = Image.open(io.BytesIO(file.read()))
         elif isinstance(source, str) and not source.startswith(("http://", "https://", "data:")):
-            source = Image.open(own_file(folder, source))
+            source = Image.open(own_file(place, source))
         picture = load_image(source).convert("RGB")
     except (OSError, ValueError, TypeError, UnidentifiedImageError) as error:
         raise UserError(f"row {number}: an image can't be read ({error}).", "Mend or remove the row.") from error
@@ -89,15 +95,18 @@ def open_picture(source: Any, folder: Path | None, longest: int, number: int) ->
     return picture
 
 
-def own_file(folder: Path | None, name: str) -> Path:
-    """A file that a row names: beside a dataset of this machine; of a Hub dataset only one that was downloaded."""
-    if folder is not None:
-        return folder / name
+def own_file(place: Path | str, name: str) -> Path:
+    """A file that a row names: beside a dataset of this machine; of a Hub's only one that was downloaded of it."""
+    if isinstance(place, Path):
+        return place / name
     from datasets import config
     from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
 
+    # Archives are unpacked into the other.
+    own = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=place, repo_type="dataset"))
     path = Path(name).resolve()
-    if any(path.is_relative_to(Path(cache).resolve()) for cache in (config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE)):
+    if any(path.is_relative_to(Path(cache).resolve()) for cache in (config.HF_DATASETS_CACHE, own)):
         return path
     raise ValueError(f"a Hub dataset names {name}, a file of this machine")
 
@@ -110,10 +119,10 @@ def words(message: Message) -> str:
     return " ".join(part.get("text", "<image>") for part in message["content"])
 
 
-def data_folder(args: Any) -> Path | None:
-    """What paths in a local dataset are relative to; none for a dataset of the Hub."""
+def data_place(args: Any) -> Path | str:
+    """What paths in a local dataset are relative to; the name of a dataset of the Hub."""
     path = Path(args.dataset).expanduser()
-    return path.parent if path.is_file() else path if path.is_dir() else None
+    return path.parent if path.is_file() else path if path.is_dir() else str(args.dataset)
 
 
 class Reader:
@@ -123,13 +132,13 @@ class Reader:
         self.processor, self.shape = processor, find_shape(columns)
         self.stop = end_of_turn(processor, processor.tokenizer, said)
         self.fold = not takes_system(processor, said, [{"type": "image"}, *said("Hi")])
-        self.folder, self.longest = data_folder(args), args.image_size
+        self.place, self.longest = data_place(args), args.image_size
 
     def messages(self, row: dict[str, Any]) -> list[Message]:
         """The row as messages whose image parts hold their pictures."""
         messages = conversation(row, self.shape, attached(row), self.fold)
         for part in images_of(messages):
-            part["image"] = open_picture(part["image"], self.folder, self.longest, row["row_number"])
+            part["image"] = open_picture(part["image"], self.place, self.longest, row["row_number"])
         return messages
 
 

@@ -22,6 +22,7 @@ def read_split(args: Any, split: str) -> Any:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             saved = load_from_disk(path)
             saved = saved[split] if isinstance(saved, DatasetDict) else saved
+            check_own({split: [file["filename"] for file in saved.cache_files]}, path, args.dataset)
             return saved.to_iterable_dataset() if args.streaming else saved
         if path.is_file():
             loader = FILE_LOADERS[path.suffix]
@@ -36,7 +37,7 @@ def read_split(args: Any, split: str) -> Any:
             return builder.as_streaming_dataset(split=split)
         builder.download_and_prepare()
         return builder.as_dataset(split=split)
-    except (HTTPError, exceptions.DatasetsError, OSError, ValueError, KeyError, RuntimeError) as error:
+    except (HTTPError, exceptions.DatasetsError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         hint = "Check the name, the configuration, the split, the token and the network."
         raise UserError(f"the split {split} of {args.dataset} can't be read ({reason(error)}).", hint, 3) from error
 
@@ -46,8 +47,9 @@ def check_own(files: dict[str, list[str]], folder: Path | None, name: str) -> No
     for path in (path for split in files.values() for path in split):
         if folder is not None:
             # What lies in the Hub's cache is linked to.
-            places = [folder.resolve(), *([folder.parents[1].resolve()] if folder.parent.name == "snapshots" else [])]
-            own = any(Path(path).resolve().is_relative_to(place) for place in places)
+            linked = folder.parent.name == "snapshots" and folder.parents[1].name.startswith("datasets--")
+            places = [folder.resolve(), *([folder.parents[1].resolve()] if linked else [])]
+            own = "://" not in path and any(Path(path).resolve().is_relative_to(place) for place in places)
         else:
             own = path.startswith(f"hf://datasets/{name}@")
         if not own:

@@ -20,12 +20,14 @@ from parts.models import device_name, free, set_environment
 from parts.places import claim, output_folder
 from parts.push import push, rescue
 from parts.record import CARD, PICTURE, RECORD, write_record
-from parts.say import UserError, finite, note, phase, tell
+from parts.say import UserError, finite, note, phase, reason, tell
 from parts.second import make_copies, not_made
 
 DECIDES_MEMORY = ("model", "load_in", "max_length", "batch_size", "lora_r", "optim", "image_size")
 # What an earlier attempt left, where this one came to nothing.
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json", "tokenizer*", "README.md", RECORD)
+# Characters of a sample's texts: a longer line than all of them would be cut, and its mark with it.
+SHOWN = 2000
 PACKAGES = ("unsloth", "trl", "transformers", "datasets", "peft", "torch")
 
 
@@ -81,9 +83,12 @@ class Run:
         train_s = guard.before_s + guard.trained_s
         stopped = guard.stopped if steps < trainer.state.max_steps or not steps else None
         self.push_s, self.stopped = guard.push_s, guard.stopped
+        # Another attempt may have been asked for fewer.
+        known = [*guard.known["answers"], *(None for _ in asked)][: len(asked)]
+        told = [(words(messages[-2]), words(messages[-1])) for messages in asked]
         samples = [
-            {"prompt": words(messages[-2]), "expected": words(messages[-1]), "before": before, "after": after}
-            for messages, before, after in zip(asked, guard.known["answers"], guard.answers_after, strict=True)
+            {"prompt": prompt[:SHOWN], "expected": expected[:SHOWN], "before": before, "after": after}
+            for (prompt, expected), before, after in zip(told, known, guard.answers_after, strict=True)
         ]
         self.result = {
             "status": "stopped" if stopped else "done",
@@ -181,7 +186,10 @@ class Run:
         tell(f"RESULT {line}")
         error = self.push_error or (None if self.result["stopped"] else self.copies_error)
         if not self.result["stopped"] and not error:
-            (self.checkpoints.folder / DONE).write_text(line, encoding="utf-8")
+            try:
+                (self.checkpoints.folder / DONE).write_text(line, encoding="utf-8")
+            except OSError as full:
+                note(f"that it is done can't be noted ({reason(full)})")
         return error
 
     def cut_off(self) -> int:

@@ -375,12 +375,13 @@ def test_a_hub_datasets_row_names_no_file_of_this_machine(tmp_path: Path) -> Non
         "../private.png",
         str(tmp_path / "hf-other/x.png"),
         f"{cached}{'/..' * 9}/x",
+        str(cached).replace("--b", "--private"),
     ]
     code = f"""
 from pathlib import Path
 for name in {[str(cached), *names]!r}:
     try:
-        print("open", vision.own_file(None, name))
+        print("open", vision.own_file("a/b", name))
     except ValueError as error:
         print("refused", error)
 print(vision.own_file(Path("here"), "x.png"))
@@ -411,16 +412,19 @@ def look(source, folder):
 for source in ({str(private)!r}, {{"path": {str(private)!r}}}, "private.png", "../private.png",
                "zip://private.png::" + {str(tmp_path / "own.zip")!r},
                "zip://private.png::file://" + {str(tmp_path / "own.zip")!r},
+               "zip://private.png::" + {str(tmp_path / "own.zip")!r} + "::https://x.invalid/",
+               "zip://private.png::file://" + {str(tmp_path / "own.zip")!r} + "::hf://x",
+               "hf://datasets/me/private@main/private.png", "hf://datasets/me/private/private.png",
                {str(cached.parent)!r} + "/../../../../../private.png"):
-    print("hub", look(source, None))
+    print("hub", look(source, "a/b"))
 from pathlib import Path
-print("cache", look({str(cached)!r}, None))
+print("cache", look({str(cached)!r}, "a/b"))
 print("here", look("private.png", Path({str(tmp_path)!r})))
 """
     said = in_training_stack(code, tmp_path, HF_HOME=str(home), HF_HUB_OFFLINE="1").splitlines()
-    assert [line.split()[0] for line in said] == ["hub"] * 7 + ["cache", "here"]
-    assert all("can't be read" in line for line in said[:7])
-    assert said[7:] == ["cache (32, 32)", "here (32, 32)"]
+    assert [line.split()[0] for line in said] == ["hub"] * 11 + ["cache", "here"]
+    assert all("can't be read" in line for line in said[:11])
+    assert said[11:] == ["cache (32, 32)", "here (32, 32)"]
 
 
 # ---- What runs here --------------------------------------------------------------------------------------------------

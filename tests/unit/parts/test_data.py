@@ -39,6 +39,12 @@ def test_a_folder_holds_its_files_itself_or_in_the_hubs_cache(tmp_path: Path) ->
     (folder / "cached.txt").symlink_to(blob)
     (folder / "link.txt").symlink_to(outside)
     check_own({"train": [str(folder / "rows.txt"), str(folder / "cached.txt")]}, folder, "rows")
-    for path in (folder / "link.txt", outside, folder / ".." / ".." / ".." / "secret.txt"):
+    web = "hf://datasets/me/private/x.jsonl"
+    above = folder / ".." / ".." / ".." / "secret.txt"
+    for named in (str(folder / "link.txt"), str(outside), str(above), web):
         with pytest.raises(UserError, match="no file of its own"):
-            check_own({"train": [str(path)]}, folder, "rows")
+            check_own({"train": [named]}, folder, "rows")
+    # Another folder of that name is no cache.
+    other = tmp_path / "snapshots" / "rows"
+    with pytest.raises(UserError, match="no file of its own"):
+        check_own({"train": [str(other / ".." / ".." / "secret.txt")]}, other, "rows")

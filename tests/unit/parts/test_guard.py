@@ -151,16 +151,20 @@ def test_weights_that_are_no_numbers_become_no_checkpoint(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", Namespace())
-    made = guard(tmp_path)
+    made, saved = guard(tmp_path), list[str]()
+    made.trainer.save_model = saved.append
     made.trainer.model.parameters = lambda: [Weight(), Weight(is_number=False)]
     made.trainer.state.global_step = 3
     made.save()
-    assert list(tmp_path.iterdir()) == []
+    assert not saved
     # The loss was none already.
     made.trainer.model.parameters = lambda: [Weight()]
     log(made, 3, NAN)
     made.save()
-    assert list(tmp_path.iterdir()) == []
+    assert not saved
+    log(made, 3, 1.0)
+    made.save()
+    assert saved == [str(tmp_path / "checkpoint-3")]
 
 
 # ---- A checkpoint that fails -----------------------------------------------------------------------------------------
