@@ -18,6 +18,8 @@ _EXIT = re.compile(r"exit(?:ed)?(?: with)?(?: (?:code|status))?:? *(-?\d{1,3})\b
 _SIGNALS = {"SIGKILL": -9, "SIGTERM": -15, "SIGSEGV": -11}
 # How the script says that a failure was none yet.
 _TRIED_AGAIN = re.compile(r"trying again in [\d.]+ s$")
+# An error of the script that quotes a row, a column or a template: what is quoted is no cause.
+_QUOTES = re.compile(r"error: (rows? \d|no usable column|the dataset .{1,200} names )")
 _NEAR_TIMEOUT = 0.98
 _VALUE = re.compile(r"\{(\w+)\}")
 
@@ -229,6 +231,8 @@ def _by_log(causes: Iterable[Cause], evidence: Evidence) -> Cause | None:
         cause for cause in causes if cause.log and (not cause.also or any(cause.also.search(line) for line in around))
     ]
     for line in reversed([line for line in evidence.lines if not _TRIED_AGAIN.search(line)]):
+        if _QUOTES.match(line):
+            return next(cause for cause in fitting if cause.name == "input")
         for cause in fitting:
             if cause.log and cause.log.search(line):
                 return cause

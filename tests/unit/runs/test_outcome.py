@@ -138,6 +138,11 @@ FAILED = "Job failed with exit code: 1"
         case("missing-repo", "out of memory: batch 4 -> 2", CUDA_OOM, *MISSING, message=FAILED),
         case("unknown", "out of memory: batch 4 -> 2", message=FAILED),
         case("unknown", "the push to me/m failed (503 Server Error), trying again in 2 s", message=FAILED),
+        # What an error quotes is no cause.
+        ("input", ("error: row 3: unknown role 'CUDA out of memory'. Use system, user, assistant or tool.",), {}),
+        ("input", ("error: no usable column among 403 Forbidden, text. Rows need messages.",), {}),
+        ("input", ("error: row 0: the model's chat template refuses it (No space left on device).",), {}),
+        ("input", ("error: the dataset a/b names /x/No space left on device, which is no file of its own.",), {}),
     ],
 )  # fmt: skip
 def test_the_cause(name: str, lines: tuple[str, ...], known: dict[str, Any]) -> None:
