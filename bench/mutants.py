@@ -77,6 +77,9 @@ class Copy:
             [str(self.python), *PYTEST, f"--junitxml={report}", *tests],
             cwd=self.folder, env=self.env, capture_output=True, text=True, check=False,
         )  # fmt: skip
+        if "KeyboardInterrupt" in done.stdout:
+            # One that interrupts, and is not understood, ends them all.
+            return {*tests}, done.stdout
         if done.returncode not in (0, 1):
             raise SystemExit(f"pytest ended with status {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
         failed = set()
