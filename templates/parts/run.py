@@ -61,7 +61,8 @@ class Run:
         stopped, whole = "signal" if CLOCK.signalled else "deadline", self.checkpoints.whole
         tell(f"stopped {where} ({stopped}): {next_attempt(bool(whole))}")
         if self.args.output_repo and whole and (self.output_dir / "adapter_config.json").is_file():
-            note(rescue(self.output_dir, self.args.output_repo, ADAPTER))
+            left = {path.name for pattern in ADAPTER for path in self.output_dir.glob(pattern)}
+            note(rescue(self.output_dir, self.args.output_repo, left))
         result = {
             "status": "stopped", "stopped": stopped, "attempt": self.checkpoints.attempt,
             "resumed_from": self.checkpoints.found.get("step"), "steps": whole[-1] if whole else 0,

@@ -1,0 +1,32 @@
+"""A run's last words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from parts.checkpoints import Checkpoints
+from parts.run import Run
+
+from tests.unit.sample import options
+
+
+def test_a_job_that_is_stopped_keeps_what_an_earlier_attempt_saved_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, output = tmp_path / "data", tmp_path / "elsewhere"
+    for path in (data / "x", output / "adapter_config.json", output / "tokenizer.json", output / "thesis.txt"):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    monkeypatch.setenv("JOB_ID", "j1")
+    monkeypatch.setenv("LAUNCH_DATA_DIR", str(data))
+    monkeypatch.setenv("LAUNCH_ARTIFACTS", "hf://buckets/me/b/x")
+    made = Checkpoints(output / "checkpoints", {}, 2, {})
+    made.at(4).mkdir(parents=True)
+    (made.at(4) / "manifest.json").touch()
+    args = options("--output-dir", str(output), "--output-repo", "me/m", script="sft_text.py")
+    assert Run(args, {}, output, made).leave("before the training began") == 0
+    assert {path.name for path in (data / "output").iterdir()} == {"adapter_config.json", "tokenizer.json"}
+    said = capsys.readouterr().out
+    assert "--include adapter_config.json --include tokenizer.json me/m" in said
+    assert said.splitlines()[-1].startswith('RESULT {"status": "stopped"')
