@@ -227,7 +227,7 @@ def check(options: Options) -> Found:
     adapter = fetch_adapter(options.adapter, options.adapter_revision) if options.adapter else None
     needs_whole = bool(options.gguf) or options.merge == "16bit"
     base = find_base(adapter, options.model, options.revision, options.modality, options.trust_remote_code, needs_whole)
-    if options.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", base.revision or ""):
+    if options.trust_remote_code and not is_commit(base.revision):
         hint = "Give --revision with the 40 digits of the commit that was read."
         raise UserError(f"--trust-remote-code: no commit of {base.name} is known.", hint, status=2)
     if options.device == "cpu" and base.sees:
@@ -363,7 +363,7 @@ def tell_in_cards(export: Export, found: Found, place: Path) -> None:
     if not made:
         return
     options, base = export.options, found.base
-    commit = base.revision if re.fullmatch("[0-9a-f]{40}", base.revision or "") else None
+    commit = base.revision if is_commit(base.revision) else None
     chats = export.trained and export.trained.form.has_template
     asks = "picture" if base.sees else "chat" if chats else "text"
     origin = Origin(str(options.adapter), base.name, commit, asks, options.trust_remote_code, options.run_name)
@@ -953,25 +953,26 @@ def claim(args: Any) -> None:
     Raises `UserError` of status 2 where it holds what no run made: there nothing is replaced, deleted or pushed; of
     status 3 where another run works in it, or it can't be written to.
     """
-    folder = output_folder(args)
-    # By what started this process, or what it was before it began again: a lock outlives that, a thread does not.
-    held = str(folder.resolve()) == os.environ.get("LAUNCH_HOLDS")
-    if held and not is_jobs_own(args):
+    folder, jobs_own = output_folder(args), is_jobs_own(args)
+    place = str(folder.resolve())
+    # Locked by what started this process, or what it was before it began again.
+    if place == os.environ.get("LAUNCH_HOLDS"):
         return
     try:
-        own = is_jobs_own(args) or any((folder / name).is_file() for name in (OWN, "checkpoints/attempt"))
+        own = jobs_own or any((folder / name).is_file() for name in (OWN, "checkpoints/attempt"))
         if not own and folder.exists() and any(folder.iterdir()):
             hint = "Give --output-dir another one, or an empty one."
             raise UserError(f"the output folder {folder} is not empty, and no run made it.", hint, status=2)
         folder.mkdir(parents=True, exist_ok=True)
-        if is_jobs_own(args):
+        if jobs_own:
+            # Anew in each process: no thread outlives that, as a lock does.
             show_life(folder.with_name("alive"))
         else:
             lock(folder / OWN)
+            os.environ["LAUNCH_HOLDS"] = place
     except OSError as error:
         hint = "Make room, or give --output-dir another folder."
         raise UserError(f"the output folder {folder} can't be used ({reason(error)}).", hint, status=3) from error
-    os.environ["LAUNCH_HOLDS"] = str(folder.resolve())
 
 
 def lock(path: Path) -> None:
@@ -1014,6 +1015,11 @@ def show_life(path: Path) -> None:
             hint = f"`launch wait {before[0]}` follows it, `launch cancel {before[0]}` stops it."
             raise UserError(f"Job {before[0]} works on this run.", hint, status=3)
     threading.Thread(target=write, daemon=True).start()
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether that is a whole commit hash, which names the same files for ever."""
+    return bool(re.fullmatch("[0-9a-f]{40}", revision or ""))
 
 
 def is_hub_id(name: str) -> bool:
@@ -1759,7 +1765,7 @@ def check_options(args: Any) -> None:
             refuse(args, name, f"should be above 0 and below {end:,}")
         if name in AT_LEAST and not AT_LEAST[name] <= value < end:
             refuse(args, name, f"should be at least {AT_LEAST[name]} and below {end:,}")
-    if args.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", args.revision or ""):
+    if args.trust_remote_code and not is_commit(args.revision):
         refuse(args, "revision", "--trust-remote-code needs the 40 digits of the commit that was read")
     if not re.fullmatch(r"\w[\w .-]*", args.run_name):
         refuse(args, "run_name", "should be a name, of letters, digits, '-', '_', '.' and spaces")

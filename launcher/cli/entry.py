@@ -19,5 +19,4 @@ def main() -> None:
 
         run()
     except KeyboardInterrupt as stop:
-        sys.stderr.write("interrupted.\n")
-        sys.exit(signals.exit_code(stop))
+        sys.exit(signals.tell(stop))

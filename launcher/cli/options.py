@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from types import UnionType
@@ -16,7 +15,7 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from launcher.cli.signals import exit_code
+from launcher.cli import signals
 from launcher.errors import RequestError
 from launcher.spec import MODEL, RunSpec, build
 from launcher.text import mask
@@ -65,9 +64,7 @@ def _masked() -> Iterator[None]:
             error.message = mask(said)
         raise
     except KeyboardInterrupt as stop:
-        with suppress(OSError):  # the terminal may be gone
-            sys.stderr.write("interrupted.\n")
-        raise typer.Exit(exit_code(stop)) from stop
+        raise typer.Exit(signals.tell(stop)) from stop
 
 
 CONTEXT = {"token_normalize_func": normalize, "help_option_names": ["-h", "--help"]}

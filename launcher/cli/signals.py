@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import sys
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -21,6 +23,13 @@ def catch() -> None:
         number = getattr(signal, name, None)
         if number and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one of them
             signal.signal(number, _end)
+
+
+def tell(stop: KeyboardInterrupt) -> int:
+    """Say in one line that the command was ended; its exit status."""
+    with suppress(OSError):  # the terminal may be gone
+        sys.stderr.write("interrupted.\n")
+    return exit_code(stop)
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:

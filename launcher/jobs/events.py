@@ -239,8 +239,8 @@ class Progress:
     _in_error: bool = False
     _since: int = 0
 
-    def add(self, line: str) -> Event | None:
-        """Take one line in, and return its event."""
+    def add(self, line: str) -> Line:
+        """Take one line in, and return it with its event."""
         whole, said = unmarked(line, self.mark)
         event, shown = parse(whole) if said else None, whole[:SHORT]
         if isinstance(event, Checkpoint | Resumed) and self.total is not None and event.step > self.total:
@@ -278,7 +278,7 @@ class Progress:
                 self.error = event.message
             case Result():
                 self.result = event.values
-        return event
+        return Line(whole, event, self)
 
     @property
     def last_words(self) -> tuple[str, ...]:
@@ -316,6 +316,5 @@ class Line:
 def watch(lines: Iterable[str], mark: str | None = None) -> Iterator[Line]:
     """Each line of a run with that mark once it has been taken in."""
     progress = Progress(mark)
-    for text in lines:
-        event = progress.add(text)
-        yield Line(unmarked(text, mark)[0], event, progress)
+    for line in lines:
+        yield progress.add(line)

@@ -194,8 +194,7 @@ def require_chosen_places(
 
     The repo that it was read from is no such choice: whoever wrote the record could write there already.
     """
-    for name in sorted(PLACES, reverse=True):
-        place = dict(zip(("output_repo", "merged_repo"), plan.places[:2], strict=True))[name]
+    for name, place in zip(("output_repo", "merged_repo"), plan.places[:2], strict=True):
         if not place or name in chosen:
             continue
         if name == "output_repo" and kept.repo == (place if "/" in place else f"{user()}/{place}"):

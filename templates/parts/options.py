@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from parts.places import is_commit
 from parts.say import UserError
 
 Chosen = TypeVar("Chosen")
@@ -86,7 +87,7 @@ def check_options(args: Any) -> None:
             refuse(args, name, f"should be above 0 and below {end:,}")
         if name in AT_LEAST and not AT_LEAST[name] <= value < end:
             refuse(args, name, f"should be at least {AT_LEAST[name]} and below {end:,}")
-    if args.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", args.revision or ""):
+    if args.trust_remote_code and not is_commit(args.revision):
         refuse(args, "revision", "--trust-remote-code needs the 40 digits of the commit that was read")
     if not re.fullmatch(r"\w[\w .-]*", args.run_name):
         refuse(args, "run_name", "should be a name, of letters, digits, '-', '_', '.' and spaces")

@@ -48,25 +48,26 @@ def claim(args: Any) -> None:
     Raises `UserError` of status 2 where it holds what no run made: there nothing is replaced, deleted or pushed; of
     status 3 where another run works in it, or it can't be written to.
     """
-    folder = output_folder(args)
-    # By what started this process, or what it was before it began again: a lock outlives that, a thread does not.
-    held = str(folder.resolve()) == os.environ.get("LAUNCH_HOLDS")
-    if held and not is_jobs_own(args):
+    folder, jobs_own = output_folder(args), is_jobs_own(args)
+    place = str(folder.resolve())
+    # Locked by what started this process, or what it was before it began again.
+    if place == os.environ.get("LAUNCH_HOLDS"):
         return
     try:
-        own = is_jobs_own(args) or any((folder / name).is_file() for name in (OWN, "checkpoints/attempt"))
+        own = jobs_own or any((folder / name).is_file() for name in (OWN, "checkpoints/attempt"))
         if not own and folder.exists() and any(folder.iterdir()):
             hint = "Give --output-dir another one, or an empty one."
             raise UserError(f"the output folder {folder} is not empty, and no run made it.", hint, status=2)
         folder.mkdir(parents=True, exist_ok=True)
-        if is_jobs_own(args):
+        if jobs_own:
+            # Anew in each process: no thread outlives that, as a lock does.
             show_life(folder.with_name("alive"))
         else:
             lock(folder / OWN)
+            os.environ["LAUNCH_HOLDS"] = place
     except OSError as error:
         hint = "Make room, or give --output-dir another folder."
         raise UserError(f"the output folder {folder} can't be used ({reason(error)}).", hint, status=3) from error
-    os.environ["LAUNCH_HOLDS"] = str(folder.resolve())
 
 
 def lock(path: Path) -> None:
@@ -109,6 +110,11 @@ def show_life(path: Path) -> None:
             hint = f"`launch wait {before[0]}` follows it, `launch cancel {before[0]}` stops it."
             raise UserError(f"Job {before[0]} works on this run.", hint, status=3)
     threading.Thread(target=write, daemon=True).start()
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether that is a whole commit hash, which names the same files for ever."""
+    return bool(re.fullmatch("[0-9a-f]{40}", revision or ""))
 
 
 def is_hub_id(name: str) -> bool:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from parts.places import is_hub_id, sha256
+from parts.places import is_commit, is_hub_id, sha256
 from parts.say import finite, note, reason
 
 # The card is written after the record, and made of it.
@@ -99,11 +98,11 @@ def commit_of(name: str, revision: str | None, kind: str) -> str | None:
 
     if not is_hub_id(name):
         return None
-    if re.fullmatch("[0-9a-f]{40}", revision or ""):
+    if is_commit(revision):
         return revision
     cache = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=kind))
     try:
         commit = (cache / "refs" / (revision or "main")).read_text(encoding="utf-8").strip()
     except OSError:
         return None
-    return commit if re.fullmatch("[0-9a-f]{40}", commit) else None
+    return commit if is_commit(commit) else None

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,15 +24,6 @@ ENDS = [
     (signal.SIGTERM, 143),
     pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
 ]
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub that only records Jobs: the test plays the machine."""
-    with Hub(tmp_path / "hub", run=False) as hub:
-        for name, value in hub.env().items():
-            monkeypatch.setenv(name, value)
-        yield hub
 
 
 def begin(*args: str, **env: str) -> subprocess.Popen[str]:

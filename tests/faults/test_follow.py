@@ -6,7 +6,6 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -26,15 +25,6 @@ from tests.emulator.job import Job
 from tests.unit.sample import request
 
 LOGS = "GET /api/jobs/{namespace}/{id}/logs"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub that only records Jobs: the test plays the machine."""
-    with Hub(tmp_path / "hub", run=False) as hub:
-        for name, value in hub.env().items():
-            monkeypatch.setenv(name, value)
-        yield hub
 
 
 @pytest.fixture

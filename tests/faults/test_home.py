@@ -28,15 +28,12 @@ Break = Callable[[], dict[str, str]]
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub that only records Jobs: the test plays the machine."""
-    with Hub(tmp_path / "hub", run=False) as hub:
-        for name, value in hub.env().items():
-            monkeypatch.setenv(name, value)
-        for owner in ("unsloth", "HuggingFaceTB"):
-            hub.add_repo(f"{owner}/SmolLM2-135M-Instruct", files={"config.json": '{"model_type": "llama"}'})
-        hub.add_repo("trl-lib/Capybara", type="dataset")
-        yield hub
+def hub(hub: Hub) -> Hub:
+    """With what a submission looks up."""
+    for owner in ("unsloth", "HuggingFaceTB"):
+        hub.add_repo(f"{owner}/SmolLM2-135M-Instruct", files={"config.json": '{"model_type": "llama"}'})
+    hub.add_repo("trl-lib/Capybara", type="dataset")
+    return hub
 
 
 def mount(place: Path, *options: str) -> None:

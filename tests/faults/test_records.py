@@ -34,14 +34,11 @@ ANY = settings(
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub that only records Jobs: the test plays the machine."""
-    with Hub(tmp_path / "hub", run=False) as hub:
-        for name, value in hub.env().items():
-            monkeypatch.setenv(name, value)
-        hub.add_repo("unsloth/SmolLM2-135M-Instruct", files={"config.json": "{}"})
-        hub.add_repo("trl-lib/Capybara", type="dataset")
-        yield hub
+def hub(hub: Hub) -> Hub:
+    """With what a submission looks up."""
+    hub.add_repo("unsloth/SmolLM2-135M-Instruct", files={"config.json": "{}"})
+    hub.add_repo("trl-lib/Capybara", type="dataset")
+    return hub
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -27,13 +27,10 @@ DONE = '{"stopped": null, "steps": 5, "tokens_per_second": 10.0, "train_s": 3.0,
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub that only records Jobs: the test plays the machine."""
-    with Hub(tmp_path / "hub", run=False) as hub:
-        for name, value in hub.env().items():
-            monkeypatch.setenv(name, value)
-        hub.add_repo("unsloth/SmolLM2-135M-Instruct", files={"config.json": '{"model_type": "llama"}'})
-        yield hub
+def hub(hub: Hub) -> Hub:
+    """With what a submission looks up."""
+    hub.add_repo("unsloth/SmolLM2-135M-Instruct", files={"config.json": '{"model_type": "llama"}'})
+    return hub
 
 
 def start(hub: Hub, **changes: Any) -> Job:
