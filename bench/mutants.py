@@ -28,7 +28,7 @@ from uv import find_uv_bin
 ROOT = Path(__file__).parents[1]
 TABLE = Path(__file__).with_suffix(".toml")
 PAGE = ROOT / "docs" / "reliability.md"
-PYTEST = ["-m", "pytest", "-q", "-n0", "-m", "", "-p", "no:cacheprovider", "-p", "no:randomly"]
+PYTEST = ["-m", "pytest", "-q", "-n0", "-m", "", "-p", "no:cacheprovider"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
