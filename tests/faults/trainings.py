@@ -97,17 +97,18 @@ class Training:
 class Trainings:
     """Runs attempts one after the other, each in the real training stack, which is imported once.
 
-    A Hub stand-in that they are to see listens on `port`: the client reads its address when it is imported.
+    A Hub stand-in that they are to see listens on `port`: the client reads its address when it is imported. What comes
+    from it is kept below `home`.
     """
 
     def __init__(self, python: str, script: Path, model: Path, folder: Path) -> None:
         self._script, self._model, self._folder, self._count = script, model, folder, 0
-        self.port = free_port()
+        self.port, self.home = free_port(), folder / "huggingface"
         self._errors = (folder / "driver.log").open("w")
         # Compiling its layers takes longer than these few steps; the numbers are the same.
         env = os.environ | {
             "UNSLOTH_COMPILE_DISABLE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-            "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "huggingface"),
+            "OMP_NUM_THREADS": "1", "HF_HOME": str(self.home),
             "HF_ENDPOINT": f"http://127.0.0.1:{self.port}", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
         }  # fmt: skip
         self._driver = subprocess.Popen(

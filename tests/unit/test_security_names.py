@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import ast
 import json
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import calibrate
 import pytest
-from uv import find_uv_bin
 
 from launcher import catalog, spec
 from launcher.errors import LauncherError, RefusedError, RequestError
@@ -254,42 +251,27 @@ def test_one_switch_turns_a_repos_code_on(name: str) -> None:
         assert word not in text
 
 
-def training_python() -> str:
-    """The Python with the training stack, which is installed on the first call."""
-    subprocess.run([find_uv_bin(), "sync", "--quiet", "--script", JOB_SCRIPTS / "sft_text.py"], check=True)
-    found = subprocess.run(
-        [find_uv_bin(), "python", "find", "--script", JOB_SCRIPTS / "sft_text.py"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return found.stdout.strip()
+LOAD = f"""
+import importlib.util, sys
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, {str(JOB_SCRIPTS)!r} + "/" + name + ".py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+script, vision = load("sft_text"), load("sft_vlm")
+"""
 
 
-def in_training_stack(code: str, folder: Path, **env: str) -> str:
+def in_training_stack(trainings: Trainings, code: str, folder: Path, **env: str) -> str:
     """What a piece of Python says that has the text script as `script` and the vision script as `vision`."""
-    lines = [
-        "import importlib.util, sys",
-        "def load(name):",
-        f"    spec = importlib.util.spec_from_file_location(name, {str(JOB_SCRIPTS)!r} + '/' + name + '.py')",
-        "    module = sys.modules[name] = importlib.util.module_from_spec(spec)",
-        "    spec.loader.exec_module(module); return module",
-        "script, vision = load('sft_text'), load('sft_vlm')",
-        code,
-    ]
-    done = subprocess.run(
-        [training_python(), "-c", "\n".join(lines)],
-        cwd=folder,
-        env=os.environ | env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    path = folder / "asks.py"
+    path.write_text(LOAD + code, encoding="utf-8")
+    done = trainings.run_script(path, folder, env=env)
+    assert done.code == 0, done.error[-3000:]
+    return done.log
 
 
-def test_a_datasets_script_is_never_run(tmp_path: Path) -> None:
+def test_a_datasets_script_is_never_run(trainings: Trainings, tmp_path: Path) -> None:
     folder = tmp_path / "rows"
     folder.mkdir()
     (folder / "rows.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
@@ -300,15 +282,11 @@ try:
 except script.UserError as error:
     print(error.paragraph)
 """
-    assert "scripts are no longer supported" in in_training_stack(code, tmp_path, HF_HUB_OFFLINE="1")
+    assert "scripts are no longer supported" in in_training_stack(trainings, code, tmp_path, HF_HUB_OFFLINE="1")
     assert not (tmp_path / "ran").exists()
 
 
 READ = """
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location("script", SCRIPT)
-script = sys.modules["script"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
 for name in NAMES:
     args = script.read_options(script.Options, ["--dataset", name, "--streaming", "--max-steps", "1"])
     try:
@@ -336,22 +314,18 @@ def test_a_datasets_readme_names_files_of_its_own_only(trainings: Trainings, tmp
         folders[2].mkdir()
         (folders[2] / "rows.txt").symlink_to(tmp_path / "secret.txt")
         names = [*named, *map(str, folders)]
-        reader = tmp_path / "reader.py"
-        text = READ.replace("SCRIPT", repr(str(JOB_SCRIPTS / "sft_text.py"))).replace("NAMES", repr(names))
-        reader.write_text(text, encoding="utf-8")
-        done = trainings.run_script(reader, tmp_path, env=hub.env() | {"HF_HUB_OFFLINE": "0"})
-    said = [line for line in done.log.splitlines() if line.startswith(tuple(names))]
+        code = READ.replace("NAMES", repr(names))
+        answer = in_training_stack(trainings, code, tmp_path, **hub.env() | {"HF_HUB_OFFLINE": "0"})
+    said = [line for line in answer.splitlines() if line.startswith(tuple(names))]
     assert [line for line in said if "a row of its own" in line] == [
         f"{name} [{{'text': 'a row of its own'}}]" for name in ("tester/own", folders[0])
     ]
     assert sum("which is no file of its own" in line for line in said) == len(said) - 2 == 4
-    assert "of nobody's business" not in done.log + done.error
+    assert "of nobody's business" not in answer
 
 
-def test_code_of_another_repo_is_refused_though_the_commit_is_pinned(hub: Hub, tmp_path: Path) -> None:
+def test_code_of_another_repo_is_refused_though_the_commit_is_pinned(trainings: Trainings, tmp_path: Path) -> None:
     own, others = ({"auto_map": {"AutoModel": name}} for name in ("modeling.Model", "evil/code--modeling.Model"))
-    for repo, config in (("tester/own", own), ("tester/others", others)):
-        hub.add_repo(repo, files={"config.json": json.dumps(config), "tokenizer_config.json": "{}"})
     code = """
 for repo in ("tester/own", "tester/others"):
     try:
@@ -362,18 +336,21 @@ for repo in ("tester/own", "tester/others"):
         print("allowed", repo)
 script.check_model("tester/others", "main")
 """
-    said = in_training_stack(code, tmp_path, **hub.env()).splitlines()
+    with Hub(tmp_path / "hub", port=trainings.port) as hub:
+        for repo, config in (("tester/own", own), ("tester/others", others)):
+            hub.add_repo(repo, files={"config.json": json.dumps(config), "tokenizer_config.json": "{}"})
+        said = in_training_stack(trainings, code, tmp_path, **hub.env() | {"HF_HUB_OFFLINE": "0"}).splitlines()
     assert said[0] == "allowed tester/own"
     assert "code of another repo" in said[1]
 
 
-def test_a_hub_datasets_row_names_no_file_of_this_machine(tmp_path: Path) -> None:
-    cached = tmp_path / "hf" / "hub" / "datasets--a--b" / "snapshots" / "1" / "seen.png"
+def test_a_hub_datasets_row_names_no_file_of_this_machine(trainings: Trainings, tmp_path: Path) -> None:
+    cached = trainings.home / "hub" / "datasets--a--b" / "snapshots" / "1" / "seen.png"
     names = [
         "/etc/passwd",
         "private.png",
         "../private.png",
-        str(tmp_path / "hf-other/x.png"),
+        f"{trainings.home}-other/x.png",
         f"{cached}{'/..' * 9}/x",
         str(cached).replace("--b", "--private"),
     ]
@@ -386,16 +363,16 @@ for name in {[str(cached), *names]!r}:
         print("refused", error)
 print(vision.own_file(Path("here"), "x.png"))
 """
-    said = in_training_stack(code, tmp_path, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="1").splitlines()
+    said = in_training_stack(trainings, code, tmp_path, HF_HUB_OFFLINE="1").splitlines()
     assert said[0] == f"open {cached}"
     assert [line.split()[0] for line in said[1:-1]] == ["refused"] * len(names)
     assert said[-1] == "here/x.png"
 
 
 @pytest.mark.slow
-def test_a_hub_datasets_row_opens_no_file_of_this_machine(tmp_path: Path) -> None:
-    private, home = tmp_path / "private.png", tmp_path / "hf"
-    cached = home / "hub" / "datasets--a--b" / "snapshots" / "1" / "seen.png"
+def test_a_hub_datasets_row_opens_no_file_of_this_machine(trainings: Trainings, tmp_path: Path) -> None:
+    private = tmp_path / "private.png"
+    cached = trainings.home / "hub" / "datasets--a--b" / "snapshots" / "1" / "seen.png"
     cached.parent.mkdir(parents=True)
     code = f"""
 from PIL import Image
@@ -421,7 +398,7 @@ from pathlib import Path
 print("cache", look({str(cached)!r}, "a/b"))
 print("here", look("private.png", Path({str(tmp_path)!r})))
 """
-    said = in_training_stack(code, tmp_path, HF_HOME=str(home), HF_HUB_OFFLINE="1").splitlines()
+    said = in_training_stack(trainings, code, tmp_path, HF_HUB_OFFLINE="1").splitlines()
     assert [line.split()[0] for line in said] == ["hub"] * 11 + ["cache", "here"]
     assert all("can't be read" in line for line in said[:11])
     assert said[11:] == ["cache (32, 32)", "here (32, 32)"]
