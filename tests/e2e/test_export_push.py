@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,8 +51,8 @@ Call = Callable[..., Any]
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    with Hub(tmp_path / "hub") as hub:
+def hub(trainings: Trainings, tmp_path: Path) -> Iterator[Hub]:
+    with Hub(tmp_path / "hub", port=trainings.port) as hub:
         adapter: dict[str, bytes | str] = {
             "adapter_config.json": "{}",
             "adapter_model.safetensors": b"a",
@@ -66,17 +64,16 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def call(hub: Hub, script_python: str) -> Call:
+def call(hub: Hub, trainings: Trainings, tmp_path: Path) -> Call:
+    path = tmp_path / "calls.py"
+    path.write_text(CALL, encoding="utf-8")
+    env = hub.env() | {"HF_HUB_OFFLINE": "0", "PYTHONPATH": str(JOB_SCRIPTS.parent / "templates")}
+
     def run(*calls: tuple[str, list[Any]]) -> Any:
         """What the last of the parts' functions returns, or the status and the words of its refusal."""
-        command = [script_python, "-c", CALL, json.dumps(calls)]
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "VIRTUAL_"))}
-        inherited["PYTHONPATH"] = str(JOB_SCRIPTS.parent / "templates")
-        done = subprocess.run(
-            command, env=inherited | hub.env(), capture_output=True, text=True, timeout=120, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
+        done = trainings.run_script(path, tmp_path, json.dumps(calls), env=env)
+        assert done.code == 0, done.log + done.error
+        return json.loads(done.log.splitlines()[-1])
 
     return run
 

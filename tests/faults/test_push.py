@@ -20,6 +20,7 @@ from huggingface_hub import HfApi, Volume
 from uv import find_uv_bin
 
 from tests.emulator import Hub
+from tests.faults.trainings import Trainings
 
 DRIVER = Path(__file__).with_name("script_driver.py")
 COMMIT, TREE = "POST /api/models/tester/m/commit", "GET /api/models/tester/m/tree"
@@ -44,8 +45,8 @@ Push = Callable[..., Done]
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    with Hub(tmp_path / "hub", python=sys.executable) as hub:
+def hub(trainings: Trainings, tmp_path: Path) -> Iterator[Hub]:
+    with Hub(tmp_path / "hub", python=sys.executable, port=trainings.port) as hub:
         yield hub
 
 
@@ -82,15 +83,13 @@ def held(hub: Hub, repo: str = "tester/m") -> dict[str, bytes]:
 
 
 @pytest.fixture
-def push(hub: Hub, script: Path, script_python: str) -> Push:
+def push(hub: Hub, script: Path, trainings: Trainings, tmp_path: Path) -> Push:
     def run(*args: object, token: str | None = None, **env: str) -> Done:
-        command = [script_python, str(DRIVER), str(script), *map(str, args)]
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "VIRTUAL_"))}
-        environ = inherited | hub.env(token) | env
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
-        assert "Traceback" not in done.stderr, done.stderr
-        result = Done(done.returncode, done.stdout, done.stderr, [])
-        return Done(done.returncode, done.stdout, done.stderr, json.loads(result.line("waits")))
+        environ = hub.env(token) | {"HF_HUB_OFFLINE": "0"} | env
+        done = trainings.run_script(DRIVER, tmp_path, script, *args, env=environ)
+        assert "Traceback" not in done.error, done.error
+        result = Done(done.code, done.log, done.error, [])
+        return Done(done.code, done.log, done.error, json.loads(result.line("waits")))
 
     return run
 
