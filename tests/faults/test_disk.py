@@ -17,6 +17,7 @@ import pytest
 from uv import find_uv_bin
 
 from tests.faults.script_driver import load
+from tests.faults.trainings import Ended, Trainings
 
 DRIVER = Path(__file__).with_name("disk_driver.py")
 ADAPTER = 512 * 512 * 4
@@ -35,11 +36,14 @@ def mounted(place: Path, mebibytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def save(script: Path, python: str, folder: Path, seed: int, *limit: int) -> subprocess.CompletedProcess[str]:
-    command = [python, str(DRIVER), str(script), str(folder), str(seed), *map(str, limit)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+@pytest.fixture
+def save(script: Path, trainings: Trainings, tmp_path: Path) -> Callable[..., Ended]:
+    def run(folder: Path, seed: int, *limit: int) -> Ended:
+        done = trainings.run_script(DRIVER, tmp_path, script, folder, seed, *limit)
+        assert "Traceback" not in done.error, done.error
+        return done
+
+    return run
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -55,14 +59,14 @@ def is_whole(adapter: bytes) -> bool:
 # ---- The end of a run ------------------------------------------------------------------------------------------------
 
 
-def test_a_save_replaces_the_adapter_and_leaves_the_rest(script: Path, script_python: str, tmp_path: Path) -> None:
+def test_a_save_replaces_the_adapter_and_leaves_the_rest(save: Callable[..., Ended], tmp_path: Path) -> None:
     folder = tmp_path / "output"
-    assert save(script, script_python, folder, 1).returncode == 0
+    assert save(folder, 1).code == 0
     first = contents(folder)
     (folder / "notes.md").write_text("mine")
     (folder / ".saving").mkdir()
     (folder / ".saving" / "torn").write_text("of a run that was killed")
-    assert save(script, script_python, folder, 2).returncode == 0
+    assert save(folder, 2).code == 0
     second = contents(folder)
     assert set(second) == {"adapter_model.safetensors", "adapter_config.json", "notes.md"}
     assert second["notes.md"] == b"mine"
@@ -70,32 +74,32 @@ def test_a_save_replaces_the_adapter_and_leaves_the_rest(script: Path, script_py
     assert second["adapter_model.safetensors"] != first["adapter_model.safetensors"]
 
 
-def test_a_save_that_is_cut_off_keeps_the_last_adapter(script: Path, script_python: str, tmp_path: Path) -> None:
+def test_a_save_that_is_cut_off_keeps_the_last_adapter(save: Callable[..., Ended], tmp_path: Path) -> None:
     folder = tmp_path / "output"
-    assert save(script, script_python, folder, 1).returncode == 0
+    assert save(folder, 1).code == 0
     before = contents(folder)
-    done = save(script, script_python, folder, 2, ADAPTER // 2)
-    assert done.returncode == 1
-    assert f"the model could not be saved in {folder}" in done.stderr
-    assert "File too large" in done.stderr
+    done = save(folder, 2, ADAPTER // 2)
+    assert done.code == 1
+    assert f"the model could not be saved in {folder}" in done.error
+    assert "File too large" in done.error
     assert contents(folder) == before
     assert not (folder / ".saving").exists()
 
 
-def test_a_full_disk_keeps_the_last_adapter(script: Path, script_python: str, tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_last_adapter(save: Callable[..., Ended], tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", 3) as disk:
         folder = disk / "output"
-        assert save(script, script_python, folder, 1).returncode == 0
+        assert save(folder, 1).code == 0
         before = contents(folder)
         # A second adapter beside the first one does not fit with this.
         (disk / "other").write_bytes(b"\0" * 1_200_000)
-        done = save(script, script_python, folder, 2)
-        assert done.returncode == 1
-        assert "No space left on device" in done.stderr
-        assert f"{shutil.disk_usage(disk).free / 1e9:.3f} GB free" in done.stderr
+        done = save(folder, 2)
+        assert done.code == 1
+        assert "No space left on device" in done.error
+        assert f"{shutil.disk_usage(disk).free / 1e9:.3f} GB free" in done.error
         assert contents(folder) == before
         (disk / "other").unlink()
-        assert save(script, script_python, folder, 2).returncode == 0
+        assert save(folder, 2).code == 0
         assert contents(folder).keys() == before.keys()
         assert contents(folder) != before
 
