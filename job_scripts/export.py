@@ -100,11 +100,9 @@ class Options:
 PLANNED: dict[str, Any] = {
     "peak_gib": 7.77,
     "compile_s": 15,
-    "generation": {"temperature": 0.7, "top_p": 0.8, "top_k": 20.0, "min_p": 0.0},
+    "generation": {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.0},
     "generation_source": "https://huggingface.co/Qwen/Qwen3-8B#best-practices",
-    "licence": "apache-2.0",
-    "licence_name": None,
-    "licence_link": None,
+    "licence": {"license": "apache-2.0"},
 }
 # fmt: on
 # Bytes a second that a disk and an upload may well take. The adapter is safe: what comes to nothing costs only its time.
@@ -1793,8 +1791,8 @@ def check_repos(args: Any) -> None:
             raise UserError(f"--{flag} needs a Hugging Face token, and there is none.", hint, status=2)
 
 
-# ---- Sampling --------------------------------------------------------------------------------------------------------
-# How the model is sampled: what its makers recommend, as transformers knows it, and the token that ends an answer.
+# ---- Saving ----------------------------------------------------------------------------------------------------------
+# The model on the disk: room for it is known before the training, and it is saved whole or not at all.
 
 
 # transformers knows no presence penalty.
@@ -1804,8 +1802,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 def recommended(args: Any, planned: dict[str, Any]) -> dict[str, float]:
     """How the makers of the model say that it is best sampled; empty for another model than the chosen one."""
-    found = planned["generation"] if args.model == type(args).model else {}
-    return {name: int(value) if name == "top_k" else value for name, value in found.items()}
+    return dict(planned["generation"]) if args.model == type(args).model else {}
 
 
 def generation_of(known: Any, settings: dict[str, float], stop: int) -> Any:
@@ -1813,9 +1810,9 @@ def generation_of(known: Any, settings: dict[str, float], stop: int) -> Any:
     from transformers import GenerationConfig
 
     found: dict[str, Any] = {name: value for name, value in settings.items() if name not in ONLY_OLLAMA}
-    # A temperature of 0 is how others say that nothing is drawn.
-    greedy = found.get("temperature") == 0
     if found:
+        # A temperature of 0 is how others say that nothing is drawn.
+        greedy = found.get("temperature") == 0
         found |= {"do_sample": not greedy} | (dict.fromkeys(SAMPLING) if greedy else {})
     known = known or GenerationConfig()
     ends = known.eos_token_id if isinstance(known.eos_token_id, list) else [known.eos_token_id]
@@ -1825,8 +1822,7 @@ def generation_of(known: Any, settings: dict[str, float], stop: int) -> Any:
         known.validate(strict=True)
     except ValueError:
         # What the model brought contradicts itself, and would not be saved.
-        kept = {name: getattr(known, name) for name in ("bos_token_id", "pad_token_id")}
-        known = GenerationConfig(**kept | found)
+        known = GenerationConfig(bos_token_id=known.bos_token_id, pad_token_id=known.pad_token_id, **found)
     return known
 
 
@@ -2126,22 +2122,26 @@ def failed_copies(copies: Sequence[Copy], where: str, merged_repo: str | None) -
 # What cards are made of: their head, code that asks a model, and what anybody named as Markdown that means no more.
 
 
-CHAT = """\
-messages = [{{"role": "user", "content": {content}}}]
-inputs = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-)
-"""
-PICTURE_CONTENT = '[{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]'
-ASK = {
-    "chat": CHAT.format(content='"What can you do?"'),
-    "picture": CHAT.format(content=PICTURE_CONTENT),
-    "text": 'inputs = tokenizer("Once upon a time", return_tensors="pt")\n',
-}
-ANSWER = """\
-settings = GenerationConfig.from_pretrained({place})
+SNIPPET = """\
+# pip install transformers accelerate{packages}
+{imports}from transformers import {model_class}, {reader_class}, GenerationConfig
+
+place = {place}
+reader = {reader_class}.from_pretrained(place)
+model = {model_class}.from_pretrained({base}, dtype="auto", device_map="auto"{code})
+{adapt}{ask}
+settings = GenerationConfig.from_pretrained(place)
 output = model.generate(**inputs.to(model.device), generation_config=settings, max_new_tokens=200)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+print(reader.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+ASK_CHAT = """\
+messages = [{"role": "user", "content": CONTENT}]
+inputs = reader.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)"""
+CONTENTS = {
+    "chat": '"What can you do?"',
+    "picture": '[{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]',
+}
 
 
 def card_head(
@@ -2163,18 +2163,22 @@ def card_head(
     return f"---\n{data}\n---\n\n# {plain(title)}\n\n{about}"
 
 
-def snippet(loads: str, ask: str, place: str, trusted: bool, **names: Any) -> str:
-    """Code that runs as it stands: loads the model as that template says, asks it as `ask` says, prints its answer."""
-    sees = ask == "picture"
-    loads = loads.format(
-        place=place,
-        code=", trust_remote_code=True" if trusted else "",
-        auto_model="AutoModelForImageTextToText" if sees else "AutoModelForCausalLM",
-        auto_tokenizer="AutoProcessor" if sees else "AutoTokenizer",
-        fast_model="FastVisionModel" if sees else "FastLanguageModel",
-        **names,
-    )
-    return loads + ASK[ask] + ANSWER.format(place=place)
+def snippet(place: str, ask: str, trusted: bool, **how: str) -> str:
+    """Code that runs as it stands: loads the model of that place, asks it as `ask` says, prints its answer.
+
+    `how` may say `packages`, `imports`, the `base` that is loaded, and how that is `adapt`ed.
+    """
+    content = CONTENTS.get(ask)
+    return SNIPPET.format_map(
+        {"packages": "", "imports": "", "base": "place", "adapt": ""} | how | {
+            "place": place,
+            "code": ", trust_remote_code=True" if trusted else "",
+            "model_class": "AutoModelForImageTextToText" if ask == "picture" else "AutoModelForCausalLM",
+            "reader_class": "AutoProcessor" if ask == "picture" else "AutoTokenizer",
+            "ask": ASK_CHAT.replace("CONTENT", content) if content
+                   else 'inputs = reader("Once upon a time", return_tensors="pt")',
+        }
+    )  # fmt: skip
 
 
 def linked(name: str, commit: str | None = None, kind: str = "") -> str:
@@ -2205,14 +2209,6 @@ def literal(text: str) -> str:
 
 
 LICENCE_FIELDS = ("license", "license_name", "license_link")
-MERGED_SNIPPET = """\
-# pip install transformers accelerate{quantizer}
-{fetch}from transformers import {auto_model}, {auto_tokenizer}, GenerationConfig
-
-place = {whole}
-tokenizer = {auto_tokenizer}.from_pretrained(place)
-model = {auto_model}.from_pretrained(place, dtype="auto", device_map="auto"{code})
-"""
 
 
 @dataclass(frozen=True)
@@ -2334,13 +2330,14 @@ def usage(origin: Origin, repo: str | None, made: Sequence[Copy]) -> list[tuple[
     shown, sees = [], origin.ask == "picture"
     for copy in made:
         if copy.kind == "merged":
-            whole, fetch = literal(copy.repo or copy.path or ""), ""
+            place, how = literal(copy.repo or copy.path or ""), dict[str, str]()
             if copy.path and copy.repo and copy.repo == repo:
                 # A folder: with PEFT installed, transformers would take the adapter at the repo's root for the model.
-                whole = f'snapshot_download({whole}, allow_patterns="{copy.path}/*") + "/{copy.path}"'
-                fetch = "from huggingface_hub import snapshot_download\n"
-            names = {"whole": whole, "fetch": fetch, "quantizer": " bitsandbytes" if copy.name == "4bit" else ""}
-            text = snippet(MERGED_SNIPPET, origin.ask, "place", origin.trust_remote_code, **names)
+                place = f'snapshot_download({place}, allow_patterns="{copy.path}/*") + "/{copy.path}"'
+                how["imports"] = "from huggingface_hub import snapshot_download\n"
+            if copy.name == "4bit":
+                how["packages"] = " bitsandbytes"
+            text = snippet(place, origin.ask, origin.trust_remote_code, **how)
             shown.append((f"Merged, {copy.name}", "python", text))
     files = [copy for copy in made if copy.kind == "gguf"]
     if files:

@@ -46,6 +46,7 @@ import itertools
 import json
 import math
 import os
+import platform
 import random
 import re
 import select
@@ -65,7 +66,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from itertools import chain, groupby, islice, pairwise
 from pathlib import Path
 from types import FrameType
@@ -131,11 +132,9 @@ class Options:
 PLANNED: dict[str, Any] = {
     "peak_gib": 8.33,
     "compile_s": 130,
-    "generation": {"temperature": 0.7, "top_p": 0.8, "top_k": 20.0, "repetition_penalty": 1.0, "presence_penalty": 1.5},
+    "generation": {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.0, "presence_penalty": 1.5},
     "generation_source": "https://huggingface.co/Qwen/Qwen3-VL-8B-Instruct#generation-hyperparameters",
-    "licence": "apache-2.0",
-    "licence_name": None,
-    "licence_link": None,
+    "licence": {"license": "apache-2.0"},
 }
 # fmt: on
 
@@ -2018,22 +2017,26 @@ def rescue(folder: Path, repo: str, files: Collection[str]) -> str:
 # What cards are made of: their head, code that asks a model, and what anybody named as Markdown that means no more.
 
 
-CHAT = """\
-messages = [{{"role": "user", "content": {content}}}]
-inputs = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-)
-"""
-PICTURE_CONTENT = '[{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]'
-ASK = {
-    "chat": CHAT.format(content='"What can you do?"'),
-    "picture": CHAT.format(content=PICTURE_CONTENT),
-    "text": 'inputs = tokenizer("Once upon a time", return_tensors="pt")\n',
-}
-ANSWER = """\
-settings = GenerationConfig.from_pretrained({place})
+SNIPPET = """\
+# pip install transformers accelerate{packages}
+{imports}from transformers import {model_class}, {reader_class}, GenerationConfig
+
+place = {place}
+reader = {reader_class}.from_pretrained(place)
+model = {model_class}.from_pretrained({base}, dtype="auto", device_map="auto"{code})
+{adapt}{ask}
+settings = GenerationConfig.from_pretrained(place)
 output = model.generate(**inputs.to(model.device), generation_config=settings, max_new_tokens=200)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+print(reader.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+ASK_CHAT = """\
+messages = [{"role": "user", "content": CONTENT}]
+inputs = reader.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)"""
+CONTENTS = {
+    "chat": '"What can you do?"',
+    "picture": '[{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]',
+}
 
 
 def card_head(
@@ -2055,18 +2058,22 @@ def card_head(
     return f"---\n{data}\n---\n\n# {plain(title)}\n\n{about}"
 
 
-def snippet(loads: str, ask: str, place: str, trusted: bool, **names: Any) -> str:
-    """Code that runs as it stands: loads the model as that template says, asks it as `ask` says, prints its answer."""
-    sees = ask == "picture"
-    loads = loads.format(
-        place=place,
-        code=", trust_remote_code=True" if trusted else "",
-        auto_model="AutoModelForImageTextToText" if sees else "AutoModelForCausalLM",
-        auto_tokenizer="AutoProcessor" if sees else "AutoTokenizer",
-        fast_model="FastVisionModel" if sees else "FastLanguageModel",
-        **names,
-    )
-    return loads + ASK[ask] + ANSWER.format(place=place)
+def snippet(place: str, ask: str, trusted: bool, **how: str) -> str:
+    """Code that runs as it stands: loads the model of that place, asks it as `ask` says, prints its answer.
+
+    `how` may say `packages`, `imports`, the `base` that is loaded, and how that is `adapt`ed.
+    """
+    content = CONTENTS.get(ask)
+    return SNIPPET.format_map(
+        {"packages": "", "imports": "", "base": "place", "adapt": ""} | how | {
+            "place": place,
+            "code": ", trust_remote_code=True" if trusted else "",
+            "model_class": "AutoModelForImageTextToText" if ask == "picture" else "AutoModelForCausalLM",
+            "reader_class": "AutoProcessor" if ask == "picture" else "AutoTokenizer",
+            "ask": ASK_CHAT.replace("CONTENT", content) if content
+                   else 'inputs = reader("Once upon a time", return_tensors="pt")',
+        }
+    )  # fmt: skip
 
 
 def linked(name: str, commit: str | None = None, kind: str = "") -> str:
@@ -2128,35 +2135,30 @@ def describe_run(
     folder: Path, script: Path, args: Any, result: dict[str, Any], model: Any, saved: list[str]
 ) -> dict[str, Any]:
     """What run.json says; of environment variables the names only, in the plan too."""
-    import platform
-    from importlib.metadata import distributions
-
-    plan, dataset, given = read_plan(script), Path(args.dataset).expanduser(), sys.argv[1:]
-    named, variables = args.dataset, list[str]()
+    plan, dataset, named = read_plan(script), Path(args.dataset).expanduser(), args.dataset
+    variables = sorted(plan["env"]) if plan else []
     if plan:
-        variables, plan["env"] = sorted(plan["env"]), {}
+        plan["env"] = {}
         # A file that was sent along lies elsewhere here, under its own name.
         if dataset.exists() and Path(plan["dataset"]).name.replace(" ", "_") == dataset.name.replace(" ", "_"):
             named = plan["dataset"]
     commit = getattr(model.config, "_commit_hash", None) or commit_of(args.model, args.revision, "model")
     words = {args.dataset: named, f"--dataset={args.dataset}": f"--dataset={named}"}
-    files = sorted([*(path for path in saved if path != CARD), script.name])
-    packages = {found.name: found.version for found in distributions()}
     return {
         "version": 1,
         "launcher": (plan or {}).get("launcher"),
         "plan": plan,
         "script": {"name": script.name, "sha256": sha256(script)},
-        "args": [words.get(word, word) for word in given],
+        "args": [words.get(word, word) for word in sys.argv[1:]],
         "inputs": {named: sha256(dataset)} if dataset.is_file() else {},
         "env": variables,
         "flavor": plan["flavor"] if plan else os.environ.get("ACCELERATOR"),
         "revisions": {"model": commit, "dataset": commit_of(args.dataset, args.dataset_revision, "dataset")},
-        "packages": dict(sorted(packages.items())),
+        "packages": {found.name: found.version for found in distributions()},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": result["device"],
-        "files": {path: sha256(folder / path) for path in files},
+        "files": {path: sha256(folder / path) for path in (*saved, script.name) if path != CARD},
         "result": finite({name: value for name, value in result.items() if name not in NOT_RECORDED}),
     }
 
@@ -2191,8 +2193,8 @@ def commit_of(name: str, revision: str | None, kind: str) -> str | None:
     return commit if is_commit(commit) else None
 
 
-# ---- Sampling --------------------------------------------------------------------------------------------------------
-# How the model is sampled: what its makers recommend, as transformers knows it, and the token that ends an answer.
+# ---- Saving ----------------------------------------------------------------------------------------------------------
+# The model on the disk: room for it is known before the training, and it is saved whole or not at all.
 
 
 # transformers knows no presence penalty.
@@ -2200,10 +2202,22 @@ ONLY_OLLAMA = {"presence_penalty"}
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
+def check_disk(folder: Path, model: Any, optim: str) -> None:
+    """Refuse where the disk can't take what a run writes: the adapter, two checkpoints and the next one.
+
+    A checkpoint is the adapter and the optimizer's two moments, of 1 byte a parameter in 8 bits, else of 4.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    adapter = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    checkpoint = adapter + sum(parameter.numel() for parameter in trained) * (2 if "8bit" in optim else 8)
+    told = [f"an adapter of {adapter / 1e9:.2f} GB, three checkpoints of {checkpoint / 1e9:.2f} GB"]
+    # The tokenizer and the trainer's records take some too.
+    require_disk(folder, adapter + 3 * checkpoint + 2**26, told, "Free some, or give --output-dir on another disk.")
+
+
 def recommended(args: Any, planned: dict[str, Any]) -> dict[str, float]:
     """How the makers of the model say that it is best sampled; empty for another model than the chosen one."""
-    found = planned["generation"] if args.model == type(args).model else {}
-    return {name: int(value) if name == "top_k" else value for name, value in found.items()}
+    return dict(planned["generation"]) if args.model == type(args).model else {}
 
 
 def generation_of(known: Any, settings: dict[str, float], stop: int) -> Any:
@@ -2211,9 +2225,9 @@ def generation_of(known: Any, settings: dict[str, float], stop: int) -> Any:
     from transformers import GenerationConfig
 
     found: dict[str, Any] = {name: value for name, value in settings.items() if name not in ONLY_OLLAMA}
-    # A temperature of 0 is how others say that nothing is drawn.
-    greedy = found.get("temperature") == 0
     if found:
+        # A temperature of 0 is how others say that nothing is drawn.
+        greedy = found.get("temperature") == 0
         found |= {"do_sample": not greedy} | (dict.fromkeys(SAMPLING) if greedy else {})
     known = known or GenerationConfig()
     ends = known.eos_token_id if isinstance(known.eos_token_id, list) else [known.eos_token_id]
@@ -2223,9 +2237,34 @@ def generation_of(known: Any, settings: dict[str, float], stop: int) -> Any:
         known.validate(strict=True)
     except ValueError:
         # What the model brought contradicts itself, and would not be saved.
-        kept = {name: getattr(known, name) for name in ("bos_token_id", "pad_token_id")}
-        known = GenerationConfig(**kept | found)
+        known = GenerationConfig(bos_token_id=known.bos_token_id, pad_token_id=known.pad_token_id, **found)
     return known
+
+
+def save(folder: Path, *parts: Any) -> list[str]:
+    """Save the model and its tokenizer in the folder, whole or not at all: until they are written, all there stays.
+
+    Returns the names of the files. Raises `UserError` where the disk is full or fails.
+    """
+    # Inside, where nothing has to be copied once it is whole.
+    fresh = folder / ".saving"
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        for part in parts:
+            part.save_pretrained(fresh)
+        saved = [path.relative_to(fresh).as_posix() for path in sorted(fresh.rglob("*")) if path.is_file()]
+        for path in fresh.iterdir():
+            if (folder / path.name).is_dir():
+                shutil.rmtree(folder / path.name)
+            shutil.move(path, folder / path.name)
+        fresh.rmdir()
+        return saved
+    # Some writers have errors of their own for a full disk.
+    except Exception as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        hint = f"What was in {folder} is as it was. Make room and run this again: it goes on from the last checkpoint."
+        raise UserError(f"the model could not be saved in {folder} ({reason(error)}).", hint) from error
 
 
 # ---- Card ------------------------------------------------------------------------------------------------------------
@@ -2234,27 +2273,6 @@ def generation_of(known: Any, settings: dict[str, float], stop: int) -> Any:
 
 # Matplotlib's import and, on a new machine, its list of fonts.
 PICTURE_S = 30
-SNIPPETS = {
-    "transformers and PEFT": """\
-# pip install peft transformers accelerate{quantizer}
-from peft import PeftModel
-from transformers import {auto_model}, {auto_tokenizer}, GenerationConfig
-
-tokenizer = {auto_tokenizer}.from_pretrained({place})
-model = {auto_model}.from_pretrained(
-    {base}, dtype="auto", device_map="auto"{code}
-)
-model = PeftModel.from_pretrained(model, {place})
-""",
-    "Unsloth": """\
-# pip install unsloth
-from unsloth import {fast_model}  # before transformers
-from transformers import GenerationConfig
-
-model, tokenizer = {fast_model}.from_pretrained({place}, max_seq_length={max_length}, load_in_4bit={four_bits})
-{fast_model}.for_inference(model)
-""",
-}
 
 
 def write_card(
@@ -2267,28 +2285,35 @@ def write_card(
             draw_losses(folder / PICTURE, result, history)
     # PEFT's own names the base model as it was loaded, and a path in its place is refused by the Hub.
     with spared(folder / CARD):
-        (folder / CARD).write_text(make_card(folder, args, planned, result), encoding="utf-8")
+        (folder / CARD).write_text(make_card(folder, args, planned, finite(result)), encoding="utf-8")
 
 
 def make_card(folder: Path, args: Any, planned: dict[str, Any], result: dict[str, Any]) -> str:
     """The text of the card; what is not known is left out."""
     record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if (folder / RECORD).is_file() else {}
-    repo, commits = result.get("output_repo"), record.get("revisions", {})
-    base = linked(args.model, commits.get("model"))
-    about = f"A LoRA adapter for {base}, fine-tuned on {linked(args.dataset, commits.get('dataset'), 'datasets/')}."
+    repo, commits = result["output_repo"], record.get("revisions", {})
+    base, commit, sees = args.model, commits.get("model"), hasattr(args, "image_size")
+    about = f"A LoRA adapter for {linked(base, commit)}, "
+    about += f"fine-tuned on {linked(args.dataset, commits.get('dataset'), 'datasets/')}."
     if result["stopped"]:
         about += f" The training was stopped after step {result['steps']}, before its end."
     pieces = [card_head(
-        repo.split("/")[-1] if repo else args.run_name, about, args.model, "adapter", hasattr(args, "image_size"),
-        [args.dataset], licence_of(args, planned),
+        repo.split("/")[-1] if repo else args.run_name, about, base, "adapter", sees, [args.dataset],
+        planned["licence"] if base == type(args).model else {},
         library_name="peft", tags=["lora", "sft", "trl", "unsloth", "launch"],
     )]  # fmt: skip
     pieces += ["![The loss by step](loss.png)"] * (folder / PICTURE).is_file()
-    for heading, rows in (("Training", training_rows(args, result)), ("Machine", machine_rows(record, result))):
-        table = "\n".join(f"| {name} | {value} |" for name, value in rows if value or value == 0)
-        pieces.append(f"## {heading}\n\n| | |\n| --- | --- |\n{table}")
-    pieces.append("## How to use it")
-    pieces += [f"### {name}\n\n```python\n{text}\n```" for name, text in usage(folder, args, result, commits)]
+    rows = (training_rows(args, result) | machine_rows(record, result)).items()
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows if value or value == 0)
+    pieces.append(f"## Training\n\n| | |\n| --- | --- |\n{table}")
+    ask = "picture" if sees else "chat" if (folder / "chat_template.jinja").is_file() else "text"
+    text = snippet(
+        literal(repo or "."), ask, args.trust_remote_code,
+        packages=" peft bitsandbytes" if "bnb-4bit" in base else " peft", imports="from peft import PeftModel\n",
+        base=literal(base) + (f", revision={literal(commit)}" if commit else ""),
+        adapt="model = PeftModel.from_pretrained(model, place)\n",
+    )  # fmt: skip
+    pieces.append(f"## How to use it\n\n### transformers and PEFT\n\n```python\n{text}\n```")
     sampling = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in recommended(args, planned).items())
     if sampling:
         told = f"{sampling}, as the makers of the base model recommend (<{planned['generation_source']}>)."
@@ -2298,101 +2323,62 @@ def make_card(folder: Path, args: Any, planned: dict[str, Any], result: dict[str
     return "\n\n".join([*pieces, f"## To run it again\n\n{told} {script}"]) + "\n"
 
 
-def usage(folder: Path, args: Any, result: dict[str, Any], commits: dict[str, Any]) -> list[tuple[str, str]]:
-    """How to use what was trained, as (heading, code): each runs as it stands, in the folder if it was not pushed."""
-    place, commit = literal(result.get("output_repo") or "."), commits.get("model")
-    ask = "chat" if (folder / "chat_template.jinja").is_file() else "text"
-    if hasattr(args, "image_size"):
-        ask = "picture"
-    names = {
-        "base": literal(args.model) + (f", revision={literal(commit)}" if commit else ""),
-        "quantizer": " bitsandbytes" if "bnb-4bit" in args.model else "",
-        "max_length": args.max_length,
-        "four_bits": args.load_in == "4bit" and result["device"] != "cpu",
-    }
-    return [(name, snippet(loads, ask, place, args.trust_remote_code, **names)) for name, loads in SNIPPETS.items()]
-
-
-def licence_of(args: Any, planned: dict[str, Any]) -> dict[str, Any]:
-    """The licence of the planned model, as a card's fields; empty for another one."""
-    fields = {"license": "licence", "license_name": "licence_name", "license_link": "licence_link"}
-    told = {field: planned[name] for field, name in fields.items() if planned[name]}
-    return told if args.model == type(args).model and "license" in told else {}
-
-
-def training_rows(args: Any, result: dict[str, Any]) -> list[tuple[str, Any]]:
+def training_rows(args: Any, result: dict[str, Any]) -> dict[str, Any]:
     """What was learned from, how, and how well."""
     on_gpu, batch, accumulation = result["device"] != "cpu", result["batch_size"], result["gradient_accumulation"]
-    packed = "packed " if on_gpu and getattr(args, "packing", False) else ""
+    rows, held_out, mean = result["rows"], result["eval_rows"], result["train_loss"]
     subset = ", ".join(code(name) for name in (args.dataset_config, args.dataset_split) if name)
-    rows, held_out = result.get("rows"), result.get("eval_rows")
-    before, after = loss(result["eval_loss_before"]), loss(result["eval_loss"])
-    found = ", ".join([f"{before} before training"] * bool(before) + [f"{after} after it"] * bool(after))
-    of = f"{f'{held_out:,} ' if held_out else ''}"
-    of += f"rows of {code(args.eval_split)}" if args.eval_split else "rows held out"
-    parts = ("vision_layers", "language_layers", "attention_modules", "mlp_modules")
-    adapted = ", ".join(part.replace("_", " ") for part in parts if getattr(args, f"finetune_{part}", False))
-    layers = code(args.lora_targets.replace(",", " ")) if hasattr(args, "lora_targets") else adapted
-    mean = loss(result["train_loss"])
-    return [
-        ("Data", subset + (f", {rows:,} rows" if rows else ", streamed" if args.streaming else "")),
-        ("Tokens", f"{result['tokens_seen']:,} seen, {result['tokens_trained']:,} of them learned from"),
-        ("Learned from", "the assistant's answers" if args.train_on == "assistant" else "the whole text"),
-        ("Steps", f"{result['steps']:,} of {batch * accumulation} {packed}rows ({batch} at a time), "
-                  f"{args.max_length:,} tokens at most"),
-        ("Learning rate", f"{args.learning_rate:g}, {args.lr_scheduler_type}, "
-                          f"{args.warmup_ratio:.0%} of the steps to warm up"),
-        ("Optimizer", f"{args.optim if on_gpu else 'adamw_torch'}, weight decay {args.weight_decay:g}"),
-        ("LoRA", f"rank {args.lora_r}, alpha {args.lora_alpha}, dropout {args.lora_dropout:g}, on {layers}"),
-        ("Frozen weights", {"4bit": "4 bits", "16bit": "16 bits"}[args.load_in] if on_gpu else None),
-        ("Seed", args.seed),
-        ("Training loss", mean and f"{mean}, mean of the last logged steps"),
-        ("Evaluation loss", found and f"{found}, on {of}"),
-    ]  # fmt: skip
+    packed = "packed " if on_gpu and getattr(args, "packing", False) else ""
+    moments = {"eval_loss_before": "before training", "eval_loss": "after it"}
+    seen = ", ".join(f"{result[name]:.4f} {when}" for name, when in moments.items() if result[name] is not None)
+    of = f"rows of {code(args.eval_split)}" if args.eval_split else "rows held out"
+    return {
+        "Data": subset + (f", {rows:,} rows" if rows else ", streamed" if args.streaming else ""),
+        "Tokens": f"{result['tokens_seen']:,} seen, {result['tokens_trained']:,} of them learned from",
+        "Steps": f"{result['steps']:,} of {batch * accumulation} {packed}rows, {args.max_length:,} tokens at most",
+        "Learning rate": f"{args.learning_rate:g}, {args.lr_scheduler_type}, {args.warmup_ratio:.0%} to warm up",
+        "Optimizer": f"{args.optim if on_gpu else 'adamw_torch'}, weight decay {args.weight_decay:g}",
+        "LoRA": f"rank {args.lora_r}, alpha {args.lora_alpha}, dropout {args.lora_dropout:g}",
+        "Frozen weights": args.load_in.replace("bit", " bits") if on_gpu else None,
+        "Training loss": f"{mean:.4f}, mean of the last logged steps" if mean is not None else None,
+        "Evaluation loss": seen and f"{seen}, on {f'{held_out:,} {of}' if held_out else of}",
+    }
 
 
-def loss(value: float | None) -> str | None:
-    return f"{value:.4f}" if value is not None and math.isfinite(value) else None
-
-
-def machine_rows(record: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, Any]]:
+def machine_rows(record: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     """Where it was trained, how long that took and what it cost, as far as this attempt knows."""
-    plan, in_job = record.get("plan") or {}, bool(os.environ.get("JOB_ID"))
-    flavor, rate = record.get("flavor"), plan.get("cost", {}).get("usd_per_hour")
-    total_s = time.monotonic() - STARTED
+    in_job, flavor = bool(os.environ.get("JOB_ID")), record.get("flavor")
+    rate = (record.get("plan") or {}).get("cost", {}).get("usd_per_hour")
+    total_s, peak, predicted = time.monotonic() - STARTED, result["peak_gib"], result["predicted_peak_gib"]
     total, training = (timedelta(seconds=round(seconds)) for seconds in (total_s, result["train_s"]))
     again = f", in attempt {result['attempt']}" if result["attempt"] > 1 else ""
-    peak, predicted = result["peak_gib"], result["predicted_peak_gib"]
-    memory = [f"{peak:.2f} GiB at most"] if peak is not None else []
-    memory += [f"{predicted:.2f} GiB predicted"] if memory and predicted is not None else []
-    return [
-        ("Hardware", code(result["device"]) + (f", flavor {code(flavor)}" if in_job and flavor else "")),
-        ("Time", f"{total}{again}; {training} of training"),
-        ("Speed", f"{result['tokens_per_second']:,.0f} tokens a second"),
-        ("Cost", f"about ${rate * total_s / 3600:.2f}{again}, at ${rate:.2f} an hour" if in_job and rate else None),
-        ("GPU memory", ", ".join(memory)),
-        ("Versions", ", ".join(f"{name} {number}" for name, number in result["versions"].items())),
-    ]
+    memory = f"{peak:.2f} GiB at most" if peak is not None else ""
+    memory += f", {predicted:.2f} GiB predicted" if memory and predicted is not None else ""
+    return {
+        "Hardware": code(result["device"]) + (f", flavor {code(flavor)}" if in_job and flavor else ""),
+        "Time": f"{total}{again}; {training} of training",
+        "Speed": f"{result['tokens_per_second']:,.0f} tokens a second",
+        "Cost": f"about ${rate * total_s / 3600:.2f}{again}, at ${rate:.2f} an hour" if in_job and rate else None,
+        "GPU memory": memory,
+        "Versions": ", ".join(f"{name} {number}" for name, number in result["versions"].items()),
+    }
 
 
 def draw_losses(path: Path, result: dict[str, Any], history: list[dict[str, Any]]) -> None:
     """Draw the losses by step: what was logged, and what the evaluations found."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
-    trained = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
     # Of the first evaluation the history does not tell.
     evaluated = {0: result["eval_loss_before"], result["steps"]: result["eval_loss"]}
     evaluated |= {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
+    trained = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
     figure = Figure(figsize=(7, 3.5), dpi=110, layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss")
     for name, found, style in (("training", trained, "-"), ("evaluation", evaluated, "o--")):
         points = sorted((step, value) for step, value in found.items() if value is not None and math.isfinite(value))
         if points:
-            axes.plot(*zip(*points, strict=True), style, label=name, linewidth=1.2, markersize=5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+            axes.plot(*zip(*points, strict=True), style, label=name)
     axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, format="png")
 
@@ -2679,54 +2665,6 @@ def next_attempt(kept: bool) -> str:
     """What to do after a stop, where a checkpoint is `kept` or not."""
     again = f"`launch resume {os.environ['JOB_ID']}`" if os.environ.get("JOB_ID") else "the same command"
     return f"{again} {'goes on from there' if kept else 'starts over, since no checkpoint was made'}"
-
-
-# ---- Saving ----------------------------------------------------------------------------------------------------------
-# The model on the disk: room for it is known before the training, and it is saved whole or not at all.
-
-
-def check_disk(folder: Path, model: Any, optim: str) -> None:
-    """Refuse where the disk can't take what a run writes: the adapter, two checkpoints and the next one.
-
-    A checkpoint is the adapter and the optimizer's two moments, of 1 byte a parameter in 8 bits, else of 4.
-    """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    adapter = sum(parameter.numel() * parameter.element_size() for parameter in trained)
-    checkpoint = adapter + sum(parameter.numel() for parameter in trained) * (2 if "8bit" in optim else 8)
-    # The tokenizer, the records of the trainer.
-    needed = adapter + 3 * checkpoint + 2**26
-    told = [f"an adapter of {adapter / 1e9:.2f} GB, three checkpoints of {checkpoint / 1e9:.2f} GB"]
-    require_disk(folder, needed, told, "Free some, or give --output-dir on another disk.")
-
-
-def save(folder: Path, *parts: Any) -> list[str]:
-    """Save the model and its tokenizer in the folder, whole or not at all: until they are written, all there stays.
-
-    Returns the names of the files. Raises `UserError` where the disk is full or fails.
-    """
-    # Inside, where nothing has to be copied once it is whole.
-    fresh = folder / ".saving"
-    try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        for part in parts:
-            part.save_pretrained(fresh)
-        saved = [path.relative_to(fresh).as_posix() for path in sorted(fresh.rglob("*")) if path.is_file()]
-        for path in fresh.iterdir():
-            if (folder / path.name).is_dir():
-                shutil.rmtree(folder / path.name)
-            shutil.move(path, folder / path.name)
-        fresh.rmdir()
-        return saved
-    # Some writers have errors of their own for a full disk.
-    except Exception as error:
-        shutil.rmtree(fresh, ignore_errors=True)
-        try:
-            free = f", {shutil.disk_usage(folder).free / 1e9:.3f} GB free"
-        except OSError:
-            free = ""
-        hint = f"What was in {folder} is as it was. Make room and run this again: it goes on from the last checkpoint."
-        raise UserError(f"the model could not be saved in {folder} ({reason(error)}{free}).", hint) from error
 
 
 if __name__ == "__main__":

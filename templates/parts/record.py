@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -45,35 +47,30 @@ def describe_run(
     folder: Path, script: Path, args: Any, result: dict[str, Any], model: Any, saved: list[str]
 ) -> dict[str, Any]:
     """What run.json says; of environment variables the names only, in the plan too."""
-    import platform
-    from importlib.metadata import distributions
-
-    plan, dataset, given = read_plan(script), Path(args.dataset).expanduser(), sys.argv[1:]
-    named, variables = args.dataset, list[str]()
+    plan, dataset, named = read_plan(script), Path(args.dataset).expanduser(), args.dataset
+    variables = sorted(plan["env"]) if plan else []
     if plan:
-        variables, plan["env"] = sorted(plan["env"]), {}
+        plan["env"] = {}
         # A file that was sent along lies elsewhere here, under its own name.
         if dataset.exists() and Path(plan["dataset"]).name.replace(" ", "_") == dataset.name.replace(" ", "_"):
             named = plan["dataset"]
     commit = getattr(model.config, "_commit_hash", None) or commit_of(args.model, args.revision, "model")
     words = {args.dataset: named, f"--dataset={args.dataset}": f"--dataset={named}"}
-    files = sorted([*(path for path in saved if path != CARD), script.name])
-    packages = {found.name: found.version for found in distributions()}
     return {
         "version": 1,
         "launcher": (plan or {}).get("launcher"),
         "plan": plan,
         "script": {"name": script.name, "sha256": sha256(script)},
-        "args": [words.get(word, word) for word in given],
+        "args": [words.get(word, word) for word in sys.argv[1:]],
         "inputs": {named: sha256(dataset)} if dataset.is_file() else {},
         "env": variables,
         "flavor": plan["flavor"] if plan else os.environ.get("ACCELERATOR"),
         "revisions": {"model": commit, "dataset": commit_of(args.dataset, args.dataset_revision, "dataset")},
-        "packages": dict(sorted(packages.items())),
+        "packages": {found.name: found.version for found in distributions()},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": result["device"],
-        "files": {path: sha256(folder / path) for path in files},
+        "files": {path: sha256(folder / path) for path in (*saved, script.name) if path != CARD},
         "result": finite({name: value for name, value in result.items() if name not in NOT_RECORDED}),
     }
 
