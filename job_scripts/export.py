@@ -37,6 +37,7 @@ printed is `RESULT {json}`.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import fcntl
 import hashlib
 import itertools
@@ -61,7 +62,6 @@ import urllib.request
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
-from email.utils import parsedate_to_datetime
 from functools import partial
 from itertools import takewhile
 from multiprocessing.connection import Connection
@@ -573,11 +573,13 @@ class Clock:
     """Says how much time is left, and ends the process where a library does not come back in time.
 
     Inside `or_else` a library may wait for as long as it likes, and need not return to Python: when the time is up, a
-    thread of this clock says the last words and ends the process.
+    thread of this clock says the last words and ends the process. It also ends one that has not been `heard` of for
+    longer than its `patience_s`.
     """
 
     def __init__(self) -> None:
         self.deadline, self.signalled = math.inf, 0.0
+        self.heard, self.patience_s = 0.0, math.inf
         self.last_words: Callable[[], int] | None = None
         self.at_once, self.last_s, self.lock = False, LAST_S, threading.RLock()
 
@@ -632,6 +634,16 @@ class Clock:
                 with self.lock:
                     if self.last_words:
                         self.end(self.last_words)
+            if time.monotonic() - self.heard > self.patience_s:
+                self.end(self.stalled)
+
+    def stalled(self) -> int:
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        told = (
+            f"error: stalled: no step has ended for {time.monotonic() - self.heard:.0f} s. The stacks above show where"
+        )
+        tell(f"{told} it hangs; run this again: it goes on from the last checkpoint.", sys.stderr)
+        return 1
 
     def end(self, last_words: Callable[[], int]) -> None:
         status = 1
@@ -677,32 +689,33 @@ def open_repo(name: str, private: bool, create: bool = True) -> str:
 
     Raises `UserError` of status 3 where it can't be written to, or is public although it should be private.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import RepositoryNotFoundError
 
+    if not get_token():
+        raise UserError(
+            f"{name} can't be written to without a token.", "Run `hf auth login` or set HF_TOKEN.", status=2
+        )
     api = HfApi()
     try:
-        me = persist("asking who this token belongs to", api.whoami)
-        name = name if "/" in name else f"{me['name']}/{name}"
+        if "/" not in name:
+            name = f"{persist('asking who this token belongs to', api.whoami)['name']}/{name}"
         try:
             found = persist(f"looking up {name}", lambda: api.model_info(name))
         except RepositoryNotFoundError:
             if create:
                 persist(f"creating {name}", lambda: api.create_repo(name, private=private, exist_ok=True))
-        else:
-            if found.id != name:
-                note(f"{name} is now called {found.id}")
-            name = found.id
-            if private and not found.private:
-                hint = "Make it private on its page, or choose another --output-repo."
-                raise UserError(f"--private: {name} is there already, and public.", hint, status=3)
-            persist(f"asking for {name}", lambda: api.auth_check(name, write=True))
-    except UserError:
-        raise
+            return name
+        if found.id != name:
+            note(f"{name} is now called {found.id}")
+        persist(f"asking for {name}", lambda: api.auth_check(found.id, write=True))
     except Exception as error:
         hint = "Check the name, the token and the network, or leave --output-repo away."
         raise UserError(f"{name} can't be written to ({reason(error)}).", hint, status=3) from error
-    return name
+    if private and not found.private:
+        hint = "Make it private on its page, or choose another --output-repo."
+        raise UserError(f"--private: {found.id} is there already, and public.", hint, status=3)
+    return str(found.id)
 
 
 def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str] = ()) -> str:
@@ -719,8 +732,8 @@ def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str]
         # What the Hub holds already is left out of the commit, so that a lost answer makes no second one, which
         # `upload_folder` does. The Hub refuses to delete what is gone, as after a lost answer.
         gone = sorted({*stale}.intersection(api.list_repo_files(repo)).difference(files)) if stale else []
-        added = [CommitOperationAdd(path, folder / path) for path in files]
-        changes: list[Any] = [*added, *(CommitOperationDelete(path) for path in gone)]
+        changes: list[Any] = [CommitOperationAdd(path, folder / path) for path in files]
+        changes += [CommitOperationDelete(path) for path in gone]
         api.create_commit(repo, changes, commit_message="Trained with launch")
         found = api.verify_repo_checksums(repo, local_dir=folder)
         wrong = {*found.extra_paths, *(mismatch["path"] for mismatch in found.mismatches)}.intersection(files)
@@ -737,6 +750,8 @@ def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str]
 
 def persist(what: str, act: Callable[[], Answer]) -> Answer:
     """What `act` returns, tried again after failures of the service or the network, never after a refusal (4xx)."""
+    from huggingface_hub import is_offline_mode
+
     attempt, waited = 0, 0.0
     while True:
         attempt += 1
@@ -746,8 +761,7 @@ def persist(what: str, act: Callable[[], Answer]) -> Answer:
             # The client wraps some refusals. An error of the network has no response; nor has one of the content store.
             response = getattr(error, "response", getattr(error.__cause__, "response", None))
             status = getattr(response, "status_code", 500)
-            offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
-            if attempt == ATTEMPTS or offline or (status < 500 and status not in (408, 429)):
+            if attempt == ATTEMPTS or is_offline_mode() or (status < 500 and status not in (408, 429)):
                 raise
             wait = pause(getattr(response, "headers", {}), attempt)
             waited += wait
@@ -759,35 +773,28 @@ def persist(what: str, act: Callable[[], Answer]) -> Answer:
 
 def pause(headers: Any, attempt: int) -> float:
     """Seconds to wait after that attempt: what the service asks for, else twice as long every time, and uneven."""
-    said = headers.get("retry-after", "")
-    asked = re.match(r"\d+", said) or re.search(r"(?<=\bt=)\d+", headers.get("ratelimit", ""))
+    asked = re.match(r"\d+", headers.get("retry-after", "")) or re.search(r"(?<=\bt=)\d+", headers.get("ratelimit", ""))
     # Not from the seeded generator, on which the order of the rows depends.
     share = random.SystemRandom().uniform(0.5, 1)
-    if asked:
-        return int(asked[0]) + share
-    try:
-        return max(parsedate_to_datetime(said).timestamp() - time.time(), 0) + share
-    except ValueError:
-        return min(2.0**attempt, LONGEST_WAIT_S) * share
+    return int(asked[0]) + share if asked else min(2.0**attempt, LONGEST_WAIT_S) * share
 
 
 def rescue(folder: Path, repo: str, files: Collection[str]) -> str:
     """What to do where these files could not be pushed: one command for another machine, or for this one."""
-    data = Path(os.environ.get("LAUNCH_DATA_DIR", "/data")).resolve()
-    place, name = folder.resolve(), repo.split("/")[-1]
+    job, data = os.environ.get("JOB_ID"), Path(os.environ.get("LAUNCH_DATA_DIR", "/data")).resolve()
+    place, name, bucket = folder.resolve(), repo.split("/")[-1], os.environ.get("LAUNCH_ARTIFACTS")
     # Nothing that lies beside them.
     upload = f"hf upload --private {' '.join(f'--include {shlex.quote(name)}' for name in sorted(files))} {repo}"
-    if "JOB_ID" in os.environ and data.is_dir() and not place.is_relative_to(data):
+    if job and data.is_dir() and not place.is_relative_to(data):
         # Elsewhere it would go with the container.
         for file in files:
             (data / "output" / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(place / file, data / "output" / file)
         place = data / "output"
-    if "JOB_ID" not in os.environ or not place.is_relative_to(data):
+    if not job or not place.is_relative_to(data):
         return f"The model is kept; this pushes it: {upload} {shlex.quote(str(place))} ."
-    inside, bucket = place.relative_to(data).as_posix(), os.environ.get("LAUNCH_ARTIFACTS")
+    inside = place.relative_to(data).as_posix()
     if not bucket:
-        job = os.environ["JOB_ID"]
         return f"The model is kept in {inside}/ of the Job's bucket; this names it: hf jobs inspect {job}"
     fetch = f"hf buckets sync {shlex.quote(f'{bucket}/{inside}')} {name}"
     return f"The model is kept in the Job's bucket; this fetches and pushes it: {fetch} && {upload} {name} ."
@@ -922,7 +929,7 @@ def fetch_model(name: str, revision: str | None) -> Path:
 OWN = ".launch"
 # Seconds between two signs of life on a volume, where nothing can be locked.
 ALIVE_S = 50.0
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
 
 def volume() -> Path | None:
@@ -1707,18 +1714,13 @@ AT_LEAST = {"eval_rows": 0, "weight_decay": 0, "seed": 0, "sample_rows": 0, "che
 BELOW_1 = ("warmup_ratio", "lora_dropout")
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}.", "--help lists every flag.", status=2)
-
-
 def read_options(kind: type[Chosen], argv: Sequence[str], description: str = "") -> Chosen:
     """What the command line chose, over the defaults of `kind`: `Annotated[TYPE, "help"] = VALUE` declares a flag.
 
     Flags may be spelled as in Python, --max_steps. Of two stop criteria the one that is given replaces the chosen one;
     only in a Job somebody ends the script after `timeout_s`.
     """
-    parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     hints = get_type_hints(kind, vars(sys.modules[kind.__module__]), include_extras=True)
     for option in fields(kind):  # type: ignore[arg-type]
         declared, told = get_args(hints[option.name])
@@ -1770,25 +1772,13 @@ def check_options(args: Any) -> None:
     if args.merge == "4bit" and (args.load_in != "4bit" or args.device == "cpu"):
         where = "there are none on a CPU" if args.device == "cpu" else "they come with --load-in 4bit"
         refuse(args, "merge", f"it is made of the 4-bit weights that are trained, and {where}")
-    check_repos(args)
-
-
-def check_repos(args: Any) -> None:
-    """Refuse names that are no repo's, a merged model in the adapter's repo, and a push without a token."""
     if args.merged_repo and not args.merge:
         refuse(args, "merged_repo", "it says where a merged model goes; add --merge 16bit")
     if args.merged_repo and args.merged_repo in (args.output_repo, getattr(args, "adapter", None)):
         refuse(args, "merged_repo", ADAPTER_THERE)
-    # What the Hub's client reads at its import is not settled yet.
-    home = os.environ.get("HF_HOME", Path.home() / ".cache/huggingface")
-    token_file = Path(os.environ.get("HF_TOKEN_PATH", Path(home) / "token"))
     for name in ("output_repo", "merged_repo"):
-        repo, flag = getattr(args, name), name.replace("_", "-")
-        if repo and not re.fullmatch(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", repo, re.ASCII):
+        if getattr(args, name) and not HUB_ID.fullmatch(getattr(args, name)):
             refuse(args, name, "should be NAME or NAMESPACE/NAME")
-        if repo and not os.environ.get("HF_TOKEN") and not token_file.is_file():
-            hint = f"Run `hf auth login` or set HF_TOKEN, or leave --{flag} away."
-            raise UserError(f"--{flag} needs a Hugging Face token, and there is none.", hint, status=2)
 
 
 # ---- Saving ----------------------------------------------------------------------------------------------------------

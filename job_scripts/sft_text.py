@@ -65,7 +65,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
-from email.utils import parsedate_to_datetime
 from functools import partial
 from importlib.metadata import distributions, version
 from itertools import groupby, islice, pairwise
@@ -148,7 +147,8 @@ def main(args: Options) -> Run | None:
     phase("load model")
     on_gpu = find_gpu(args)
     check_model(args.model, args.revision, args.trust_remote_code)
-    run.output_repo = open_repo(args.output_repo, args.private) if args.output_repo else None
+    if args.output_repo:
+        run.output_repo = open_repo(args.output_repo, args.private)
     check_copies(args, run.output_repo)
     # Unsloth goes first: it patches the libraries that are imported after it.
     from unsloth import FastLanguageModel
@@ -248,10 +248,8 @@ def main(args: Options) -> Run | None:
         model.get_base_model().generation_config = settings
         run.saved = save(run.output_dir, model, tokenizer, settings)
         note(f"saved in {run.output_dir}")
-    guard.look_after(answers, evaluates=eval_data is not None)
-    held_out = None if eval_data is None or args.streaming else len(eval_data)
-    run.describe(guard, asked, words, None if args.streaming else len(train_rows), held_out)
-    run.write(model, trainer.state.log_history)
+    guard.loss_after, guard.answers_after = guard.look(answers, evaluates=eval_data is not None)
+    run.describe(guard, asked, words, train_rows, eval_data)
 
     # ---- Push --------------------------------------------------------------------------------------------------------
 
@@ -561,11 +559,13 @@ class Clock:
     """Says how much time is left, and ends the process where a library does not come back in time.
 
     Inside `or_else` a library may wait for as long as it likes, and need not return to Python: when the time is up, a
-    thread of this clock says the last words and ends the process.
+    thread of this clock says the last words and ends the process. It also ends one that has not been `heard` of for
+    longer than its `patience_s`.
     """
 
     def __init__(self) -> None:
         self.deadline, self.signalled = math.inf, 0.0
+        self.heard, self.patience_s = 0.0, math.inf
         self.last_words: Callable[[], int] | None = None
         self.at_once, self.last_s, self.lock = False, LAST_S, threading.RLock()
 
@@ -620,6 +620,16 @@ class Clock:
                 with self.lock:
                     if self.last_words:
                         self.end(self.last_words)
+            if time.monotonic() - self.heard > self.patience_s:
+                self.end(self.stalled)
+
+    def stalled(self) -> int:
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        told = (
+            f"error: stalled: no step has ended for {time.monotonic() - self.heard:.0f} s. The stacks above show where"
+        )
+        tell(f"{told} it hangs; run this again: it goes on from the last checkpoint.", sys.stderr)
+        return 1
 
     def end(self, last_words: Callable[[], int]) -> None:
         status = 1
@@ -705,7 +715,7 @@ def open_tracker(run: Any) -> None:
             run.args.run_name,
             space_id=run.args.trackio_space,
             config=vars(run.args),
-            resume="allow" if run.checkpoints.found or run.again else "never",
+            resume="allow" if run.checkpoints.found or os.environ.get("LAUNCH_STARTED") else "never",
         )
     except Exception as error:
         note(f"trackio is off, the run goes on without it ({type(error).__name__}: {error})")
@@ -719,7 +729,7 @@ def open_tracker(run: Any) -> None:
 OWN = ".launch"
 # Seconds between two signs of life on a volume, where nothing can be locked.
 ALIVE_S = 50.0
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
 
 def volume() -> Path | None:
@@ -860,18 +870,13 @@ AT_LEAST = {"eval_rows": 0, "weight_decay": 0, "seed": 0, "sample_rows": 0, "che
 BELOW_1 = ("warmup_ratio", "lora_dropout")
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}.", "--help lists every flag.", status=2)
-
-
 def read_options(kind: type[Chosen], argv: Sequence[str], description: str = "") -> Chosen:
     """What the command line chose, over the defaults of `kind`: `Annotated[TYPE, "help"] = VALUE` declares a flag.
 
     Flags may be spelled as in Python, --max_steps. Of two stop criteria the one that is given replaces the chosen one;
     only in a Job somebody ends the script after `timeout_s`.
     """
-    parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     hints = get_type_hints(kind, vars(sys.modules[kind.__module__]), include_extras=True)
     for option in fields(kind):  # type: ignore[arg-type]
         declared, told = get_args(hints[option.name])
@@ -923,7 +928,13 @@ def check_options(args: Any) -> None:
     if args.merge == "4bit" and (args.load_in != "4bit" or args.device == "cpu"):
         where = "there are none on a CPU" if args.device == "cpu" else "they come with --load-in 4bit"
         refuse(args, "merge", f"it is made of the 4-bit weights that are trained, and {where}")
-    check_repos(args)
+    if args.merged_repo and not args.merge:
+        refuse(args, "merged_repo", "it says where a merged model goes; add --merge 16bit")
+    if args.merged_repo and args.merged_repo in (args.output_repo, getattr(args, "adapter", None)):
+        refuse(args, "merged_repo", ADAPTER_THERE)
+    for name in ("output_repo", "merged_repo"):
+        if getattr(args, name) and not HUB_ID.fullmatch(getattr(args, name)):
+            refuse(args, name, "should be NAME or NAMESPACE/NAME")
 
 
 def check_data(args: Any) -> None:
@@ -940,24 +951,6 @@ def check_data(args: Any) -> None:
         refuse(args, "dataset", "there is no such file or folder")
     if dataset.is_file() and dataset.suffix not in FILE_LOADERS:
         refuse(args, "dataset", f"a file should end in {', '.join(FILE_LOADERS)}")
-
-
-def check_repos(args: Any) -> None:
-    """Refuse names that are no repo's, a merged model in the adapter's repo, and a push without a token."""
-    if args.merged_repo and not args.merge:
-        refuse(args, "merged_repo", "it says where a merged model goes; add --merge 16bit")
-    if args.merged_repo and args.merged_repo in (args.output_repo, getattr(args, "adapter", None)):
-        refuse(args, "merged_repo", ADAPTER_THERE)
-    # What the Hub's client reads at its import is not settled yet.
-    home = os.environ.get("HF_HOME", Path.home() / ".cache/huggingface")
-    token_file = Path(os.environ.get("HF_TOKEN_PATH", Path(home) / "token"))
-    for name in ("output_repo", "merged_repo"):
-        repo, flag = getattr(args, name), name.replace("_", "-")
-        if repo and not re.fullmatch(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", repo, re.ASCII):
-            refuse(args, name, "should be NAME or NAMESPACE/NAME")
-        if repo and not os.environ.get("HF_TOKEN") and not token_file.is_file():
-            hint = f"Run `hf auth login` or set HF_TOKEN, or leave --{flag} away."
-            raise UserError(f"--{flag} needs a Hugging Face token, and there is none.", hint, status=2)
 
 
 # ---- Data ------------------------------------------------------------------------------------------------------------
@@ -1323,38 +1316,6 @@ def device_name() -> str:
     return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "cpu"
 
 
-# ---- Watchdog --------------------------------------------------------------------------------------------------------
-# The watchdog: a run in which no step ends any more is ended, so that the next attempt goes on from the checkpoint.
-
-
-class Watchdog:
-    """Ends the process when nothing was heard for `least_s`, 20 median steps, or twice what compiling takes."""
-
-    def __init__(self, compile_s: float = 0.0, least_s: float = 900.0) -> None:
-        self.floor_s, self.steps, self.heard = max(least_s, 2 * compile_s), list[float](), time.monotonic()
-        self.watching = threading.Event()
-        threading.Thread(target=self.watch, daemon=True).start()
-
-    def beat(self, step_s: float | None = None) -> None:
-        """Say that it goes on; `step_s` is what a step took that has just ended."""
-        self.heard = time.monotonic()
-        if step_s is not None:
-            self.steps = [*self.steps[-99:], step_s]
-
-    def limit_s(self) -> float:
-        return max(self.floor_s, 20 * statistics.median(self.steps) if self.steps else 0.0)
-
-    def watch(self) -> None:
-        while self.watching.wait():
-            time.sleep(min(self.limit_s() / 10, 5))
-            silent_s = time.monotonic() - self.heard
-            if self.watching.is_set() and silent_s > self.limit_s():
-                faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-                told = f"error: stalled: no step has ended for {silent_s:.0f} s. The stacks above show where it hangs;"
-                tell(f"{told} run this again: it goes on from the last checkpoint.", sys.stderr)
-                os._exit(1)
-
-
 # ---- Guard -----------------------------------------------------------------------------------------------------------
 # What keeps the work from being lost: checkpoints by the clock, stops in time, smaller batches, an end to NaN.
 
@@ -1367,7 +1328,7 @@ COUNTS = ("tokens_seen", "tokens_trained", "largest_batch")
 
 
 class Stop(Exception):
-    """A step or an evaluation is left, since the time is up."""
+    """An evaluation is left, since the time is up."""
 
 
 class Careful:
@@ -1386,24 +1347,22 @@ class Careful:
         return super().training_step(model, inputs, *rest)  # type: ignore[misc]
 
     def evaluate(self, *rest: Any, **more: Any) -> dict[str, Any]:
-        """The metrics, from fewer rows at a time where memory runs out; empty where time or memory do not suffice."""
+        """The metrics, from fewer rows at a time where memory runs out; empty where it can't be done, which is said."""
         args: Any = self.args  # type: ignore[attr-defined]
-        while True:
-            try:
-                return dict(super().evaluate(*rest, **more))  # type: ignore[misc]
-            except Stop:
-                note("no time to evaluate")
-                return {}
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-            free()
+        try:
+            return dict(super().evaluate(*rest, **more))  # type: ignore[misc]
+        except Stop:
+            note("no time to evaluate")
+            return {}
+        except Exception as error:
             batch = args.per_device_eval_batch_size
-            if batch == 1:
-                note("out of memory in evaluation with one row at a time: left out")
+            if batch == 1 or not out_of_memory(error):
+                note(f"the evaluation failed, the run goes on without it ({reason(error)})")
                 return {}
-            note(f"out of memory in evaluation: batch {batch} -> {batch // 2}")
-            args.per_device_eval_batch_size = batch // 2
+        free()
+        note(f"out of memory in evaluation: batch {batch} -> {batch // 2}")
+        args.per_device_eval_batch_size = batch // 2
+        return self.evaluate(*rest, **more)
 
 
 class Guard:
@@ -1416,29 +1375,27 @@ class Guard:
     startup_s: float | None = None
     first_step_s: float | None = None
     diverged: int | None = None
+    loss_after: float | None = None
 
     def __init__(self, run: Any, trainer: Any) -> None:
         self.run, self.asked, self.planned, self.trainer = run, run.args, run.planned, trainer
         self.checkpoints: Checkpoints = run.checkpoints
         found = self.checkpoints.found
+        # Of before the training: the loss, answers.
         self.known: dict[str, Any] = dict(found.get("known", {}))
-        """Of before the training: the loss, answers."""
-        self.resumed_from, self.before_s = found.get("step"), found.get("train_s", 0.0)
-        self.start = self.kept = self.resumed_from or 0
-        for name in COUNTS:
-            setattr(trainer, name, found.get(name, 0))
+        self.before_s, self.start = found.get("train_s", 0.0), found.get("step", 0)
+        # Of the steps that are done: one that is left is made anew.
+        self.counts: dict[str, Any] = {name: found.get(name, 0) for name in COUNTS}
+        vars(trainer).update(self.counts)
         trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
         size = sum(weight.numel() * weight.element_size() for weight in trained)
         self.checkpoint_s, self.push_s = 3 * size / DISK_SPEED, size / UPLOAD_SPEED if run.output_repo else 0.0
-        self.longest_step_s, self.nan_logs = 0.0, 0
+        self.kept, self.due, self.trained_s, self.longest_step_s, self.nan_logs = self.start, False, 0.0, 0.0, 0
         self.began = self.saved_at = self.step_began = time.monotonic()
-        self.due, self.trained_s = False, 0.0
-        self.loss_after: float | None = None
+        self.mark = (self.start, 0, self.began)
+        self.steps_s: list[float] = []
         self.answers_after: list[str | None] = []
         self.peaks: dict[str, float] = {}
-        self.mark = (self.start, 0, self.began)
-        self.counts: dict[str, Any] = {}
-        self.watchdog = Watchdog(self.planned["compile_s"])
 
     # ---- Time ----
 
@@ -1457,18 +1414,16 @@ class Guard:
             tell(f"deadline in {CLOCK.left_s():.0f}s: stopping")
         return bool(self.stopped)
 
-    def must_leave_step(self) -> bool:
-        """Whether a signal came and this step would not end, and be saved, before the process is killed."""
-        rest = self.longest_step_s - (time.monotonic() - self.step_began)
-        needed = LAST_S + 3 * self.checkpoint_s + max(rest, 0)
-        return bool(CLOCK.signalled) and (not self.longest_step_s or CLOCK.left_s() < needed)
+    def patience_s(self) -> float:
+        """Seconds without the end of a step after which the run has stalled."""
+        compile_s: float = self.planned["compile_s"]
+        return max(900.0, 2 * compile_s, 20 * statistics.median(self.steps_s or [0.0]))
 
     # ---- What the trainer calls ----
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self.began = self.saved_at = time.monotonic()
-        self.watchdog.beat()
-        self.watchdog.watching.set()
+        self.began = self.saved_at = CLOCK.heard = time.monotonic()
+        CLOCK.patience_s = self.patience_s()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         from transformers import set_seed
@@ -1476,24 +1431,22 @@ class Guard:
         # Only now has the trainer written down what the step before was like.
         if self.due:
             self.save()
-        now = time.monotonic()
+        self.step_began = time.monotonic()
         if self.startup_s is None:
-            self.startup_s, self.began = now - STARTED, now
-            self.mark = (state.global_step, int(self.trainer.tokens_seen), now)
-        self.step_began = now
-        self.counts = {name: getattr(self.trainer, name) for name in COUNTS}
+            self.startup_s, self.began = self.step_began - STARTED, self.step_began
+            self.mark = (state.global_step, int(self.trainer.tokens_seen), self.began)
         set_seed(self.asked.seed + state.global_step)
-        if self.must_leave_step():
-            raise Stop
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if self.must_leave_step():
-            raise Stop
+        # The rest of the step may take longer than a signal allows.
+        control.should_training_stop = bool(CLOCK.signalled) and self.must_stop()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        now = time.monotonic()
+        now = CLOCK.heard = time.monotonic()
         took = now - self.step_began
-        self.watchdog.beat(took)
+        self.counts = {name: getattr(self.trainer, name) for name in COUNTS}
+        self.steps_s = [*self.steps_s[-99:], took]
+        CLOCK.patience_s = self.patience_s()
         self.first_step_s = self.first_step_s or now - self.began
         # The first step compiles, which happens once: it counts until there is another.
         self.longest_step_s = max(self.longest_step_s if state.global_step > self.start + 2 else 0.0, took)
@@ -1503,12 +1456,12 @@ class Guard:
         self.due = bool(every) and now >= self.saved_at + every
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self.watchdog.beat()
+        CLOCK.heard = time.monotonic()
         if self.must_stop():
             raise Stop
 
     def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self.watchdog.watching.clear()
+        CLOCK.patience_s = math.inf
         if self.asked.checkpoint_minutes and not self.diverged:
             self.save()
 
@@ -1536,11 +1489,16 @@ class Guard:
         """Keep this step as a checkpoint; where that fails, on a full disk, say, the training goes on."""
         import torch
 
-        trainer, step, self.due = self.trainer, self.trainer.state.global_step, False
-        began, place = time.monotonic(), self.checkpoints.at(trainer.state.global_step)
+        trainer, state, args, self.due = self.trainer, self.trainer.state, self.asked, False
+        began, step, place = time.monotonic(), state.global_step, self.checkpoints.at(state.global_step)
         # Weights may be numbers still where the loss is none any more, and of no use.
         if step == self.kept or not step or self.nan_logs or not is_finite(trainer.model):
             return
+        known = {name: int(value) for name, value in self.counts.items()} | {
+            "step": step, "steps": state.max_steps, "batch_size": args.batch_size,
+            "gradient_accumulation": args.gradient_accumulation, "settings": self.checkpoints.settings,
+            "train_s": self.before_s + began - self.began, "known": self.known,
+        }  # fmt: skip
         try:
             shutil.rmtree(place, ignore_errors=True)
             # What `train(resume_from_checkpoint=…)` goes on from, by the names that it looks for.
@@ -1549,37 +1507,15 @@ class Guard:
                 torch.save(getattr(trainer, name).state_dict(), place / f"{name.removeprefix('lr_')}.pt")
             if trainer.accelerator.scaler:
                 torch.save(trainer.accelerator.scaler.state_dict(), place / "scaler.pt")
-            trainer.state.save_to_json(str(place / "trainer_state.json"))
-            size = self.checkpoints.seal(step, self.record())
+            state.save_to_json(str(place / "trainer_state.json"))
+            size = self.checkpoints.seal(step, known)
         except Exception as error:
             shutil.rmtree(place, ignore_errors=True)
             note(f"step {step} could not be kept in {self.checkpoints.folder} ({reason(error)})")
         else:
             self.kept, self.checkpoint_s = step, time.monotonic() - began
             tell(f"checkpoint step {step} | {self.checkpoint_s:.1f}s | {size / 1e6:.0f} MB")
-        self.watchdog.beat()
-        self.saved_at = time.monotonic()
-
-    def record(self) -> dict[str, Any]:
-        """What goes on beside the trainer's own state."""
-        counted = {name: int(getattr(self.trainer, name)) for name in COUNTS}
-        batch, state = self.asked.batch_size, self.trainer.state
-        return counted | {
-            "step": state.global_step, "steps": state.max_steps, "batch_size": batch,
-            "gradient_accumulation": self.asked.gradient_accumulation, "settings": self.checkpoints.settings,
-            "train_s": self.before_s + time.monotonic() - self.began, "known": self.known,
-        }  # fmt: skip
-
-    def leave_step(self) -> None:
-        """Keep what was learned until this step, which the next attempt makes anew, with the same random numbers."""
-        for name, value in self.counts.items():
-            setattr(self.trainer, name, value)
-        self.watchdog.watching.clear()
-        self.must_stop()
-        self.trainer.model.zero_grad()
-        note(f"step {self.trainer.state.global_step + 1} would take too long: left")
-        if self.asked.checkpoint_minutes:
-            self.save()
+        self.saved_at = CLOCK.heard = time.monotonic()
 
     # ---- From one checkpoint to the end ----
 
@@ -1587,8 +1523,8 @@ class Guard:
         """Train from the newest checkpoint, or the start, to the end or a stop; begin again where memory runs out."""
         from transformers import TrainerState, set_seed
 
-        trainer, found = self.trainer, self.checkpoints.found
-        path, step = self.checkpoints.at(self.start), self.start
+        trainer, found, step = self.trainer, self.checkpoints.found, self.start
+        path = self.checkpoints.at(step)
         if step:
             tell(f"resumed from step {step}")
         if self.asked.streaming:
@@ -1598,16 +1534,13 @@ class Guard:
         # The same order of rows, whatever was drawn while checking.
         set_seed(self.asked.seed)
         try:
-            if self.must_stop() or (found and step >= found["steps"]):
-                if found:
-                    from peft import load_peft_weights, set_peft_model_state_dict
-
-                    set_peft_model_state_dict(trainer.model, load_peft_weights(str(path)))
-                    trainer.state = TrainerState.load_from_json(str(path / "trainer_state.json"))
-            else:
+            if not self.must_stop() and (not found or step < found["steps"]):
                 trainer.train(resume_from_checkpoint=str(path) if step else None)
-        except Stop:
-            self.leave_step()
+            elif found:
+                from peft import load_peft_weights, set_peft_model_state_dict
+
+                set_peft_model_state_dict(trainer.model, load_peft_weights(str(path)))
+                trainer.state = TrainerState.load_from_json(str(path / "trainer_state.json"))
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -1623,40 +1556,33 @@ class Guard:
 
     # ---- Before and after ----
 
-    def look_before(self, answers: Callable[[], list[str | None]], evaluates: bool) -> None:
-        """Evaluate and answer before anything is learned, unless an earlier attempt did."""
-        take_peak(self.peaks, "load")
-        if evaluates and "loss" not in self.known:
-            phase("evaluate")
-            self.known["loss"] = self.trainer.evaluate().get("eval_loss")
-            take_peak(self.peaks, "evaluate")
-        if "answers" not in self.known:
-            self.known["answers"] = answers()
-            take_peak(self.peaks, "answer")
-
-    def look_after(self, answers: Callable[[], list[str | None]], evaluates: bool) -> None:
-        """The same of what was learned, which an evaluation that fails does not cost."""
+    def look(self, answers: Callable[[], list[str | None]], evaluates: bool) -> tuple[float | None, list[str | None]]:
+        """The loss on what is evaluated on, and the answers to the samples, as far as time and memory suffice."""
+        loss = None
         if evaluates and not self.stopped:
             phase("evaluate")
-            try:
-                self.loss_after = self.trainer.evaluate().get("eval_loss")
-            except Exception as error:
-                note(f"the evaluation failed, the run goes on without it ({reason(error)})")
+            loss = self.trainer.evaluate().get("eval_loss")
             take_peak(self.peaks, "evaluate")
-        self.answers_after = answers()
+        given = answers()
         take_peak(self.peaks, "answer")
+        return loss, given
+
+    def look_before(self, answers: Callable[[], list[str | None]], evaluates: bool) -> None:
+        """Look before anything is learned, unless an earlier attempt did."""
+        take_peak(self.peaks, "load")
+        if "answers" not in self.known:
+            self.known["loss"], self.known["answers"] = self.look(answers, evaluates)
 
     def answers(self, asked: list[Any], answer: Callable[[Any], str]) -> list[str | None]:
         """What `answer` makes of each; none where time or memory do not suffice, since no sample is worth a run."""
         given: list[str | None] = []
         for messages in asked:
-            given.append(None)
             try:
-                given[-1] = None if self.must_stop() else answer(messages)
+                given.append(None if self.must_stop() else answer(messages))
             except Exception as error:
+                given.append(None)
                 note(f"a sample is left without an answer ({reason(error)})")
-                if out_of_memory(error):
-                    free()
+                free()
         return given
 
 
@@ -1774,32 +1700,33 @@ def open_repo(name: str, private: bool, create: bool = True) -> str:
 
     Raises `UserError` of status 3 where it can't be written to, or is public although it should be private.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import RepositoryNotFoundError
 
+    if not get_token():
+        raise UserError(
+            f"{name} can't be written to without a token.", "Run `hf auth login` or set HF_TOKEN.", status=2
+        )
     api = HfApi()
     try:
-        me = persist("asking who this token belongs to", api.whoami)
-        name = name if "/" in name else f"{me['name']}/{name}"
+        if "/" not in name:
+            name = f"{persist('asking who this token belongs to', api.whoami)['name']}/{name}"
         try:
             found = persist(f"looking up {name}", lambda: api.model_info(name))
         except RepositoryNotFoundError:
             if create:
                 persist(f"creating {name}", lambda: api.create_repo(name, private=private, exist_ok=True))
-        else:
-            if found.id != name:
-                note(f"{name} is now called {found.id}")
-            name = found.id
-            if private and not found.private:
-                hint = "Make it private on its page, or choose another --output-repo."
-                raise UserError(f"--private: {name} is there already, and public.", hint, status=3)
-            persist(f"asking for {name}", lambda: api.auth_check(name, write=True))
-    except UserError:
-        raise
+            return name
+        if found.id != name:
+            note(f"{name} is now called {found.id}")
+        persist(f"asking for {name}", lambda: api.auth_check(found.id, write=True))
     except Exception as error:
         hint = "Check the name, the token and the network, or leave --output-repo away."
         raise UserError(f"{name} can't be written to ({reason(error)}).", hint, status=3) from error
-    return name
+    if private and not found.private:
+        hint = "Make it private on its page, or choose another --output-repo."
+        raise UserError(f"--private: {found.id} is there already, and public.", hint, status=3)
+    return str(found.id)
 
 
 def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str] = ()) -> str:
@@ -1816,8 +1743,8 @@ def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str]
         # What the Hub holds already is left out of the commit, so that a lost answer makes no second one, which
         # `upload_folder` does. The Hub refuses to delete what is gone, as after a lost answer.
         gone = sorted({*stale}.intersection(api.list_repo_files(repo)).difference(files)) if stale else []
-        added = [CommitOperationAdd(path, folder / path) for path in files]
-        changes: list[Any] = [*added, *(CommitOperationDelete(path) for path in gone)]
+        changes: list[Any] = [CommitOperationAdd(path, folder / path) for path in files]
+        changes += [CommitOperationDelete(path) for path in gone]
         api.create_commit(repo, changes, commit_message="Trained with launch")
         found = api.verify_repo_checksums(repo, local_dir=folder)
         wrong = {*found.extra_paths, *(mismatch["path"] for mismatch in found.mismatches)}.intersection(files)
@@ -1834,6 +1761,8 @@ def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str]
 
 def persist(what: str, act: Callable[[], Answer]) -> Answer:
     """What `act` returns, tried again after failures of the service or the network, never after a refusal (4xx)."""
+    from huggingface_hub import is_offline_mode
+
     attempt, waited = 0, 0.0
     while True:
         attempt += 1
@@ -1843,8 +1772,7 @@ def persist(what: str, act: Callable[[], Answer]) -> Answer:
             # The client wraps some refusals. An error of the network has no response; nor has one of the content store.
             response = getattr(error, "response", getattr(error.__cause__, "response", None))
             status = getattr(response, "status_code", 500)
-            offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
-            if attempt == ATTEMPTS or offline or (status < 500 and status not in (408, 429)):
+            if attempt == ATTEMPTS or is_offline_mode() or (status < 500 and status not in (408, 429)):
                 raise
             wait = pause(getattr(response, "headers", {}), attempt)
             waited += wait
@@ -1856,35 +1784,28 @@ def persist(what: str, act: Callable[[], Answer]) -> Answer:
 
 def pause(headers: Any, attempt: int) -> float:
     """Seconds to wait after that attempt: what the service asks for, else twice as long every time, and uneven."""
-    said = headers.get("retry-after", "")
-    asked = re.match(r"\d+", said) or re.search(r"(?<=\bt=)\d+", headers.get("ratelimit", ""))
+    asked = re.match(r"\d+", headers.get("retry-after", "")) or re.search(r"(?<=\bt=)\d+", headers.get("ratelimit", ""))
     # Not from the seeded generator, on which the order of the rows depends.
     share = random.SystemRandom().uniform(0.5, 1)
-    if asked:
-        return int(asked[0]) + share
-    try:
-        return max(parsedate_to_datetime(said).timestamp() - time.time(), 0) + share
-    except ValueError:
-        return min(2.0**attempt, LONGEST_WAIT_S) * share
+    return int(asked[0]) + share if asked else min(2.0**attempt, LONGEST_WAIT_S) * share
 
 
 def rescue(folder: Path, repo: str, files: Collection[str]) -> str:
     """What to do where these files could not be pushed: one command for another machine, or for this one."""
-    data = Path(os.environ.get("LAUNCH_DATA_DIR", "/data")).resolve()
-    place, name = folder.resolve(), repo.split("/")[-1]
+    job, data = os.environ.get("JOB_ID"), Path(os.environ.get("LAUNCH_DATA_DIR", "/data")).resolve()
+    place, name, bucket = folder.resolve(), repo.split("/")[-1], os.environ.get("LAUNCH_ARTIFACTS")
     # Nothing that lies beside them.
     upload = f"hf upload --private {' '.join(f'--include {shlex.quote(name)}' for name in sorted(files))} {repo}"
-    if "JOB_ID" in os.environ and data.is_dir() and not place.is_relative_to(data):
+    if job and data.is_dir() and not place.is_relative_to(data):
         # Elsewhere it would go with the container.
         for file in files:
             (data / "output" / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(place / file, data / "output" / file)
         place = data / "output"
-    if "JOB_ID" not in os.environ or not place.is_relative_to(data):
+    if not job or not place.is_relative_to(data):
         return f"The model is kept; this pushes it: {upload} {shlex.quote(str(place))} ."
-    inside, bucket = place.relative_to(data).as_posix(), os.environ.get("LAUNCH_ARTIFACTS")
+    inside = place.relative_to(data).as_posix()
     if not bucket:
-        job = os.environ["JOB_ID"]
         return f"The model is kept in {inside}/ of the Job's bucket; this names it: hf jobs inspect {job}"
     fetch = f"hf buckets sync {shlex.quote(f'{bucket}/{inside}')} {name}"
     return f"The model is kept in the Job's bucket; this fetches and pushes it: {fetch} && {upload} {name} ."
@@ -2265,6 +2186,9 @@ def draw_losses(path: Path, result: dict[str, Any], history: list[dict[str, Any]
 
 
 EXPORTER = "export.py"
+# Options that both scripts have.
+SHARED = ("model", "revision", "load_in", "trust_remote_code", "merge", "merged_repo", "gguf", "private", "run_name",
+          "output_dir", "timeout_s", "device")  # fmt: skip
 
 
 def check_copies(args: Any, output_repo: str | None) -> None:
@@ -2280,40 +2204,42 @@ def check_copies(args: Any, output_repo: str | None) -> None:
         raise UserError(problem or f"{EXPORTER} ended with status {status}.", status=status if status in (2, 3) else 1)
 
 
-def make_copies(args: Any, folder: Path, output_repo: str | None) -> tuple[dict[str, Any], UserError | None]:
-    """What export.py's RESULT says of the copies of the adapter in that folder, and the error of those that failed."""
-    result, status, problem = run_exporter(args, output_repo, "--adapter", str(folder))
-    if not status:
-        return result, None
+def make_copies(args: Any, folder: Path, output_repo: str | None) -> tuple[list[Any], UserError | None]:
+    """The copies of the adapter in that folder, as export.py's RESULT has them, and the error of those that failed."""
+    exports, status, problem = run_exporter(args, output_repo, "--adapter", str(folder))
     said = f"{EXPORTER} ended with status {status}"
     if output_repo:
         # Where the adapter can be found from elsewhere.
         problem = problem.replace(f"launch export {folder}", f"launch export {output_repo}")
-    return {"exports": not_made(args, said)} | result, UserError(problem or f"the adapter is whole, and {said}.")
+    error = UserError(problem or f"the adapter is whole, and {said}.") if status else None
+    return not_made(args, said) if exports is None else exports, error
 
 
-def not_made(args: Any, problem: str) -> list[dict[str, Any]]:
+def not_made(args: Any, problem: str) -> list[Any]:
     """The copies that were asked for, as RESULT has them, none of which is there."""
     asked = [("merged", args.merge)] * bool(args.merge) + [("gguf", kind) for kind in args.gguf]
     rest = dict.fromkeys(("path", "repo", "gib", "checked")) | {"error": problem}
     return [{"kind": kind, "name": name} | rest for kind, name in asked]
 
 
-def run_exporter(args: Any, output_repo: str | None, *words: str) -> tuple[dict[str, Any], int, str]:
-    """Run it with this run's options: its RESULT, its exit status, and what its `error:` line says."""
-    command = [sys.executable, str(Path(__file__).with_name(EXPORTER)), *words, "--model", args.model]
-    command += ["--load-in", args.load_in, "--run-name", args.run_name, "--device", args.device]
-    command += ["--modality", "vision" if hasattr(args, "image_size") else "text"]
-    command += ["--private" if args.private else "--no-private", "--timeout-s", str(args.timeout_s)]
-    command += ["--trust-remote-code" if args.trust_remote_code else "--no-trust-remote-code"]
-    named = {"revision": args.revision, "merge": args.merge, "output-repo": output_repo}
-    named |= {"merged-repo": args.merged_repo, "output-dir": args.output_dir}
-    command += [word for name, value in named.items() if value for word in (f"--{name}", str(value))]
-    command += [word for kind in args.gguf for word in ("--gguf", kind)]
+def run_exporter(args: Any, output_repo: str | None, *words: str) -> tuple[list[Any] | None, int, str]:
+    """Run it with this run's options: the copies of its RESULT, its exit status, and what its `error:` line says."""
+    options = {name: getattr(args, name) for name in SHARED} | {"output_repo": output_repo}
+    options["modality"] = "vision" if hasattr(args, "image_size") else "text"
+    command = [sys.executable, str(Path(__file__).with_name(EXPORTER)), *words]
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            command.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            command += [
+                word for one in (value if isinstance(value, tuple) else [value]) for word in (f"--{flag}", str(one))
+            ]
     # Its deadline is this run's.
     began = {"LAUNCH_STARTED": str(CLOCK.deadline - args.timeout_s)} if args.timeout_s else {}
-    result, problem = dict[str, Any](), ""
-    with subprocess.Popen(command, env=os.environ | began, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    exports, problem = None, ""
+    piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    with subprocess.Popen(command, env=os.environ | began, **piped) as process:
 
         def pass_on(number: int, frame: FrameType | None) -> None:
             CLOCK.on_signal(number, frame)
@@ -2322,19 +2248,17 @@ def run_exporter(args: Any, output_repo: str | None, *words: str) -> tuple[dict[
         handlers = {number: signal.signal(number, pass_on) for number in SIGNALS}
         if CLOCK.signalled:
             process.terminate()
-        assert process.stdout is not None
-        for said in process.stdout:
-            line = said.decode("utf-8", "replace").rstrip("\n")
-            told = heard(line) or ""
+        for line in process.stdout or ():
+            told = heard(line.rstrip("\n")) or ""
             if told.startswith("RESULT "):
-                result = json.loads(told.removeprefix("RESULT "))
+                exports = json.loads(told.removeprefix("RESULT ")).get("exports")
             elif told.startswith("error: "):
                 problem = told.removeprefix("error: ")
             else:
-                note(line)
+                note(line.rstrip("\n"))
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    return {name: result[name] for name in ("exports",) if name in result}, process.returncode, problem
+    return exports, process.returncode, problem
 
 
 # ---- Run -------------------------------------------------------------------------------------------------------------
@@ -2351,21 +2275,20 @@ PACKAGES = ("unsloth", "trl", "transformers", "datasets", "peft", "torch")
 
 @dataclass
 class Run:
-    """One attempt. Until it is `ready` to train, a signal or the deadline ends it at once: there is nothing to save."""
+    """One attempt; `saved` are the files of the model, as they were saved in the output folder.
+
+    Until it is `ready` to train, a signal or the deadline ends it at once: there is nothing to save.
+    """
 
     args: Any
     planned: dict[str, Any]
     output_dir: Path
     checkpoints: Checkpoints
-    output_repo: str | None = None
+    output_repo: str | None
     saved: list[str] = field(default_factory=list)
-    """The files of the model, as they were saved in the output folder."""
     result: dict[str, Any] = field(default_factory=dict)
-    push_s: float = 0.0
-    stopped: str | None = None
+    guard: Guard | None = None
     tracker: Any = None
-    again: bool = False
-    """Whether this process began once more with a smaller batch."""
     url: str | None = None
     push_error: UserError | None = None
     copies_error: UserError | None = None
@@ -2378,74 +2301,60 @@ class Run:
         """The last words of a run that has to stop before its training ended; the process's status."""
         stopped, whole = "signal" if CLOCK.signalled else "deadline", self.checkpoints.whole
         tell(f"stopped {where} ({stopped}): {next_attempt(bool(whole))}")
-        if self.args.output_repo and whole and (self.output_dir / "adapter_config.json").is_file():
+        if self.output_repo and whole and (self.output_dir / "adapter_config.json").is_file():
             left = {path.name for pattern in ADAPTER for path in self.output_dir.glob(pattern)}
-            note(rescue(self.output_dir, self.args.output_repo, left))
-        result = {
-            "status": "stopped", "stopped": stopped, "attempt": self.checkpoints.attempt,
-            "resumed_from": self.checkpoints.found.get("step"), "steps": whole[-1] if whole else 0,
-            "output_dir": str(self.output_dir.resolve()), "output_repo": self.args.output_repo, "url": None,
-            "pushed": False, "push_error": None,
-        }  # fmt: skip
-        tell(f"RESULT {json.dumps(result)}")
+            note(rescue(self.output_dir, self.output_repo, left))
+        self.result = self.known(stopped) | {"steps": whole[-1] if whole else 0}
+        self.tell()
         return 0
 
-    def describe(
-        self, guard: Guard, asked: list[Any], words: Callable[[Any], str], rows: int | None, eval_rows: int | None
-    ) -> None:
-        """Note what the RESULT says of the training; `asked` are the chats that were answered."""
-        args, trainer, steps = self.args, guard.trainer, guard.trainer.state.global_step
+    def known(self, stopped: str | None) -> dict[str, Any]:
+        """What RESULT says wherever the run ends."""
+        return {
+            "status": "stopped" if stopped else "done",
+            "stopped": stopped,
+            "attempt": self.checkpoints.attempt,
+            "resumed_from": self.checkpoints.found.get("step"),
+            "output_dir": str(self.output_dir.resolve()),
+            "output_repo": self.output_repo,
+        }
+
+    def describe(self, guard: Guard, asked: list[Any], words: Callable[[Any], str], rows: Any, eval_rows: Any) -> None:
+        """Note what the RESULT says of the training, and write record and card beside the model.
+
+        `asked` are the chats that were answered, `rows` those that were trained on.
+        """
+        self.guard, args, trainer, steps = guard, self.args, guard.trainer, guard.trainer.state.global_step
         chosen = type(args)()
         as_planned = all(getattr(args, name, None) == getattr(chosen, name, None) for name in DECIDES_MEMORY)
         first_step_s, own_steps = guard.first_step_s or guard.trained_s, steps - guard.start
         logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-10:]
-        train_s = guard.before_s + guard.trained_s
-        stopped = guard.stopped if steps < trainer.state.max_steps or not steps else None
-        self.push_s, self.stopped = guard.push_s, guard.stopped
-        # Another attempt may have been asked for fewer.
-        known = [*guard.known["answers"], *(None for _ in asked)][: len(asked)]
-        told = [(words(messages[-2]), words(messages[-1])) for messages in asked]
+        train_s, tokens = guard.before_s + guard.trained_s, int(guard.counts["tokens_seen"])
+        # A stream has no length; another attempt may have been asked for fewer answers.
+        count, eval_count = (len(data) if hasattr(data, "__len__") else None for data in (rows, eval_rows))
+        before = [*guard.known["answers"], *(None for _ in asked)]
         samples = [
-            {"prompt": prompt[:SHOWN], "expected": expected[:SHOWN], "before": before, "after": after}
-            for (prompt, expected), before, after in zip(told, known, guard.answers_after, strict=True)
+            {"prompt": words(prompt)[:SHOWN], "expected": words(expected)[:SHOWN], "before": first, "after": last}
+            for (*_, prompt, expected), first, last in zip(asked, before, guard.answers_after, strict=False)
         ]
-        self.result = {
-            "status": "stopped" if stopped else "done",
-            "stopped": stopped,
-            "attempt": self.checkpoints.attempt,
-            "resumed_from": guard.resumed_from,
-            "steps": steps,
-            "rows": rows,
-            "eval_rows": eval_rows,
-            "batch_size": args.batch_size,
-            "gradient_accumulation": args.gradient_accumulation,
-            "tokens_seen": int(trainer.tokens_seen),
-            "tokens_trained": int(trainer.tokens_trained),
+        self.result = self.known(guard.stopped if steps < trainer.state.max_steps or not steps else None) | {
+            "steps": steps, "rows": count, "eval_rows": eval_count,
+            "batch_size": args.batch_size, "gradient_accumulation": args.gradient_accumulation,
+            "tokens_seen": tokens, "tokens_trained": int(guard.counts["tokens_trained"]),
             "train_loss": sum(logged) / len(logged) if logged else None,
-            "eval_loss_before": guard.known.get("loss"),
-            "eval_loss": guard.loss_after,
-            "samples": samples,
-            "tokens_per_second": int(trainer.tokens_seen) / max(train_s, 1e-3),
-            "train_s": train_s,
-            "startup_s": guard.startup_s,
+            "eval_loss_before": guard.known.get("loss"), "eval_loss": guard.loss_after, "samples": samples,
+            "tokens_per_second": tokens / max(train_s, 1e-3), "train_s": train_s, "startup_s": guard.startup_s,
             "first_step_s": first_step_s,
             "step_s": (guard.trained_s - first_step_s) / (own_steps - 1) if own_steps > 1 else None,
-            "largest_batch_tokens": trainer.largest_batch,
-            "peak_gib": max(guard.peaks.values(), default=None),
-            "peaks_gib": guard.peaks,
+            "largest_batch_tokens": guard.counts["largest_batch"],
+            "peak_gib": max(guard.peaks.values(), default=None), "peaks_gib": guard.peaks,
             "predicted_peak_gib": self.planned["peak_gib"] if as_planned else None,
-            "device": device_name(),
-            "output_dir": str(self.output_dir.resolve()),
-            "output_repo": self.output_repo,
-            "versions": {name: version(name) for name in PACKAGES},
-        }
-
-    def write(self, model: Any, history: list[Any]) -> None:
-        """Write the record and the card beside the model."""
-        if self.result["steps"]:
-            write_record(self.output_dir, self.args, self.result, model, self.saved)
-            left_s = CLOCK.left_s() - 1.5 * self.push_s
-            write_card(self.output_dir, self.args, self.planned, self.result, history, left_s)
+            "device": device_name(), "versions": {name: version(name) for name in PACKAGES},
+        }  # fmt: skip
+        if steps:
+            write_record(self.output_dir, args, self.result, trainer.model, self.saved)
+            left_s = CLOCK.left_s() - 1.5 * guard.push_s
+            write_card(self.output_dir, args, self.planned, self.result, trainer.state.log_history, left_s)
 
     def push(self) -> None:
         """Push the model, as far as there is time."""
@@ -2454,12 +2363,11 @@ class Run:
 
             # Not the run's own method: at the process's end Trackio would finish it again, behind the RESULT.
             trackio.finish()
+        steps = self.result["steps"]
         if self.result["stopped"]:
-            kept = self.result["steps"] in self.checkpoints.whole
-            tell(f"stopped after step {self.result['steps']}: {next_attempt(kept)}")
-        if not self.output_repo or not self.result["steps"]:
-            return
-        if CLOCK.signalled and CLOCK.left_s() <= LAST_S + 1.5 * self.push_s:
+            tell(f"stopped after step {steps}: {next_attempt(steps in self.checkpoints.whole)}")
+        no_time = CLOCK.signalled and self.guard and CLOCK.left_s() <= LAST_S + 1.5 * self.guard.push_s
+        if not self.output_repo or not steps or no_time:
             return
         phase("push")
         with CLOCK.or_else(self.cut_off):
@@ -2473,29 +2381,29 @@ class Run:
         written = [*self.saved, RECORD, CARD, PICTURE, Path(__file__).name]
         return [name for name in written if (self.output_dir / name).is_file()]
 
-    def copy(self) -> None:
-        """Let the copies be made that were asked for, of a model that is trained and pushed."""
-        if not (self.args.merge or self.args.gguf):
-            return
-        why = {"deadline": "no time is left", "signal": "asked to stop", None: "nothing was trained"}
-        stopped = self.stopped or ("signal" if CLOCK.signalled else None)
-        if self.push_error or stopped or not self.result["steps"]:
-            told = "its push failed" if self.push_error else why[stopped]
-            self.result["exports"] = not_made(self.args, f"left out: {told}")
-            return
-        self.result["exports"] = not_made(self.args, "left out: the time was up")
-        made, self.copies_error = make_copies(self.args, self.output_dir, self.output_repo)
-        self.result |= made
-
     def finish(self) -> None:
         """Make the copies and print the RESULT line; raise the error of a run that did not do all it was asked to."""
         with CLOCK.or_else(self.cut_off):
             free()
-            self.copy()
+            if self.args.merge or self.args.gguf:
+                why = self.no_copies()
+                self.result["exports"] = not_made(self.args, f"left out: {why or 'the time was up'}")
+                if not why:
+                    self.result["exports"], self.copies_error = make_copies(
+                        self.args, self.output_dir, self.output_repo
+                    )
         error = self.tell()
         if error:
             # Not done, and not lost: the last line is the command that goes on.
             raise error
+
+    def no_copies(self) -> str | None:
+        """Why no copies are made, of a model that was not trained and pushed."""
+        if self.push_error:
+            return "its push failed"
+        if CLOCK.signalled or (self.guard and self.guard.stopped):
+            return "asked to stop" if CLOCK.signalled else "no time is left"
+        return None if self.result["steps"] else "nothing was trained"
 
     def tell(self) -> UserError | None:
         """Print the RESULT line; the error of a run that did not do all that it was asked to, or none."""
@@ -2531,7 +2439,7 @@ def begin(args: Any, planned: dict[str, Any]) -> Run | None:
         return None
     claim(args)
     args, checkpoints = open_checkpoints(args)
-    run = Run(args, planned, output_folder(args), checkpoints, again="LAUNCH_STARTED" in os.environ)
+    run = Run(args, planned, output_folder(args), checkpoints, args.output_repo)
     CLOCK.start(deadline(args.timeout_s, checkpoints.folder))
     run.setup.enter_context(CLOCK.or_else(partial(run.leave, "before the training began"), at_once=True))
     set_environment(args)

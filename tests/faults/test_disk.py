@@ -92,7 +92,7 @@ def test_a_full_disk_keeps_the_last_adapter(script: Path, script_python: str, tm
         done = save(script, script_python, folder, 2)
         assert done.returncode == 1
         assert "No space left on device" in done.stderr
-        assert f"{shutil.disk_usage(disk).free / 1e9:.3f} GB free" in done.stderr
+        assert "Make room and run this again" in done.stderr
         assert contents(folder) == before
         (disk / "other").unlink()
         assert save(script, script_python, folder, 2).returncode == 0
