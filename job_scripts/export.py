@@ -2138,7 +2138,7 @@ def card_head(
     if licence:
         name = licence.get("license_name") if licence["license"] == "other" else licence["license"]
         about += f" The base model's licence holds for it too{f': {code(name)}' if name else ''}."
-    return f"---\n{data}\n---\n\n# {plain(title)}\n\n{about}"
+    return f"---\n{data}\n---\n\n# {title}\n\n{about}"
 
 
 def snippet(place: str, ask: str, trusted: bool, **how: str) -> str:
@@ -2175,11 +2175,6 @@ def code(text: object) -> str:
 def plain(text: object) -> str:
     """The text as text on one line, whatever it holds."""
     return re.sub(r"([\\`*_~|<>\[\]#$])", r"\\\1", " ".join(str(text).split()))
-
-
-def literal(text: str) -> str:
-    """The text as Python writes it."""
-    return json.dumps(text) if text.isascii() else repr(text)
 
 
 # ---- Copy cards ------------------------------------------------------------------------------------------------------
@@ -2308,7 +2303,7 @@ def usage(origin: Origin, repo: str | None, made: Sequence[Copy]) -> list[tuple[
     shown, sees = [], origin.ask == "picture"
     for copy in made:
         if copy.kind == "merged":
-            place, how = literal(copy.repo or copy.path or ""), dict[str, str]()
+            place, how = repr(copy.repo or copy.path), dict[str, str]()
             if copy.path and copy.repo and copy.repo == repo:
                 # A folder: with PEFT installed, transformers would take the adapter at the repo's root for the model.
                 place = f'snapshot_download({place}, allow_patterns="{copy.path}/*") + "/{copy.path}"'

@@ -43,7 +43,6 @@ import faulthandler
 import fcntl
 import gc
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -1503,7 +1502,8 @@ class Guard:
         if self.asked.streaming:
             # Skipped as rows: transformers would make batches of all that it skips, and only within one pass.
             seen = step * self.asked.batch_size * self.asked.gradient_accumulation
-            trainer.train_dataset, trainer.args.ignore_data_skip = endless(trainer.train_dataset, seen), True
+            trainer.train_dataset = trainer.train_dataset.repeat(None).skip(seen)
+            trainer.args.ignore_data_skip = True
         # The same order of rows, whatever was drawn while checking.
         set_seed(self.asked.seed)
         try:
@@ -1562,22 +1562,6 @@ class Guard:
 def is_finite(model: Any) -> bool:
     """Whether every weight that is trained is a number."""
     return all(bool(weight.isfinite().all()) for weight in model.parameters() if weight.requires_grad)
-
-
-def endless(rows: Any, seen: int) -> Any:
-    """A stream again and again, shuffled anew for every pass, without the first `seen` rows."""
-    from torch.utils.data import IterableDataset
-
-    class Endless(IterableDataset):  # type: ignore[misc]
-        def __iter__(self) -> Iterator[Any]:
-            return itertools.islice(self.passes(), seen, None)
-
-        def passes(self) -> Iterator[Any]:
-            for number in itertools.count():
-                rows.set_epoch(number)
-                yield from rows
-
-    return Endless()
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -1826,7 +1810,7 @@ def card_head(
     if licence:
         name = licence.get("license_name") if licence["license"] == "other" else licence["license"]
         about += f" The base model's licence holds for it too{f': {code(name)}' if name else ''}."
-    return f"---\n{data}\n---\n\n# {plain(title)}\n\n{about}"
+    return f"---\n{data}\n---\n\n# {title}\n\n{about}"
 
 
 def snippet(place: str, ask: str, trusted: bool, **how: str) -> str:
@@ -1860,16 +1844,6 @@ def code(text: object) -> str:
     return f"`{text}`"
 
 
-def plain(text: object) -> str:
-    """The text as text on one line, whatever it holds."""
-    return re.sub(r"([\\`*_~|<>\[\]#$])", r"\\\1", " ".join(str(text).split()))
-
-
-def literal(text: str) -> str:
-    """The text as Python writes it."""
-    return json.dumps(text) if text.isascii() else repr(text)
-
-
 # ---- Record ----------------------------------------------------------------------------------------------------------
 # The record: run.json and the script itself beside the model, all that it takes to run this again.
 
@@ -1881,12 +1855,37 @@ NOT_RECORDED = ("output_dir", "samples")
 
 
 def write_record(folder: Path, args: Any, result: dict[str, Any], model: Any, saved: list[str]) -> None:
-    """Write run.json and the script itself into the folder. Raises nothing."""
+    """Write run.json and the script itself into the folder; of environment variables the names only. Raises nothing."""
     # One that was there is of other weights.
     with spared(folder / RECORD):
         script = Path(__file__).resolve()
         (folder / script.name).write_bytes(script.read_bytes())
-        record = describe_run(folder, script, args, result, model, saved)
+        plan, dataset, named = read_plan(script), Path(args.dataset).expanduser(), args.dataset
+        variables = sorted(plan["env"]) if plan else []
+        if plan:
+            plan["env"] = {}
+            # A file that was sent along lies elsewhere here, under its own name.
+            if dataset.exists() and Path(plan["dataset"]).name.replace(" ", "_") == dataset.name.replace(" ", "_"):
+                named = plan["dataset"]
+        commit = getattr(model.config, "_commit_hash", None) or commit_of(args.model, args.revision, "model")
+        words = {args.dataset: named, f"--dataset={args.dataset}": f"--dataset={named}"}
+        record = {
+            "version": 1,
+            "launcher": (plan or {}).get("launcher"),
+            "plan": plan,
+            "script": {"name": script.name, "sha256": sha256(script)},
+            "args": [words.get(word, word) for word in sys.argv[1:]],
+            "inputs": {named: sha256(dataset)} if dataset.is_file() else {},
+            "env": variables,
+            "flavor": plan["flavor"] if plan else os.environ.get("ACCELERATOR"),
+            "revisions": {"model": commit, "dataset": commit_of(args.dataset, args.dataset_revision, "dataset")},
+            "packages": {found.name: found.version for found in distributions()},
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "device": result["device"],
+            "files": {path: sha256(folder / path) for path in (*saved, script.name) if path != CARD},
+            "result": finite({name: value for name, value in result.items() if name not in NOT_RECORDED}),
+        }
         draft = folder / f".{RECORD}"
         draft.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         draft.replace(folder / RECORD)
@@ -1900,38 +1899,6 @@ def spared(path: Path) -> Iterator[None]:
     except Exception as error:
         path.unlink(missing_ok=True)
         note(f"{path.name} could not be written, the run goes on without it ({reason(error)})")
-
-
-def describe_run(
-    folder: Path, script: Path, args: Any, result: dict[str, Any], model: Any, saved: list[str]
-) -> dict[str, Any]:
-    """What run.json says; of environment variables the names only, in the plan too."""
-    plan, dataset, named = read_plan(script), Path(args.dataset).expanduser(), args.dataset
-    variables = sorted(plan["env"]) if plan else []
-    if plan:
-        plan["env"] = {}
-        # A file that was sent along lies elsewhere here, under its own name.
-        if dataset.exists() and Path(plan["dataset"]).name.replace(" ", "_") == dataset.name.replace(" ", "_"):
-            named = plan["dataset"]
-    commit = getattr(model.config, "_commit_hash", None) or commit_of(args.model, args.revision, "model")
-    words = {args.dataset: named, f"--dataset={args.dataset}": f"--dataset={named}"}
-    return {
-        "version": 1,
-        "launcher": (plan or {}).get("launcher"),
-        "plan": plan,
-        "script": {"name": script.name, "sha256": sha256(script)},
-        "args": [words.get(word, word) for word in sys.argv[1:]],
-        "inputs": {named: sha256(dataset)} if dataset.is_file() else {},
-        "env": variables,
-        "flavor": plan["flavor"] if plan else os.environ.get("ACCELERATOR"),
-        "revisions": {"model": commit, "dataset": commit_of(args.dataset, args.dataset_revision, "dataset")},
-        "packages": {found.name: found.version for found in distributions()},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": result["device"],
-        "files": {path: sha256(folder / path) for path in (*saved, script.name) if path != CARD},
-        "result": finite({name: value for name, value in result.items() if name not in NOT_RECORDED}),
-    }
 
 
 def read_plan(script: Path) -> dict[str, Any] | None:
@@ -2079,9 +2046,9 @@ def make_card(folder: Path, args: Any, planned: dict[str, Any], result: dict[str
     pieces.append(f"## Training\n\n| | |\n| --- | --- |\n{table}")
     ask = "picture" if sees else "chat" if (folder / "chat_template.jinja").is_file() else "text"
     text = snippet(
-        literal(repo or "."), ask, args.trust_remote_code,
+        repr(repo or "."), ask, args.trust_remote_code,
         packages=" peft bitsandbytes" if "bnb-4bit" in base else " peft", imports="from peft import PeftModel\n",
-        base=literal(base) + (f", revision={literal(commit)}" if commit else ""),
+        base=f"{base!r}, revision={commit!r}" if commit else repr(base),
         adapt="model = PeftModel.from_pretrained(model, place)\n",
     )  # fmt: skip
     pieces.append(f"## How to use it\n\n### transformers and PEFT\n\n```python\n{text}\n```")

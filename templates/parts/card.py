@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from parts.clock import STARTED
-from parts.markdown import card_head, code, linked, literal, snippet
+from parts.markdown import card_head, code, linked, snippet
 from parts.record import CARD, PICTURE, RECORD, spared
 from parts.saving import recommended
 from parts.say import finite
@@ -53,9 +53,9 @@ def make_card(folder: Path, args: Any, planned: dict[str, Any], result: dict[str
     pieces.append(f"## Training\n\n| | |\n| --- | --- |\n{table}")
     ask = "picture" if sees else "chat" if (folder / "chat_template.jinja").is_file() else "text"
     text = snippet(
-        literal(repo or "."), ask, args.trust_remote_code,
+        repr(repo or "."), ask, args.trust_remote_code,
         packages=" peft bitsandbytes" if "bnb-4bit" in base else " peft", imports="from peft import PeftModel\n",
-        base=literal(base) + (f", revision={literal(commit)}" if commit else ""),
+        base=f"{base!r}, revision={commit!r}" if commit else repr(base),
         adapt="model = PeftModel.from_pretrained(model, place)\n",
     )  # fmt: skip
     pieces.append(f"## How to use it\n\n### transformers and PEFT\n\n```python\n{text}\n```")

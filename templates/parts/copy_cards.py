@@ -11,7 +11,7 @@ from typing import Any
 
 from parts.copies import Copy
 from parts.llama_cpp import GGUF_BITS, MMPROJ
-from parts.markdown import card_head, code, linked, literal, plain, snippet
+from parts.markdown import card_head, code, linked, plain, snippet
 from parts.push import persist, push
 from parts.say import note, reason
 
@@ -137,7 +137,7 @@ def usage(origin: Origin, repo: str | None, made: Sequence[Copy]) -> list[tuple[
     shown, sees = [], origin.ask == "picture"
     for copy in made:
         if copy.kind == "merged":
-            place, how = literal(copy.repo or copy.path or ""), dict[str, str]()
+            place, how = repr(copy.repo or copy.path), dict[str, str]()
             if copy.path and copy.repo and copy.repo == repo:
                 # A folder: with PEFT installed, transformers would take the adapter at the repo's root for the model.
                 place = f'snapshot_download({place}, allow_patterns="{copy.path}/*") + "/{copy.path}"'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import re
@@ -10,7 +9,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -229,7 +228,8 @@ class Guard:
         if self.asked.streaming:
             # Skipped as rows: transformers would make batches of all that it skips, and only within one pass.
             seen = step * self.asked.batch_size * self.asked.gradient_accumulation
-            trainer.train_dataset, trainer.args.ignore_data_skip = endless(trainer.train_dataset, seen), True
+            trainer.train_dataset = trainer.train_dataset.repeat(None).skip(seen)
+            trainer.args.ignore_data_skip = True
         # The same order of rows, whatever was drawn while checking.
         set_seed(self.asked.seed)
         try:
@@ -288,22 +288,6 @@ class Guard:
 def is_finite(model: Any) -> bool:
     """Whether every weight that is trained is a number."""
     return all(bool(weight.isfinite().all()) for weight in model.parameters() if weight.requires_grad)
-
-
-def endless(rows: Any, seen: int) -> Any:
-    """A stream again and again, shuffled anew for every pass, without the first `seen` rows."""
-    from torch.utils.data import IterableDataset
-
-    class Endless(IterableDataset):  # type: ignore[misc]
-        def __iter__(self) -> Iterator[Any]:
-            return itertools.islice(self.passes(), seen, None)
-
-        def passes(self) -> Iterator[Any]:
-            for number in itertools.count():
-                rows.set_epoch(number)
-                yield from rows
-
-    return Endless()
 
 
 def out_of_memory(error: BaseException) -> bool:

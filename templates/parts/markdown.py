@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +47,7 @@ def card_head(
     if licence:
         name = licence.get("license_name") if licence["license"] == "other" else licence["license"]
         about += f" The base model's licence holds for it too{f': {code(name)}' if name else ''}."
-    return f"---\n{data}\n---\n\n# {plain(title)}\n\n{about}"
+    return f"---\n{data}\n---\n\n# {title}\n\n{about}"
 
 
 def snippet(place: str, ask: str, trusted: bool, **how: str) -> str:
@@ -85,8 +84,3 @@ def code(text: object) -> str:
 def plain(text: object) -> str:
     """The text as text on one line, whatever it holds."""
     return re.sub(r"([\\`*_~|<>\[\]#$])", r"\\\1", " ".join(str(text).split()))
-
-
-def literal(text: str) -> str:
-    """The text as Python writes it."""
-    return json.dumps(text) if text.isascii() else repr(text)
