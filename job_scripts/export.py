@@ -398,7 +398,6 @@ def settle(options: Options) -> Options:
 # ---- Say -------------------------------------------------------------------------------------------------------------
 # Lines for whoever follows the run, and errors that say what to do next.
 
-
 # Given by whoever started this, and known to no row: a line that ends with it is the script's own.
 MARK = f" #{os.environ['LAUNCH_MARK']}" if os.environ.get("LAUNCH_MARK") else ""
 
@@ -516,7 +515,6 @@ def check_model(model: str, revision: str | None, trusted: bool = False) -> dict
 
 # ---- Clock -----------------------------------------------------------------------------------------------------------
 # The time that a run has: until its deadline, and after a signal until it is killed.
-
 
 # Kept where the process begins again (`os.execv`).
 STARTED = float(os.environ.get("LAUNCH_STARTED") or time.monotonic())
@@ -653,19 +651,15 @@ def errors_told() -> Iterator[None]:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         yield
-    except UserError as problem:
+    except (UserError, KeyboardInterrupt) as end:
         CLOCK.last_words = None
+        problem = end if isinstance(end, UserError) else UserError("interrupted.", status=130)
         problem.tell()
         sys.exit(problem.status)
-    except KeyboardInterrupt:
-        CLOCK.last_words = None
-        tell("error: interrupted.", sys.stderr)
-        sys.exit(130)
 
 
 # ---- Push ------------------------------------------------------------------------------------------------------------
 # The push: known to be possible before the training, verified file by file, and kept with a command where it fails.
-
 
 Answer = TypeVar("Answer")
 # The model is kept anyway, and a GPU costs money while it waits: eight attempts last a few minutes.
@@ -791,7 +785,6 @@ def rescue(folder: Path, repo: str, files: Collection[str]) -> str:
 # ---- Adapter ---------------------------------------------------------------------------------------------------------
 # The adapter and the model that it is for: found, read, and refused where they can't be what is asked for.
 
-
 # What the files of an adapter are called, its weights first.
 ADAPTER_FILES = ["adapter_model*", "*.json", "*.jinja", "*.model", "*.txt", "README.md"]
 # Of a model's repo, what is loaded; not what other programs have in it.
@@ -911,7 +904,6 @@ def fetch_model(name: str, revision: str | None) -> Path:
 
 # ---- Places ----------------------------------------------------------------------------------------------------------
 # Where things lie: the Job's volume, the output, the disk, and what is a repo on the Hub.
-
 
 # In a folder that is a run's own, and locked while one works in it.
 OWN = ".launch"
@@ -1040,7 +1032,6 @@ def sha256(path: Path, *, sync: bool = False) -> str:
 
 # ---- Llama cpp -------------------------------------------------------------------------------------------------------
 # llama.cpp: found here, or fetched and built before anything else is done; what it converts, and its programs.
-
 
 # What is fetched where there is no llama.cpp: the source distribution of llama-cpp-python 0.3.36 holds one whole, with
 # its converter. PyPI's address is made of the content's own hash, and the content is checked besides.
@@ -1234,7 +1225,6 @@ def last_line(text: str) -> str:
 # ---- Chat ------------------------------------------------------------------------------------------------------------
 # Chats: the shapes that rows may have, and what the chat template makes of them.
 
-
 Message = dict[str, Any]
 
 
@@ -1273,7 +1263,6 @@ def end_of_turn(processor: Any, tokenizer: Any, said: Callable[[str], Any]) -> i
 
 # ---- Ollama ----------------------------------------------------------------------------------------------------------
 # What Ollama needs beside a GGUF file: how it is sampled, where an answer ends, and the chat template in Go.
-
 
 # Ollama's names of settings, where they differ from transformers'.
 OLLAMA_NAMES = {"repetition_penalty": "repeat_penalty"}
@@ -1392,7 +1381,6 @@ def prompt_of(reader: Any, sees: bool, system: str | None, *texts: str) -> str:
 
 # ---- Compare ---------------------------------------------------------------------------------------------------------
 # A copy is loaded again and compared with the adapter on its model, by what each makes of one prompt.
-
 
 QUESTION, BEGINNING = "What is the capital of France?", "The capital of France is"
 QUESTION_OF_PICTURE = "What is shown here?"
@@ -1606,7 +1594,6 @@ def complete(answerer: Path, path: Path, *asked: str) -> str:
 # ---- Apart -----------------------------------------------------------------------------------------------------------
 # A step in a process of its own: what a library patched, and every byte of memory, is gone with it.
 
-
 # Left for the RESULT line and the card when the time is up.
 CLOSING_S = 20
 
@@ -1685,7 +1672,6 @@ def answer(told: Connection, function: Callable[..., Any], words: tuple[Any, ...
 
 # ---- Options ---------------------------------------------------------------------------------------------------------
 # The options as flags: each field of the dataclass is one, and a value that can't work is refused at once.
-
 
 Chosen = TypeVar("Chosen")
 ADAPTER_THERE = (
@@ -1772,7 +1758,6 @@ def check_options(args: Any) -> None:
 # ---- Saving ----------------------------------------------------------------------------------------------------------
 # The model on the disk: room for it is known before the training, and it is saved whole or not at all.
 
-
 # transformers knows no presence penalty.
 ONLY_OLLAMA = {"presence_penalty"}
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
@@ -1806,7 +1791,6 @@ def generation_of(known: Any, settings: dict[str, float], stop: int) -> Any:
 
 # ---- Copies ----------------------------------------------------------------------------------------------------------
 # The copies of a model: what they take, how they are merged and converted, where they land, what they replace.
-
 
 MERGED, NOT_MADE = "merged", "not made"
 # The names that transformers gives to a model's weights.
@@ -2099,7 +2083,6 @@ def failed_copies(copies: Sequence[Copy], where: str, merged_repo: str | None) -
 # ---- Markdown --------------------------------------------------------------------------------------------------------
 # What cards are made of: their head, code that asks a model, and what anybody named as Markdown that means no more.
 
-
 SNIPPET = """\
 # pip install transformers accelerate{packages}
 {imports}from transformers import {model_class}, {reader_class}, GenerationConfig
@@ -2179,7 +2162,6 @@ def plain(text: object) -> str:
 
 # ---- Copy cards ------------------------------------------------------------------------------------------------------
 # The card beside the copies: the adapter's own tells of them too, a repo of copies alone gets one of theirs.
-
 
 LICENCE_FIELDS = ("license", "license_name", "license_link")
 

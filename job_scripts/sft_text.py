@@ -230,7 +230,8 @@ def main(args: Options) -> Run | None:
     open_tracker(run)
     trainer.add_callback(guard)
     run.ready()
-    guard.look_before(answers, evaluates=eval_data is not None)
+    # Unless an earlier attempt did.
+    guard.before = guard.before or guard.look(answers, evaluates=eval_data is not None)
     phase("train")
     # A step that never comes back is not waited for.
     with CLOCK.or_else(lambda: run.leave("in a step that did not end"), last_s=1.5):
@@ -247,7 +248,7 @@ def main(args: Options) -> Run | None:
         model.get_base_model().generation_config = settings
         run.saved = save(run.output_dir, model, tokenizer, settings)
         note(f"saved in {run.output_dir}")
-    guard.loss_after, guard.answers_after = guard.look(answers, evaluates=eval_data is not None)
+    guard.after = guard.look(answers, evaluates=eval_data is not None)
     run.describe(guard, asked, words, train_rows, eval_data)
 
     # ---- Push --------------------------------------------------------------------------------------------------------
@@ -258,7 +259,6 @@ def main(args: Options) -> Run | None:
 
 # ---- Say -------------------------------------------------------------------------------------------------------------
 # Lines for whoever follows the run, and errors that say what to do next.
-
 
 # Given by whoever started this, and known to no row: a line that ends with it is the script's own.
 MARK = f" #{os.environ['LAUNCH_MARK']}" if os.environ.get("LAUNCH_MARK") else ""
@@ -315,7 +315,6 @@ def finite(value: Any) -> Any:
 
 # ---- Chat ------------------------------------------------------------------------------------------------------------
 # Chats: the shapes that rows may have, and what the chat template makes of them.
-
 
 Message = dict[str, Any]
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
@@ -413,7 +412,6 @@ def find_mask(processor: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 # ---- Chat text -------------------------------------------------------------------------------------------------------
 # Chats of text: rows as messages, messages as tokens with labels.
-
 
 TEXT_SHAPES = [*SHAPES, ("text",)]
 
@@ -513,7 +511,6 @@ def answer(model: Any, tokenizer: Any, messages: list[Message], stop: int, lengt
 
 # ---- Clock -----------------------------------------------------------------------------------------------------------
 # The time that a run has: until its deadline, and after a signal until it is killed.
-
 
 # Kept where the process begins again (`os.execv`).
 STARTED = float(os.environ.get("LAUNCH_STARTED") or time.monotonic())
@@ -650,14 +647,11 @@ def errors_told() -> Iterator[None]:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         yield
-    except UserError as problem:
+    except (UserError, KeyboardInterrupt) as end:
         CLOCK.last_words = None
+        problem = end if isinstance(end, UserError) else UserError("interrupted.", status=130)
         problem.tell()
         sys.exit(problem.status)
-    except KeyboardInterrupt:
-        CLOCK.last_words = None
-        tell("error: interrupted.", sys.stderr)
-        sys.exit(130)
 
 
 # ---- Config ----------------------------------------------------------------------------------------------------------
@@ -722,7 +716,6 @@ def open_tracker(run: Any) -> None:
 
 # ---- Places ----------------------------------------------------------------------------------------------------------
 # Where things lie: the Job's volume, the output, the disk, and what is a repo on the Hub.
-
 
 # In a folder that is a run's own, and locked while one works in it.
 OWN = ".launch"
@@ -851,7 +844,6 @@ def sha256(path: Path, *, sync: bool = False) -> str:
 
 # ---- Options ---------------------------------------------------------------------------------------------------------
 # The options as flags: each field of the dataclass is one, and a value that can't work is refused at once.
-
 
 Chosen = TypeVar("Chosen")
 FILE_LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -1040,7 +1032,6 @@ def read_rows(args: Any, pictures: bool = False) -> tuple[Any, Any]:
 
 # ---- Checkpoints -----------------------------------------------------------------------------------------------------
 # Checkpoints, in folders as transformers has them: whole once their manifest is there, and of the same settings.
-
 
 # `checkpoint-N/` is what the trainer goes on from, with what this script knows beside it (run.json) and, written last,
 # manifest.json with every file's size and SHA-256. Beside them lie `attempt`, the number of times that the run was
@@ -1281,16 +1272,8 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-def device_name() -> str:
-    """The GPU that is trained on, or cpu."""
-    import torch
-
-    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "cpu"
-
-
 # ---- Guard -----------------------------------------------------------------------------------------------------------
 # What keeps the work from being lost: checkpoints by the clock, stops in time, smaller batches, an end to NaN.
-
 
 # Bytes a second that a disk and an upload surely take, where nothing was measured yet.
 DISK_SPEED, UPLOAD_SPEED = 50e6, 10e6
@@ -1347,15 +1330,15 @@ class Guard:
     startup_s: float | None = None
     first_step_s: float | None = None
     diverged: int | None = None
-    loss_after: float | None = None
 
     def __init__(self, run: Any, trainer: Any) -> None:
         self.run, self.asked, self.planned, self.trainer = run, run.args, run.planned, trainer
         self.checkpoints: Checkpoints = run.checkpoints
         found = self.checkpoints.found
-        # Of before the training: the loss, answers.
-        self.known: dict[str, Any] = dict(found.get("known", {}))
-        self.before_s, self.start = found.get("train_s", 0.0), found.get("step", 0)
+        # What it looked like before the training and after it: the loss, answers.
+        self.before: dict[str, Any] = found.get("known", {})
+        self.after: dict[str, Any] = {}
+        self.earlier_s, self.start = found.get("train_s", 0.0), found.get("step", 0)
         # Of the steps that are done: one that is left is made anew.
         self.counts: dict[str, Any] = {name: found.get(name, 0) for name in COUNTS}
         vars(trainer).update(self.counts)
@@ -1366,22 +1349,19 @@ class Guard:
         self.began = self.saved_at = self.step_began = time.monotonic()
         self.mark = (self.start, 0, self.began)
         self.steps_s: list[float] = []
-        self.answers_after: list[str | None] = []
         self.peaks: dict[str, float] = {}
 
     # ---- Time ----
 
-    def reserve_s(self) -> float:
-        """Seconds that are needed after the step that is being made: a checkpoint, the model's saving and its push."""
+    def must_stop(self) -> bool:
+        """Whether a signal came, or no time is left but for a step, a checkpoint, the model's saving and its push."""
         # Python takes seconds to end.
         floor = min(60, max(self.asked.timeout_s / 10, LAST_S))
-        return float(1.5 * (2 * self.checkpoint_s + self.push_s) + floor + self.longest_step_s)
-
-    def must_stop(self) -> bool:
+        reserve_s = 1.5 * (2 * self.checkpoint_s + self.push_s) + floor + self.longest_step_s
         if not self.stopped and CLOCK.signalled:
             self.stopped = "signal"
             note("asked to stop: saving")
-        elif not self.stopped and CLOCK.left_s() < self.reserve_s():
+        elif not self.stopped and CLOCK.left_s() < reserve_s:
             self.stopped = "deadline"
             tell(f"deadline in {CLOCK.left_s():.0f}s: stopping")
         return bool(self.stopped)
@@ -1469,7 +1449,7 @@ class Guard:
         known = {name: int(value) for name, value in self.counts.items()} | {
             "step": step, "steps": state.max_steps, "batch_size": args.batch_size,
             "gradient_accumulation": args.gradient_accumulation, "settings": self.checkpoints.settings,
-            "train_s": self.before_s + began - self.began, "known": self.known,
+            "train_s": self.earlier_s + began - self.began, "known": self.before,
         }  # fmt: skip
         try:
             shutil.rmtree(place, ignore_errors=True)
@@ -1529,22 +1509,18 @@ class Guard:
 
     # ---- Before and after ----
 
-    def look(self, answers: Callable[[], list[str | None]], evaluates: bool) -> tuple[float | None, list[str | None]]:
+    def look(self, answers: Callable[[], list[str | None]], evaluates: bool) -> dict[str, Any]:
         """The loss on what is evaluated on, and the answers to the samples, as far as time and memory suffice."""
         loss = None
+        if not self.peaks:
+            take_peak(self.peaks, "load")
         if evaluates and not self.stopped:
             phase("evaluate")
             loss = self.trainer.evaluate().get("eval_loss")
             take_peak(self.peaks, "evaluate")
         given = answers()
         take_peak(self.peaks, "answer")
-        return loss, given
-
-    def look_before(self, answers: Callable[[], list[str | None]], evaluates: bool) -> None:
-        """Look before anything is learned, unless an earlier attempt did."""
-        take_peak(self.peaks, "load")
-        if "answers" not in self.known:
-            self.known["loss"], self.known["answers"] = self.look(answers, evaluates)
+        return {"loss": loss, "answers": given}
 
     def answers(self, asked: list[Any], answer: Callable[[Any], str]) -> list[str | None]:
         """What `answer` makes of each; none where time or memory do not suffice, since no sample is worth a run."""
@@ -1645,7 +1621,6 @@ def check_labels(trainer: Any, tokenizer: Any, stop: int, masked_wanted: bool, r
 
 # ---- Push ------------------------------------------------------------------------------------------------------------
 # The push: known to be possible before the training, verified file by file, and kept with a command where it fails.
-
 
 Answer = TypeVar("Answer")
 # The model is kept anyway, and a GPU costs money while it waits: eight attempts last a few minutes.
@@ -1771,7 +1746,6 @@ def rescue(folder: Path, repo: str, files: Collection[str]) -> str:
 # ---- Markdown --------------------------------------------------------------------------------------------------------
 # What cards are made of: their head, code that asks a model, and what anybody named as Markdown that means no more.
 
-
 SNIPPET = """\
 # pip install transformers accelerate{packages}
 {imports}from transformers import {model_class}, {reader_class}, GenerationConfig
@@ -1846,7 +1820,6 @@ def code(text: object) -> str:
 
 # ---- Record ----------------------------------------------------------------------------------------------------------
 # The record: run.json and the script itself beside the model, all that it takes to run this again.
-
 
 # The card is written after the record, and made of it.
 RECORD, PLAN, CARD, PICTURE = "run.json", "plan.json", "README.md", "loss.png"
@@ -1934,7 +1907,6 @@ def commit_of(name: str, revision: str | None, kind: str) -> str | None:
 # ---- Saving ----------------------------------------------------------------------------------------------------------
 # The model on the disk: room for it is known before the training, and it is saved whole or not at all.
 
-
 # transformers knows no presence penalty.
 ONLY_OLLAMA = {"presence_penalty"}
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
@@ -2008,7 +1980,6 @@ def save(folder: Path, *parts: Any) -> list[str]:
 # ---- Card ------------------------------------------------------------------------------------------------------------
 # The model card: what was trained on what, how, how well, and how to use it, with a picture of the losses.
 
-
 # Matplotlib's import and, on a new machine, its list of fonts.
 PICTURE_S = 30
 
@@ -2041,8 +2012,8 @@ def make_card(folder: Path, args: Any, planned: dict[str, Any], result: dict[str
         library_name="peft", tags=["lora", "sft", "trl", "unsloth", "launch"],
     )]  # fmt: skip
     pieces += ["![The loss by step](loss.png)"] * (folder / PICTURE).is_file()
-    rows = (training_rows(args, result) | machine_rows(record, result)).items()
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows if value or value == 0)
+    rows = card_rows(args, record, result).items()
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows if value)
     pieces.append(f"## Training\n\n| | |\n| --- | --- |\n{table}")
     ask = "picture" if sees else "chat" if (folder / "chat_template.jinja").is_file() else "text"
     text = snippet(
@@ -2061,8 +2032,8 @@ def make_card(folder: Path, args: Any, planned: dict[str, Any], result: dict[str
     return "\n\n".join([*pieces, f"## To run it again\n\n{told} {script}"]) + "\n"
 
 
-def training_rows(args: Any, result: dict[str, Any]) -> dict[str, Any]:
-    """What was learned from, how, and how well."""
+def card_rows(args: Any, record: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """What was learned from, how and how well, and where; of time and cost what this attempt knows."""
     on_gpu, batch, accumulation = result["device"] != "cpu", result["batch_size"], result["gradient_accumulation"]
     rows, held_out, mean = result["rows"], result["eval_rows"], result["train_loss"]
     subset = ", ".join(code(name) for name in (args.dataset_config, args.dataset_split) if name)
@@ -2070,6 +2041,13 @@ def training_rows(args: Any, result: dict[str, Any]) -> dict[str, Any]:
     moments = {"eval_loss_before": "before training", "eval_loss": "after it"}
     seen = ", ".join(f"{result[name]:.4f} {when}" for name, when in moments.items() if result[name] is not None)
     of = f"rows of {code(args.eval_split)}" if args.eval_split else "rows held out"
+    in_job, flavor = bool(os.environ.get("JOB_ID")), record.get("flavor")
+    rate = (record.get("plan") or {}).get("cost", {}).get("usd_per_hour")
+    total_s, peak, predicted = time.monotonic() - STARTED, result["peak_gib"], result["predicted_peak_gib"]
+    total, training = (timedelta(seconds=round(seconds)) for seconds in (total_s, result["train_s"]))
+    again = f", in attempt {result['attempt']}" if result["attempt"] > 1 else ""
+    memory = f"{peak:.2f} GiB at most" if peak is not None else ""
+    memory += f", {predicted:.2f} GiB predicted" if memory and predicted is not None else ""
     return {
         "Data": subset + (f", {rows:,} rows" if rows else ", streamed" if args.streaming else ""),
         "Tokens": f"{result['tokens_seen']:,} seen, {result['tokens_trained']:,} of them learned from",
@@ -2080,19 +2058,6 @@ def training_rows(args: Any, result: dict[str, Any]) -> dict[str, Any]:
         "Frozen weights": args.load_in.replace("bit", " bits") if on_gpu else None,
         "Training loss": f"{mean:.4f}, mean of the last logged steps" if mean is not None else None,
         "Evaluation loss": seen and f"{seen}, on {f'{held_out:,} {of}' if held_out else of}",
-    }
-
-
-def machine_rows(record: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
-    """Where it was trained, how long that took and what it cost, as far as this attempt knows."""
-    in_job, flavor = bool(os.environ.get("JOB_ID")), record.get("flavor")
-    rate = (record.get("plan") or {}).get("cost", {}).get("usd_per_hour")
-    total_s, peak, predicted = time.monotonic() - STARTED, result["peak_gib"], result["predicted_peak_gib"]
-    total, training = (timedelta(seconds=round(seconds)) for seconds in (total_s, result["train_s"]))
-    again = f", in attempt {result['attempt']}" if result["attempt"] > 1 else ""
-    memory = f"{peak:.2f} GiB at most" if peak is not None else ""
-    memory += f", {predicted:.2f} GiB predicted" if memory and predicted is not None else ""
-    return {
         "Hardware": code(result["device"]) + (f", flavor {code(flavor)}" if in_job and flavor else ""),
         "Time": f"{total}{again}; {training} of training",
         "Speed": f"{result['tokens_per_second']:,.0f} tokens a second",
@@ -2123,7 +2088,6 @@ def draw_losses(path: Path, result: dict[str, Any], history: list[dict[str, Any]
 
 # ---- Second ----------------------------------------------------------------------------------------------------------
 # Copies of the model (merged, GGUF) are made by export.py, which lies beside this script, in a process of its own.
-
 
 EXPORTER = "export.py"
 # Options that both scripts have.
@@ -2204,7 +2168,6 @@ def run_exporter(args: Any, output_repo: str | None, *words: str) -> tuple[list[
 # ---- Run -------------------------------------------------------------------------------------------------------------
 # A run from its first second to its last words: what it goes on from, where it saves, and what its RESULT says.
 
-
 DECIDES_MEMORY = ("model", "load_in", "max_length", "batch_size", "lora_r", "optim", "image_size")
 # What an earlier attempt left, where this one came to nothing.
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json", "tokenizer*", "README.md", RECORD)
@@ -2264,32 +2227,35 @@ class Run:
 
         `asked` are the chats that were answered, `rows` those that were trained on.
         """
+        import torch
+
         self.guard, args, trainer, steps = guard, self.args, guard.trainer, guard.trainer.state.global_step
         chosen = type(args)()
         as_planned = all(getattr(args, name, None) == getattr(chosen, name, None) for name in DECIDES_MEMORY)
         first_step_s, own_steps = guard.first_step_s or guard.trained_s, steps - guard.start
         logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-10:]
-        train_s, tokens = guard.before_s + guard.trained_s, int(guard.counts["tokens_seen"])
+        train_s, tokens = guard.earlier_s + guard.trained_s, int(guard.counts["tokens_seen"])
         # A stream has no length; another attempt may have been asked for fewer answers.
         count, eval_count = (len(data) if hasattr(data, "__len__") else None for data in (rows, eval_rows))
-        before = [*guard.known["answers"], *(None for _ in asked)]
+        before = [*guard.before["answers"], *(None for _ in asked)]
         samples = [
             {"prompt": words(prompt)[:SHOWN], "expected": words(expected)[:SHOWN], "before": first, "after": last}
-            for (*_, prompt, expected), first, last in zip(asked, before, guard.answers_after, strict=False)
+            for (*_, prompt, expected), first, last in zip(asked, before, guard.after["answers"], strict=False)
         ]
         self.result = self.known(guard.stopped if steps < trainer.state.max_steps or not steps else None) | {
             "steps": steps, "rows": count, "eval_rows": eval_count,
             "batch_size": args.batch_size, "gradient_accumulation": args.gradient_accumulation,
             "tokens_seen": tokens, "tokens_trained": int(guard.counts["tokens_trained"]),
             "train_loss": sum(logged) / len(logged) if logged else None,
-            "eval_loss_before": guard.known.get("loss"), "eval_loss": guard.loss_after, "samples": samples,
+            "eval_loss_before": guard.before["loss"], "eval_loss": guard.after["loss"], "samples": samples,
             "tokens_per_second": tokens / max(train_s, 1e-3), "train_s": train_s, "startup_s": guard.startup_s,
             "first_step_s": first_step_s,
             "step_s": (guard.trained_s - first_step_s) / (own_steps - 1) if own_steps > 1 else None,
             "largest_batch_tokens": guard.counts["largest_batch"],
             "peak_gib": max(guard.peaks.values(), default=None), "peaks_gib": guard.peaks,
             "predicted_peak_gib": self.planned["peak_gib"] if as_planned else None,
-            "device": device_name(), "versions": {name: version(name) for name in PACKAGES},
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "versions": {name: version(name) for name in PACKAGES},
         }  # fmt: skip
         if steps:
             write_record(self.output_dir, args, self.result, trainer.model, self.saved)
@@ -2326,7 +2292,9 @@ class Run:
         with CLOCK.or_else(self.cut_off):
             free()
             if self.args.merge or self.args.gguf:
-                why = self.no_copies()
+                stopped = CLOCK.signalled or (self.guard and self.guard.stopped)
+                why = "its push failed" if self.push_error else "" if self.result["steps"] else "nothing was trained"
+                why = why or ("asked to stop" if CLOCK.signalled else "no time is left" if stopped else "")
                 self.result["exports"] = not_made(self.args, f"left out: {why or 'the time was up'}")
                 if not why:
                     self.result["exports"], self.copies_error = make_copies(
@@ -2336,14 +2304,6 @@ class Run:
         if error:
             # Not done, and not lost: the last line is the command that goes on.
             raise error
-
-    def no_copies(self) -> str | None:
-        """Why no copies are made, of a model that was not trained and pushed."""
-        if self.push_error:
-            return "its push failed"
-        if CLOCK.signalled or (self.guard and self.guard.stopped):
-            return "asked to stop" if CLOCK.signalled else "no time is left"
-        return None if self.result["steps"] else "nothing was trained"
 
     def tell(self) -> UserError | None:
         """Print the RESULT line; the error of a run that did not do all that it was asked to, or none."""

@@ -48,8 +48,8 @@ def make_card(folder: Path, args: Any, planned: dict[str, Any], result: dict[str
         library_name="peft", tags=["lora", "sft", "trl", "unsloth", "launch"],
     )]  # fmt: skip
     pieces += ["![The loss by step](loss.png)"] * (folder / PICTURE).is_file()
-    rows = (training_rows(args, result) | machine_rows(record, result)).items()
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows if value or value == 0)
+    rows = card_rows(args, record, result).items()
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows if value)
     pieces.append(f"## Training\n\n| | |\n| --- | --- |\n{table}")
     ask = "picture" if sees else "chat" if (folder / "chat_template.jinja").is_file() else "text"
     text = snippet(
@@ -68,8 +68,8 @@ def make_card(folder: Path, args: Any, planned: dict[str, Any], result: dict[str
     return "\n\n".join([*pieces, f"## To run it again\n\n{told} {script}"]) + "\n"
 
 
-def training_rows(args: Any, result: dict[str, Any]) -> dict[str, Any]:
-    """What was learned from, how, and how well."""
+def card_rows(args: Any, record: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """What was learned from, how and how well, and where; of time and cost what this attempt knows."""
     on_gpu, batch, accumulation = result["device"] != "cpu", result["batch_size"], result["gradient_accumulation"]
     rows, held_out, mean = result["rows"], result["eval_rows"], result["train_loss"]
     subset = ", ".join(code(name) for name in (args.dataset_config, args.dataset_split) if name)
@@ -77,6 +77,13 @@ def training_rows(args: Any, result: dict[str, Any]) -> dict[str, Any]:
     moments = {"eval_loss_before": "before training", "eval_loss": "after it"}
     seen = ", ".join(f"{result[name]:.4f} {when}" for name, when in moments.items() if result[name] is not None)
     of = f"rows of {code(args.eval_split)}" if args.eval_split else "rows held out"
+    in_job, flavor = bool(os.environ.get("JOB_ID")), record.get("flavor")
+    rate = (record.get("plan") or {}).get("cost", {}).get("usd_per_hour")
+    total_s, peak, predicted = time.monotonic() - STARTED, result["peak_gib"], result["predicted_peak_gib"]
+    total, training = (timedelta(seconds=round(seconds)) for seconds in (total_s, result["train_s"]))
+    again = f", in attempt {result['attempt']}" if result["attempt"] > 1 else ""
+    memory = f"{peak:.2f} GiB at most" if peak is not None else ""
+    memory += f", {predicted:.2f} GiB predicted" if memory and predicted is not None else ""
     return {
         "Data": subset + (f", {rows:,} rows" if rows else ", streamed" if args.streaming else ""),
         "Tokens": f"{result['tokens_seen']:,} seen, {result['tokens_trained']:,} of them learned from",
@@ -87,19 +94,6 @@ def training_rows(args: Any, result: dict[str, Any]) -> dict[str, Any]:
         "Frozen weights": args.load_in.replace("bit", " bits") if on_gpu else None,
         "Training loss": f"{mean:.4f}, mean of the last logged steps" if mean is not None else None,
         "Evaluation loss": seen and f"{seen}, on {f'{held_out:,} {of}' if held_out else of}",
-    }
-
-
-def machine_rows(record: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
-    """Where it was trained, how long that took and what it cost, as far as this attempt knows."""
-    in_job, flavor = bool(os.environ.get("JOB_ID")), record.get("flavor")
-    rate = (record.get("plan") or {}).get("cost", {}).get("usd_per_hour")
-    total_s, peak, predicted = time.monotonic() - STARTED, result["peak_gib"], result["predicted_peak_gib"]
-    total, training = (timedelta(seconds=round(seconds)) for seconds in (total_s, result["train_s"]))
-    again = f", in attempt {result['attempt']}" if result["attempt"] > 1 else ""
-    memory = f"{peak:.2f} GiB at most" if peak is not None else ""
-    memory += f", {predicted:.2f} GiB predicted" if memory and predicted is not None else ""
-    return {
         "Hardware": code(result["device"]) + (f", flavor {code(flavor)}" if in_job and flavor else ""),
         "Time": f"{total}{again}; {training} of training",
         "Speed": f"{result['tokens_per_second']:,.0f} tokens a second",

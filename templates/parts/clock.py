@@ -153,11 +153,8 @@ def errors_told() -> Iterator[None]:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         yield
-    except UserError as problem:
+    except (UserError, KeyboardInterrupt) as end:
         CLOCK.last_words = None
+        problem = end if isinstance(end, UserError) else UserError("interrupted.", status=130)
         problem.tell()
         sys.exit(problem.status)
-    except KeyboardInterrupt:
-        CLOCK.last_words = None
-        tell("error: interrupted.", sys.stderr)
-        sys.exit(130)

@@ -73,15 +73,15 @@ class Guard:
     startup_s: float | None = None
     first_step_s: float | None = None
     diverged: int | None = None
-    loss_after: float | None = None
 
     def __init__(self, run: Any, trainer: Any) -> None:
         self.run, self.asked, self.planned, self.trainer = run, run.args, run.planned, trainer
         self.checkpoints: Checkpoints = run.checkpoints
         found = self.checkpoints.found
-        # Of before the training: the loss, answers.
-        self.known: dict[str, Any] = dict(found.get("known", {}))
-        self.before_s, self.start = found.get("train_s", 0.0), found.get("step", 0)
+        # What it looked like before the training and after it: the loss, answers.
+        self.before: dict[str, Any] = found.get("known", {})
+        self.after: dict[str, Any] = {}
+        self.earlier_s, self.start = found.get("train_s", 0.0), found.get("step", 0)
         # Of the steps that are done: one that is left is made anew.
         self.counts: dict[str, Any] = {name: found.get(name, 0) for name in COUNTS}
         vars(trainer).update(self.counts)
@@ -92,22 +92,19 @@ class Guard:
         self.began = self.saved_at = self.step_began = time.monotonic()
         self.mark = (self.start, 0, self.began)
         self.steps_s: list[float] = []
-        self.answers_after: list[str | None] = []
         self.peaks: dict[str, float] = {}
 
     # ---- Time ----
 
-    def reserve_s(self) -> float:
-        """Seconds that are needed after the step that is being made: a checkpoint, the model's saving and its push."""
+    def must_stop(self) -> bool:
+        """Whether a signal came, or no time is left but for a step, a checkpoint, the model's saving and its push."""
         # Python takes seconds to end.
         floor = min(60, max(self.asked.timeout_s / 10, LAST_S))
-        return float(1.5 * (2 * self.checkpoint_s + self.push_s) + floor + self.longest_step_s)
-
-    def must_stop(self) -> bool:
+        reserve_s = 1.5 * (2 * self.checkpoint_s + self.push_s) + floor + self.longest_step_s
         if not self.stopped and CLOCK.signalled:
             self.stopped = "signal"
             note("asked to stop: saving")
-        elif not self.stopped and CLOCK.left_s() < self.reserve_s():
+        elif not self.stopped and CLOCK.left_s() < reserve_s:
             self.stopped = "deadline"
             tell(f"deadline in {CLOCK.left_s():.0f}s: stopping")
         return bool(self.stopped)
@@ -195,7 +192,7 @@ class Guard:
         known = {name: int(value) for name, value in self.counts.items()} | {
             "step": step, "steps": state.max_steps, "batch_size": args.batch_size,
             "gradient_accumulation": args.gradient_accumulation, "settings": self.checkpoints.settings,
-            "train_s": self.before_s + began - self.began, "known": self.known,
+            "train_s": self.earlier_s + began - self.began, "known": self.before,
         }  # fmt: skip
         try:
             shutil.rmtree(place, ignore_errors=True)
@@ -255,22 +252,18 @@ class Guard:
 
     # ---- Before and after ----
 
-    def look(self, answers: Callable[[], list[str | None]], evaluates: bool) -> tuple[float | None, list[str | None]]:
+    def look(self, answers: Callable[[], list[str | None]], evaluates: bool) -> dict[str, Any]:
         """The loss on what is evaluated on, and the answers to the samples, as far as time and memory suffice."""
         loss = None
+        if not self.peaks:
+            take_peak(self.peaks, "load")
         if evaluates and not self.stopped:
             phase("evaluate")
             loss = self.trainer.evaluate().get("eval_loss")
             take_peak(self.peaks, "evaluate")
         given = answers()
         take_peak(self.peaks, "answer")
-        return loss, given
-
-    def look_before(self, answers: Callable[[], list[str | None]], evaluates: bool) -> None:
-        """Look before anything is learned, unless an earlier attempt did."""
-        take_peak(self.peaks, "load")
-        if "answers" not in self.known:
-            self.known["loss"], self.known["answers"] = self.look(answers, evaluates)
+        return {"loss": loss, "answers": given}
 
     def answers(self, asked: list[Any], answer: Callable[[Any], str]) -> list[str | None]:
         """What `answer` makes of each; none where time or memory do not suffice, since no sample is worth a run."""

@@ -16,7 +16,7 @@ from parts.card import write_card
 from parts.checkpoints import DONE, Checkpoints, open_checkpoints, result_before
 from parts.clock import CLOCK, LAST_S, deadline
 from parts.guard import Guard
-from parts.models import device_name, free, set_environment
+from parts.models import free, set_environment
 from parts.places import claim, output_folder
 from parts.push import push, rescue
 from parts.record import CARD, PICTURE, RECORD, write_record
@@ -82,32 +82,35 @@ class Run:
 
         `asked` are the chats that were answered, `rows` those that were trained on.
         """
+        import torch
+
         self.guard, args, trainer, steps = guard, self.args, guard.trainer, guard.trainer.state.global_step
         chosen = type(args)()
         as_planned = all(getattr(args, name, None) == getattr(chosen, name, None) for name in DECIDES_MEMORY)
         first_step_s, own_steps = guard.first_step_s or guard.trained_s, steps - guard.start
         logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-10:]
-        train_s, tokens = guard.before_s + guard.trained_s, int(guard.counts["tokens_seen"])
+        train_s, tokens = guard.earlier_s + guard.trained_s, int(guard.counts["tokens_seen"])
         # A stream has no length; another attempt may have been asked for fewer answers.
         count, eval_count = (len(data) if hasattr(data, "__len__") else None for data in (rows, eval_rows))
-        before = [*guard.known["answers"], *(None for _ in asked)]
+        before = [*guard.before["answers"], *(None for _ in asked)]
         samples = [
             {"prompt": words(prompt)[:SHOWN], "expected": words(expected)[:SHOWN], "before": first, "after": last}
-            for (*_, prompt, expected), first, last in zip(asked, before, guard.answers_after, strict=False)
+            for (*_, prompt, expected), first, last in zip(asked, before, guard.after["answers"], strict=False)
         ]
         self.result = self.known(guard.stopped if steps < trainer.state.max_steps or not steps else None) | {
             "steps": steps, "rows": count, "eval_rows": eval_count,
             "batch_size": args.batch_size, "gradient_accumulation": args.gradient_accumulation,
             "tokens_seen": tokens, "tokens_trained": int(guard.counts["tokens_trained"]),
             "train_loss": sum(logged) / len(logged) if logged else None,
-            "eval_loss_before": guard.known.get("loss"), "eval_loss": guard.loss_after, "samples": samples,
+            "eval_loss_before": guard.before["loss"], "eval_loss": guard.after["loss"], "samples": samples,
             "tokens_per_second": tokens / max(train_s, 1e-3), "train_s": train_s, "startup_s": guard.startup_s,
             "first_step_s": first_step_s,
             "step_s": (guard.trained_s - first_step_s) / (own_steps - 1) if own_steps > 1 else None,
             "largest_batch_tokens": guard.counts["largest_batch"],
             "peak_gib": max(guard.peaks.values(), default=None), "peaks_gib": guard.peaks,
             "predicted_peak_gib": self.planned["peak_gib"] if as_planned else None,
-            "device": device_name(), "versions": {name: version(name) for name in PACKAGES},
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "versions": {name: version(name) for name in PACKAGES},
         }  # fmt: skip
         if steps:
             write_record(self.output_dir, args, self.result, trainer.model, self.saved)
@@ -144,7 +147,9 @@ class Run:
         with CLOCK.or_else(self.cut_off):
             free()
             if self.args.merge or self.args.gguf:
-                why = self.no_copies()
+                stopped = CLOCK.signalled or (self.guard and self.guard.stopped)
+                why = "its push failed" if self.push_error else "" if self.result["steps"] else "nothing was trained"
+                why = why or ("asked to stop" if CLOCK.signalled else "no time is left" if stopped else "")
                 self.result["exports"] = not_made(self.args, f"left out: {why or 'the time was up'}")
                 if not why:
                     self.result["exports"], self.copies_error = make_copies(
@@ -154,14 +159,6 @@ class Run:
         if error:
             # Not done, and not lost: the last line is the command that goes on.
             raise error
-
-    def no_copies(self) -> str | None:
-        """Why no copies are made, of a model that was not trained and pushed."""
-        if self.push_error:
-            return "its push failed"
-        if CLOCK.signalled or (self.guard and self.guard.stopped):
-            return "asked to stop" if CLOCK.signalled else "no time is left"
-        return None if self.result["steps"] else "nothing was trained"
 
     def tell(self) -> UserError | None:
         """Print the RESULT line; the error of a run that did not do all that it was asked to, or none."""
