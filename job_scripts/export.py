@@ -37,6 +37,7 @@ printed is `RESULT {json}`.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import fcntl
 import hashlib
 import itertools
@@ -61,7 +62,6 @@ import urllib.request
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
-from email.utils import parsedate_to_datetime
 from functools import partial
 from itertools import takewhile
 from multiprocessing.connection import Connection
@@ -100,11 +100,9 @@ class Options:
 PLANNED: dict[str, Any] = {
     "peak_gib": 7.77,
     "compile_s": 15,
-    "generation": {"temperature": 0.7, "top_p": 0.8, "top_k": 20.0, "min_p": 0.0},
+    "generation": {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.0},
     "generation_source": "https://huggingface.co/Qwen/Qwen3-8B#best-practices",
-    "licence": "apache-2.0",
-    "licence_name": None,
-    "licence_link": None,
+    "licence": {"license": "apache-2.0"},
 }
 # fmt: on
 # Bytes a second that a disk and an upload may well take. The adapter is safe: what comes to nothing costs only its time.
@@ -400,7 +398,6 @@ def settle(options: Options) -> Options:
 # ---- Say -------------------------------------------------------------------------------------------------------------
 # Lines for whoever follows the run, and errors that say what to do next.
 
-
 # Given by whoever started this, and known to no row: a line that ends with it is the script's own.
 MARK = f" #{os.environ['LAUNCH_MARK']}" if os.environ.get("LAUNCH_MARK") else ""
 
@@ -444,14 +441,8 @@ def reason(error: BaseException) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The same value with null for every number that JSON does not know."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    return value
+    """The value as JSON has it, with null for what is no number there."""
+    return json.loads(json.dumps(value), parse_constant=lambda _: None, parse_float=lambda text: round(float(text), 6))
 
 
 # ---- Models ----------------------------------------------------------------------------------------------------------
@@ -481,56 +472,43 @@ def find_gpu(args: Any) -> bool:
     import torch
 
     found = args.device == "auto" and torch.cuda.is_available()
-    if not found and hasattr(args, "image_size"):
-        hint = "Use a machine with one; a text model can also be trained with --device cpu."
-        raise UserError("no usable CUDA GPU was found, and Unsloth trains vision models on a GPU only.", hint, status=3)
-    if not found and args.device == "auto":
-        raise UserError("no usable CUDA GPU was found here.", "Use a machine with one, or add --device cpu.", status=3)
+    if not found and (args.device == "auto" or hasattr(args, "image_size")):
+        hint = "Use a machine with one, or train a text model with --device cpu: vision models need a GPU."
+        raise UserError("no usable CUDA GPU was found here.", hint, status=3)
     return bool(found)
 
 
 def check_model(model: str, revision: str | None, trusted: bool = False) -> dict[str, Any]:
     """The model's config.json; `UserError` of status 3 where there is none to be read, or it names foreign code."""
-    path = Path(model, "config.json")
-    if not Path(model).is_dir():
-        path = fetch_config(model, revision)
-        if trusted:
-            check_code(model, revision)
-    elif not path.is_file():
-        raise UserError(f"{model} is no model: it has no config.json.", "Name a model's folder, or a repo.", status=3)
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    from huggingface_hub import errors, hf_hub_download, list_repo_files
 
+    is_here = Path(model).is_dir()
 
-def fetch_config(model: str, revision: str | None) -> Path:
-    """Ask for the smallest file of a Hub model, whose absence has a short explanation."""
-    from huggingface_hub import errors, hf_hub_download
+    def read(name: str) -> dict[str, Any]:
+        path = Path(model, name) if is_here else hf_hub_download(model, name, revision=revision)
+        found: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        return found
 
     try:
-        return Path(hf_hub_download(model, "config.json", revision=revision))
+        config = read("config.json")
+        files = list_repo_files(model, revision=revision) if trusted and not is_here else []
+        configs = {name: read(name) for name in files if "/" not in name and name.endswith("config.json")}
     except errors.GatedRepoError as error:
         hint = f"Accept its terms at https://huggingface.co/{model} with the account of your HF_TOKEN."
         raise UserError(f"{model} is gated and this account has no access.", hint, status=3) from error
     except Exception as error:
         hint = "Check the name, the revision, the token and the network."
         raise UserError(f"the model {model} can't be read ({reason(error)}).", hint, status=3) from error
-
-
-def check_code(model: str, revision: str | None) -> None:
-    """Refuse code of another repo: the revision pins the model's own, and of the other one the newest would be run."""
-    from huggingface_hub import hf_hub_download, list_repo_files
-
-    for name in list_repo_files(model, revision=revision):
-        if "/" not in name and name.endswith("config.json"):
-            content = json.loads(Path(hf_hub_download(model, name, revision=revision)).read_text(encoding="utf-8"))
-            if "--" in json.dumps(content.get("auto_map")):
-                hint = "Copy the code into a repo of your own, beside the model."
-                raise UserError(f"{name} of {model} names code of another repo, which nothing pins.", hint, status=3)
+    # The revision pins the model's own code, and of another repo the newest would be run.
+    for name, content in configs.items():
+        if "--" in json.dumps(content.get("auto_map")):
+            hint = "Copy the code into a repo of your own, beside the model."
+            raise UserError(f"{name} of {model} names code of another repo, which nothing pins.", hint, status=3)
+    return config
 
 
 # ---- Clock -----------------------------------------------------------------------------------------------------------
 # The time that a run has: until its deadline, and after a signal until it is killed.
-
 
 # Kept where the process begins again (`os.execv`).
 STARTED = float(os.environ.get("LAUNCH_STARTED") or time.monotonic())
@@ -575,11 +553,13 @@ class Clock:
     """Says how much time is left, and ends the process where a library does not come back in time.
 
     Inside `or_else` a library may wait for as long as it likes, and need not return to Python: when the time is up, a
-    thread of this clock says the last words and ends the process.
+    thread of this clock says the last words and ends the process. It also ends one that has not been `heard` of for
+    longer than its `patience_s`.
     """
 
     def __init__(self) -> None:
         self.deadline, self.signalled = math.inf, 0.0
+        self.heard, self.patience_s = 0.0, math.inf
         self.last_words: Callable[[], int] | None = None
         self.at_once, self.last_s, self.lock = False, LAST_S, threading.RLock()
 
@@ -634,6 +614,16 @@ class Clock:
                 with self.lock:
                     if self.last_words:
                         self.end(self.last_words)
+            if time.monotonic() - self.heard > self.patience_s:
+                self.end(self.stalled)
+
+    def stalled(self) -> int:
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        told = (
+            f"error: stalled: no step has ended for {time.monotonic() - self.heard:.0f} s. The stacks above show where"
+        )
+        tell(f"{told} it hangs; run this again: it goes on from the last checkpoint.", sys.stderr)
+        return 1
 
     def end(self, last_words: Callable[[], int]) -> None:
         status = 1
@@ -655,19 +645,15 @@ def errors_told() -> Iterator[None]:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         yield
-    except UserError as problem:
+    except (UserError, KeyboardInterrupt) as end:
         CLOCK.last_words = None
+        problem = end if isinstance(end, UserError) else UserError("interrupted.", status=130)
         problem.tell()
         sys.exit(problem.status)
-    except KeyboardInterrupt:
-        CLOCK.last_words = None
-        tell("error: interrupted.", sys.stderr)
-        sys.exit(130)
 
 
 # ---- Push ------------------------------------------------------------------------------------------------------------
 # The push: known to be possible before the training, verified file by file, and kept with a command where it fails.
-
 
 Answer = TypeVar("Answer")
 # The model is kept anyway, and a GPU costs money while it waits: eight attempts last a few minutes.
@@ -679,32 +665,33 @@ def open_repo(name: str, private: bool, create: bool = True) -> str:
 
     Raises `UserError` of status 3 where it can't be written to, or is public although it should be private.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import RepositoryNotFoundError
 
+    if not get_token():
+        raise UserError(
+            f"{name} can't be written to without a token.", "Run `hf auth login` or set HF_TOKEN.", status=2
+        )
     api = HfApi()
     try:
-        me = persist("asking who this token belongs to", api.whoami)
-        name = name if "/" in name else f"{me['name']}/{name}"
+        if "/" not in name:
+            name = f"{persist('asking who this token belongs to', api.whoami)['name']}/{name}"
         try:
             found = persist(f"looking up {name}", lambda: api.model_info(name))
         except RepositoryNotFoundError:
             if create:
                 persist(f"creating {name}", lambda: api.create_repo(name, private=private, exist_ok=True))
-        else:
-            if found.id != name:
-                note(f"{name} is now called {found.id}")
-            name = found.id
-            if private and not found.private:
-                hint = "Make it private on its page, or choose another --output-repo."
-                raise UserError(f"--private: {name} is there already, and public.", hint, status=3)
-            persist(f"asking for {name}", lambda: api.auth_check(name, write=True))
-    except UserError:
-        raise
+            return name
+        if found.id != name:
+            note(f"{name} is now called {found.id}")
+        persist(f"asking for {name}", lambda: api.auth_check(found.id, write=True))
     except Exception as error:
         hint = "Check the name, the token and the network, or leave --output-repo away."
         raise UserError(f"{name} can't be written to ({reason(error)}).", hint, status=3) from error
-    return name
+    if private and not found.private:
+        hint = "Make it private on its page, or choose another --output-repo."
+        raise UserError(f"--private: {found.id} is there already, and public.", hint, status=3)
+    return str(found.id)
 
 
 def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str] = ()) -> str:
@@ -721,8 +708,8 @@ def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str]
         # What the Hub holds already is left out of the commit, so that a lost answer makes no second one, which
         # `upload_folder` does. The Hub refuses to delete what is gone, as after a lost answer.
         gone = sorted({*stale}.intersection(api.list_repo_files(repo)).difference(files)) if stale else []
-        added = [CommitOperationAdd(path, folder / path) for path in files]
-        changes: list[Any] = [*added, *(CommitOperationDelete(path) for path in gone)]
+        changes: list[Any] = [CommitOperationAdd(path, folder / path) for path in files]
+        changes += [CommitOperationDelete(path) for path in gone]
         api.create_commit(repo, changes, commit_message="Trained with launch")
         found = api.verify_repo_checksums(repo, local_dir=folder)
         wrong = {*found.extra_paths, *(mismatch["path"] for mismatch in found.mismatches)}.intersection(files)
@@ -739,6 +726,8 @@ def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str]
 
 def persist(what: str, act: Callable[[], Answer]) -> Answer:
     """What `act` returns, tried again after failures of the service or the network, never after a refusal (4xx)."""
+    from huggingface_hub import is_offline_mode
+
     attempt, waited = 0, 0.0
     while True:
         attempt += 1
@@ -748,8 +737,7 @@ def persist(what: str, act: Callable[[], Answer]) -> Answer:
             # The client wraps some refusals. An error of the network has no response; nor has one of the content store.
             response = getattr(error, "response", getattr(error.__cause__, "response", None))
             status = getattr(response, "status_code", 500)
-            offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
-            if attempt == ATTEMPTS or offline or (status < 500 and status not in (408, 429)):
+            if attempt == ATTEMPTS or is_offline_mode() or (status < 500 and status not in (408, 429)):
                 raise
             wait = pause(getattr(response, "headers", {}), attempt)
             waited += wait
@@ -761,35 +749,28 @@ def persist(what: str, act: Callable[[], Answer]) -> Answer:
 
 def pause(headers: Any, attempt: int) -> float:
     """Seconds to wait after that attempt: what the service asks for, else twice as long every time, and uneven."""
-    said = headers.get("retry-after", "")
-    asked = re.match(r"\d+", said) or re.search(r"(?<=\bt=)\d+", headers.get("ratelimit", ""))
+    asked = re.match(r"\d+", headers.get("retry-after", "")) or re.search(r"(?<=\bt=)\d+", headers.get("ratelimit", ""))
     # Not from the seeded generator, on which the order of the rows depends.
     share = random.SystemRandom().uniform(0.5, 1)
-    if asked:
-        return int(asked[0]) + share
-    try:
-        return max(parsedate_to_datetime(said).timestamp() - time.time(), 0) + share
-    except ValueError:
-        return min(2.0**attempt, LONGEST_WAIT_S) * share
+    return int(asked[0]) + share if asked else min(2.0**attempt, LONGEST_WAIT_S) * share
 
 
 def rescue(folder: Path, repo: str, files: Collection[str]) -> str:
     """What to do where these files could not be pushed: one command for another machine, or for this one."""
-    data = Path(os.environ.get("LAUNCH_DATA_DIR", "/data")).resolve()
-    place, name = folder.resolve(), repo.split("/")[-1]
+    job, data = os.environ.get("JOB_ID"), Path(os.environ.get("LAUNCH_DATA_DIR", "/data")).resolve()
+    place, name, bucket = folder.resolve(), repo.split("/")[-1], os.environ.get("LAUNCH_ARTIFACTS")
     # Nothing that lies beside them.
     upload = f"hf upload --private {' '.join(f'--include {shlex.quote(name)}' for name in sorted(files))} {repo}"
-    if "JOB_ID" in os.environ and data.is_dir() and not place.is_relative_to(data):
+    if job and data.is_dir() and not place.is_relative_to(data):
         # Elsewhere it would go with the container.
         for file in files:
             (data / "output" / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(place / file, data / "output" / file)
         place = data / "output"
-    if "JOB_ID" not in os.environ or not place.is_relative_to(data):
+    if not job or not place.is_relative_to(data):
         return f"The model is kept; this pushes it: {upload} {shlex.quote(str(place))} ."
-    inside, bucket = place.relative_to(data).as_posix(), os.environ.get("LAUNCH_ARTIFACTS")
+    inside = place.relative_to(data).as_posix()
     if not bucket:
-        job = os.environ["JOB_ID"]
         return f"The model is kept in {inside}/ of the Job's bucket; this names it: hf jobs inspect {job}"
     fetch = f"hf buckets sync {shlex.quote(f'{bucket}/{inside}')} {name}"
     return f"The model is kept in the Job's bucket; this fetches and pushes it: {fetch} && {upload} {name} ."
@@ -797,7 +778,6 @@ def rescue(folder: Path, repo: str, files: Collection[str]) -> str:
 
 # ---- Adapter ---------------------------------------------------------------------------------------------------------
 # The adapter and the model that it is for: found, read, and refused where they can't be what is asked for.
-
 
 # What the files of an adapter are called, its weights first.
 ADAPTER_FILES = ["adapter_model*", "*.json", "*.jinja", "*.model", "*.txt", "README.md"]
@@ -919,12 +899,11 @@ def fetch_model(name: str, revision: str | None) -> Path:
 # ---- Places ----------------------------------------------------------------------------------------------------------
 # Where things lie: the Job's volume, the output, the disk, and what is a repo on the Hub.
 
-
 # In a folder that is a run's own, and locked while one works in it.
 OWN = ".launch"
 # Seconds between two signs of life on a volume, where nothing can be locked.
 ALIVE_S = 50.0
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
 
 def volume() -> Path | None:
@@ -1047,7 +1026,6 @@ def sha256(path: Path, *, sync: bool = False) -> str:
 
 # ---- Llama cpp -------------------------------------------------------------------------------------------------------
 # llama.cpp: found here, or fetched and built before anything else is done; what it converts, and its programs.
-
 
 # What is fetched where there is no llama.cpp: the source distribution of llama-cpp-python 0.3.36 holds one whole, with
 # its converter. PyPI's address is made of the content's own hash, and the content is checked besides.
@@ -1241,7 +1219,6 @@ def last_line(text: str) -> str:
 # ---- Chat ------------------------------------------------------------------------------------------------------------
 # Chats: the shapes that rows may have, and what the chat template makes of them.
 
-
 Message = dict[str, Any]
 
 
@@ -1280,7 +1257,6 @@ def end_of_turn(processor: Any, tokenizer: Any, said: Callable[[str], Any]) -> i
 
 # ---- Ollama ----------------------------------------------------------------------------------------------------------
 # What Ollama needs beside a GGUF file: how it is sampled, where an answer ends, and the chat template in Go.
-
 
 # Ollama's names of settings, where they differ from transformers'.
 OLLAMA_NAMES = {"repetition_penalty": "repeat_penalty"}
@@ -1399,7 +1375,6 @@ def prompt_of(reader: Any, sees: bool, system: str | None, *texts: str) -> str:
 
 # ---- Compare ---------------------------------------------------------------------------------------------------------
 # A copy is loaded again and compared with the adapter on its model, by what each makes of one prompt.
-
 
 QUESTION, BEGINNING = "What is the capital of France?", "The capital of France is"
 QUESTION_OF_PICTURE = "What is shown here?"
@@ -1613,7 +1588,6 @@ def complete(answerer: Path, path: Path, *asked: str) -> str:
 # ---- Apart -----------------------------------------------------------------------------------------------------------
 # A step in a process of its own: what a library patched, and every byte of memory, is gone with it.
 
-
 # Left for the RESULT line and the card when the time is up.
 CLOSING_S = 20
 
@@ -1693,7 +1667,6 @@ def answer(told: Connection, function: Callable[..., Any], words: tuple[Any, ...
 # ---- Options ---------------------------------------------------------------------------------------------------------
 # The options as flags: each field of the dataclass is one, and a value that can't work is refused at once.
 
-
 Chosen = TypeVar("Chosen")
 ADAPTER_THERE = (
     "the adapter is there, and transformers would add it to the merged weights once more; without it these go to "
@@ -1709,18 +1682,13 @@ AT_LEAST = {"eval_rows": 0, "weight_decay": 0, "seed": 0, "sample_rows": 0, "che
 BELOW_1 = ("warmup_ratio", "lora_dropout")
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}.", "--help lists every flag.", status=2)
-
-
 def read_options(kind: type[Chosen], argv: Sequence[str], description: str = "") -> Chosen:
     """What the command line chose, over the defaults of `kind`: `Annotated[TYPE, "help"] = VALUE` declares a flag.
 
     Flags may be spelled as in Python, --max_steps. Of two stop criteria the one that is given replaces the chosen one;
     only in a Job somebody ends the script after `timeout_s`.
     """
-    parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     hints = get_type_hints(kind, vars(sys.modules[kind.__module__]), include_extras=True)
     for option in fields(kind):  # type: ignore[arg-type]
         declared, told = get_args(hints[option.name])
@@ -1772,30 +1740,17 @@ def check_options(args: Any) -> None:
     if args.merge == "4bit" and (args.load_in != "4bit" or args.device == "cpu"):
         where = "there are none on a CPU" if args.device == "cpu" else "they come with --load-in 4bit"
         refuse(args, "merge", f"it is made of the 4-bit weights that are trained, and {where}")
-    check_repos(args)
-
-
-def check_repos(args: Any) -> None:
-    """Refuse names that are no repo's, a merged model in the adapter's repo, and a push without a token."""
     if args.merged_repo and not args.merge:
         refuse(args, "merged_repo", "it says where a merged model goes; add --merge 16bit")
     if args.merged_repo and args.merged_repo in (args.output_repo, getattr(args, "adapter", None)):
         refuse(args, "merged_repo", ADAPTER_THERE)
-    # What the Hub's client reads at its import is not settled yet.
-    home = os.environ.get("HF_HOME", Path.home() / ".cache/huggingface")
-    token_file = Path(os.environ.get("HF_TOKEN_PATH", Path(home) / "token"))
     for name in ("output_repo", "merged_repo"):
-        repo, flag = getattr(args, name), name.replace("_", "-")
-        if repo and not re.fullmatch(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", repo, re.ASCII):
+        if getattr(args, name) and not HUB_ID.fullmatch(getattr(args, name)):
             refuse(args, name, "should be NAME or NAMESPACE/NAME")
-        if repo and not os.environ.get("HF_TOKEN") and not token_file.is_file():
-            hint = f"Run `hf auth login` or set HF_TOKEN, or leave --{flag} away."
-            raise UserError(f"--{flag} needs a Hugging Face token, and there is none.", hint, status=2)
 
 
-# ---- Sampling --------------------------------------------------------------------------------------------------------
-# How the model is sampled: what its makers recommend, as transformers knows it, and the token that ends an answer.
-
+# ---- Saving ----------------------------------------------------------------------------------------------------------
+# The model on the disk: room for it is known before the training, and it is saved whole or not at all.
 
 # transformers knows no presence penalty.
 ONLY_OLLAMA = {"presence_penalty"}
@@ -1804,8 +1759,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 def recommended(args: Any, planned: dict[str, Any]) -> dict[str, float]:
     """How the makers of the model say that it is best sampled; empty for another model than the chosen one."""
-    found = planned["generation"] if args.model == type(args).model else {}
-    return {name: int(value) if name == "top_k" else value for name, value in found.items()}
+    return dict(planned["generation"]) if args.model == type(args).model else {}
 
 
 def generation_of(known: Any, settings: dict[str, float], stop: int) -> Any:
@@ -1813,9 +1767,9 @@ def generation_of(known: Any, settings: dict[str, float], stop: int) -> Any:
     from transformers import GenerationConfig
 
     found: dict[str, Any] = {name: value for name, value in settings.items() if name not in ONLY_OLLAMA}
-    # A temperature of 0 is how others say that nothing is drawn.
-    greedy = found.get("temperature") == 0
     if found:
+        # A temperature of 0 is how others say that nothing is drawn.
+        greedy = found.get("temperature") == 0
         found |= {"do_sample": not greedy} | (dict.fromkeys(SAMPLING) if greedy else {})
     known = known or GenerationConfig()
     ends = known.eos_token_id if isinstance(known.eos_token_id, list) else [known.eos_token_id]
@@ -1825,14 +1779,12 @@ def generation_of(known: Any, settings: dict[str, float], stop: int) -> Any:
         known.validate(strict=True)
     except ValueError:
         # What the model brought contradicts itself, and would not be saved.
-        kept = {name: getattr(known, name) for name in ("bos_token_id", "pad_token_id")}
-        known = GenerationConfig(**kept | found)
+        known = GenerationConfig(bos_token_id=known.bos_token_id, pad_token_id=known.pad_token_id, **found)
     return known
 
 
 # ---- Copies ----------------------------------------------------------------------------------------------------------
 # The copies of a model: what they take, how they are merged and converted, where they land, what they replace.
-
 
 MERGED, NOT_MADE = "merged", "not made"
 # The names that transformers gives to a model's weights.
@@ -2125,23 +2077,26 @@ def failed_copies(copies: Sequence[Copy], where: str, merged_repo: str | None) -
 # ---- Markdown --------------------------------------------------------------------------------------------------------
 # What cards are made of: their head, code that asks a model, and what anybody named as Markdown that means no more.
 
+SNIPPET = """\
+# pip install transformers accelerate{packages}
+{imports}from transformers import {model_class}, {reader_class}, GenerationConfig
 
-CHAT = """\
-messages = [{{"role": "user", "content": {content}}}]
-inputs = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-)
-"""
-PICTURE_CONTENT = '[{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]'
-ASK = {
-    "chat": CHAT.format(content='"What can you do?"'),
-    "picture": CHAT.format(content=PICTURE_CONTENT),
-    "text": 'inputs = tokenizer("Once upon a time", return_tensors="pt")\n',
-}
-ANSWER = """\
-settings = GenerationConfig.from_pretrained({place})
+place = {place}
+reader = {reader_class}.from_pretrained(place)
+model = {model_class}.from_pretrained({base}, dtype="auto", device_map="auto"{code})
+{adapt}{ask}
+settings = GenerationConfig.from_pretrained(place)
 output = model.generate(**inputs.to(model.device), generation_config=settings, max_new_tokens=200)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+print(reader.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+ASK_CHAT = """\
+messages = [{"role": "user", "content": CONTENT}]
+inputs = reader.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)"""
+CONTENTS = {
+    "chat": '"What can you do?"',
+    "picture": '[{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]',
+}
 
 
 def card_head(
@@ -2160,21 +2115,25 @@ def card_head(
     if licence:
         name = licence.get("license_name") if licence["license"] == "other" else licence["license"]
         about += f" The base model's licence holds for it too{f': {code(name)}' if name else ''}."
-    return f"---\n{data}\n---\n\n# {plain(title)}\n\n{about}"
+    return f"---\n{data}\n---\n\n# {title}\n\n{about}"
 
 
-def snippet(loads: str, ask: str, place: str, trusted: bool, **names: Any) -> str:
-    """Code that runs as it stands: loads the model as that template says, asks it as `ask` says, prints its answer."""
-    sees = ask == "picture"
-    loads = loads.format(
-        place=place,
-        code=", trust_remote_code=True" if trusted else "",
-        auto_model="AutoModelForImageTextToText" if sees else "AutoModelForCausalLM",
-        auto_tokenizer="AutoProcessor" if sees else "AutoTokenizer",
-        fast_model="FastVisionModel" if sees else "FastLanguageModel",
-        **names,
-    )
-    return loads + ASK[ask] + ANSWER.format(place=place)
+def snippet(place: str, ask: str, trusted: bool, **how: str) -> str:
+    """Code that runs as it stands: loads the model of that place, asks it as `ask` says, prints its answer.
+
+    `how` may say `packages`, `imports`, the `base` that is loaded, and how that is `adapt`ed.
+    """
+    content = CONTENTS.get(ask)
+    return SNIPPET.format_map(
+        {"packages": "", "imports": "", "base": "place", "adapt": ""} | how | {
+            "place": place,
+            "code": ", trust_remote_code=True" if trusted else "",
+            "model_class": "AutoModelForImageTextToText" if ask == "picture" else "AutoModelForCausalLM",
+            "reader_class": "AutoProcessor" if ask == "picture" else "AutoTokenizer",
+            "ask": ASK_CHAT.replace("CONTENT", content) if content
+                   else 'inputs = reader("Once upon a time", return_tensors="pt")',
+        }
+    )  # fmt: skip
 
 
 def linked(name: str, commit: str | None = None, kind: str = "") -> str:
@@ -2195,24 +2154,10 @@ def plain(text: object) -> str:
     return re.sub(r"([\\`*_~|<>\[\]#$])", r"\\\1", " ".join(str(text).split()))
 
 
-def literal(text: str) -> str:
-    """The text as Python writes it."""
-    return json.dumps(text) if text.isascii() else repr(text)
-
-
 # ---- Copy cards ------------------------------------------------------------------------------------------------------
 # The card beside the copies: the adapter's own tells of them too, a repo of copies alone gets one of theirs.
 
-
 LICENCE_FIELDS = ("license", "license_name", "license_link")
-MERGED_SNIPPET = """\
-# pip install transformers accelerate{quantizer}
-{fetch}from transformers import {auto_model}, {auto_tokenizer}, GenerationConfig
-
-place = {whole}
-tokenizer = {auto_tokenizer}.from_pretrained(place)
-model = {auto_model}.from_pretrained(place, dtype="auto", device_map="auto"{code})
-"""
 
 
 @dataclass(frozen=True)
@@ -2334,13 +2279,14 @@ def usage(origin: Origin, repo: str | None, made: Sequence[Copy]) -> list[tuple[
     shown, sees = [], origin.ask == "picture"
     for copy in made:
         if copy.kind == "merged":
-            whole, fetch = literal(copy.repo or copy.path or ""), ""
+            place, how = repr(copy.repo or copy.path), dict[str, str]()
             if copy.path and copy.repo and copy.repo == repo:
                 # A folder: with PEFT installed, transformers would take the adapter at the repo's root for the model.
-                whole = f'snapshot_download({whole}, allow_patterns="{copy.path}/*") + "/{copy.path}"'
-                fetch = "from huggingface_hub import snapshot_download\n"
-            names = {"whole": whole, "fetch": fetch, "quantizer": " bitsandbytes" if copy.name == "4bit" else ""}
-            text = snippet(MERGED_SNIPPET, origin.ask, "place", origin.trust_remote_code, **names)
+                place = f'snapshot_download({place}, allow_patterns="{copy.path}/*") + "/{copy.path}"'
+                how["imports"] = "from huggingface_hub import snapshot_download\n"
+            if copy.name == "4bit":
+                how["packages"] = " bitsandbytes"
+            text = snippet(place, origin.ask, origin.trust_remote_code, **how)
             shown.append((f"Merged, {copy.name}", "python", text))
     files = [copy for copy in made if copy.kind == "gguf"]
     if files:

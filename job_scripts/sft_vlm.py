@@ -42,10 +42,10 @@ import fcntl
 import gc
 import hashlib
 import io
-import itertools
 import json
 import math
 import os
+import platform
 import random
 import re
 import select
@@ -63,9 +63,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
-from email.utils import parsedate_to_datetime
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from itertools import chain, groupby, islice, pairwise
 from pathlib import Path
 from types import FrameType
@@ -131,11 +130,9 @@ class Options:
 PLANNED: dict[str, Any] = {
     "peak_gib": 8.33,
     "compile_s": 130,
-    "generation": {"temperature": 0.7, "top_p": 0.8, "top_k": 20.0, "repetition_penalty": 1.0, "presence_penalty": 1.5},
+    "generation": {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.0, "presence_penalty": 1.5},
     "generation_source": "https://huggingface.co/Qwen/Qwen3-VL-8B-Instruct#generation-hyperparameters",
-    "licence": "apache-2.0",
-    "licence_name": None,
-    "licence_link": None,
+    "licence": {"license": "apache-2.0"},
 }
 # fmt: on
 
@@ -151,7 +148,8 @@ def main(args: Options) -> Run | None:
     phase("load model")
     on_gpu = find_gpu(args)
     check_model(args.model, args.revision, args.trust_remote_code)
-    run.output_repo = open_repo(args.output_repo, args.private) if args.output_repo else None
+    if args.output_repo:
+        run.output_repo = open_repo(args.output_repo, args.private)
     check_copies(args, run.output_repo)
     # Unsloth goes first: it patches the libraries that are imported after it.
     from unsloth import FastVisionModel
@@ -240,7 +238,8 @@ def main(args: Options) -> Run | None:
     open_tracker(run)
     trainer.add_callback(guard)
     run.ready()
-    guard.look_before(answers, evaluates=eval_data is not None)
+    # Unless an earlier attempt did.
+    guard.before = guard.before or guard.look(answers, evaluates=eval_data is not None)
     phase("train")
     # A step that never comes back is not waited for.
     with CLOCK.or_else(lambda: run.leave("in a step that did not end"), last_s=1.5):
@@ -257,10 +256,8 @@ def main(args: Options) -> Run | None:
         model.get_base_model().generation_config = settings
         run.saved = save(run.output_dir, model, processor, settings)
         note(f"saved in {run.output_dir}")
-    guard.look_after(answers, evaluates=eval_data is not None)
-    held_out = None if eval_data is None or args.streaming else len(eval_data)
-    run.describe(guard, asked, words, None if args.streaming else len(train_data), held_out)
-    run.write(model, trainer.state.log_history)
+    guard.after = guard.look(answers, evaluates=eval_data is not None)
+    run.describe(guard, asked, words, train_data, eval_data)
 
     # ---- Push --------------------------------------------------------------------------------------------------------
 
@@ -270,7 +267,6 @@ def main(args: Options) -> Run | None:
 
 # ---- Say -------------------------------------------------------------------------------------------------------------
 # Lines for whoever follows the run, and errors that say what to do next.
-
 
 # Given by whoever started this, and known to no row: a line that ends with it is the script's own.
 MARK = f" #{os.environ['LAUNCH_MARK']}" if os.environ.get("LAUNCH_MARK") else ""
@@ -315,19 +311,12 @@ def reason(error: BaseException) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The same value with null for every number that JSON does not know."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    return value
+    """The value as JSON has it, with null for what is no number there."""
+    return json.loads(json.dumps(value), parse_constant=lambda _: None, parse_float=lambda text: round(float(text), 6))
 
 
 # ---- Chat ------------------------------------------------------------------------------------------------------------
 # Chats: the shapes that rows may have, and what the chat template makes of them.
-
 
 Message = dict[str, Any]
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
@@ -641,7 +630,6 @@ def answer(model: Any, processor: Any, messages: list[Message], stop: int, lengt
 # ---- Clock -----------------------------------------------------------------------------------------------------------
 # The time that a run has: until its deadline, and after a signal until it is killed.
 
-
 # Kept where the process begins again (`os.execv`).
 STARTED = float(os.environ.get("LAUNCH_STARTED") or time.monotonic())
 # Seconds between SIGTERM and the end, within which the work is saved.
@@ -685,11 +673,13 @@ class Clock:
     """Says how much time is left, and ends the process where a library does not come back in time.
 
     Inside `or_else` a library may wait for as long as it likes, and need not return to Python: when the time is up, a
-    thread of this clock says the last words and ends the process.
+    thread of this clock says the last words and ends the process. It also ends one that has not been `heard` of for
+    longer than its `patience_s`.
     """
 
     def __init__(self) -> None:
         self.deadline, self.signalled = math.inf, 0.0
+        self.heard, self.patience_s = 0.0, math.inf
         self.last_words: Callable[[], int] | None = None
         self.at_once, self.last_s, self.lock = False, LAST_S, threading.RLock()
 
@@ -744,6 +734,16 @@ class Clock:
                 with self.lock:
                     if self.last_words:
                         self.end(self.last_words)
+            if time.monotonic() - self.heard > self.patience_s:
+                self.end(self.stalled)
+
+    def stalled(self) -> int:
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        told = (
+            f"error: stalled: no step has ended for {time.monotonic() - self.heard:.0f} s. The stacks above show where"
+        )
+        tell(f"{told} it hangs; run this again: it goes on from the last checkpoint.", sys.stderr)
+        return 1
 
     def end(self, last_words: Callable[[], int]) -> None:
         status = 1
@@ -765,14 +765,11 @@ def errors_told() -> Iterator[None]:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         yield
-    except UserError as problem:
+    except (UserError, KeyboardInterrupt) as end:
         CLOCK.last_words = None
+        problem = end if isinstance(end, UserError) else UserError("interrupted.", status=130)
         problem.tell()
         sys.exit(problem.status)
-    except KeyboardInterrupt:
-        CLOCK.last_words = None
-        tell("error: interrupted.", sys.stderr)
-        sys.exit(130)
 
 
 # ---- Config ----------------------------------------------------------------------------------------------------------
@@ -829,7 +826,7 @@ def open_tracker(run: Any) -> None:
             run.args.run_name,
             space_id=run.args.trackio_space,
             config=vars(run.args),
-            resume="allow" if run.checkpoints.found or run.again else "never",
+            resume="allow" if run.checkpoints.found or os.environ.get("LAUNCH_STARTED") else "never",
         )
     except Exception as error:
         note(f"trackio is off, the run goes on without it ({type(error).__name__}: {error})")
@@ -838,12 +835,11 @@ def open_tracker(run: Any) -> None:
 # ---- Places ----------------------------------------------------------------------------------------------------------
 # Where things lie: the Job's volume, the output, the disk, and what is a repo on the Hub.
 
-
 # In a folder that is a run's own, and locked while one works in it.
 OWN = ".launch"
 # Seconds between two signs of life on a volume, where nothing can be locked.
 ALIVE_S = 50.0
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
 
 def volume() -> Path | None:
@@ -967,7 +963,6 @@ def sha256(path: Path, *, sync: bool = False) -> str:
 # ---- Options ---------------------------------------------------------------------------------------------------------
 # The options as flags: each field of the dataclass is one, and a value that can't work is refused at once.
 
-
 Chosen = TypeVar("Chosen")
 FILE_LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 ADAPTER_THERE = (
@@ -984,18 +979,13 @@ AT_LEAST = {"eval_rows": 0, "weight_decay": 0, "seed": 0, "sample_rows": 0, "che
 BELOW_1 = ("warmup_ratio", "lora_dropout")
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}.", "--help lists every flag.", status=2)
-
-
 def read_options(kind: type[Chosen], argv: Sequence[str], description: str = "") -> Chosen:
     """What the command line chose, over the defaults of `kind`: `Annotated[TYPE, "help"] = VALUE` declares a flag.
 
     Flags may be spelled as in Python, --max_steps. Of two stop criteria the one that is given replaces the chosen one;
     only in a Job somebody ends the script after `timeout_s`.
     """
-    parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     hints = get_type_hints(kind, vars(sys.modules[kind.__module__]), include_extras=True)
     for option in fields(kind):  # type: ignore[arg-type]
         declared, told = get_args(hints[option.name])
@@ -1047,7 +1037,13 @@ def check_options(args: Any) -> None:
     if args.merge == "4bit" and (args.load_in != "4bit" or args.device == "cpu"):
         where = "there are none on a CPU" if args.device == "cpu" else "they come with --load-in 4bit"
         refuse(args, "merge", f"it is made of the 4-bit weights that are trained, and {where}")
-    check_repos(args)
+    if args.merged_repo and not args.merge:
+        refuse(args, "merged_repo", "it says where a merged model goes; add --merge 16bit")
+    if args.merged_repo and args.merged_repo in (args.output_repo, getattr(args, "adapter", None)):
+        refuse(args, "merged_repo", ADAPTER_THERE)
+    for name in ("output_repo", "merged_repo"):
+        if getattr(args, name) and not HUB_ID.fullmatch(getattr(args, name)):
+            refuse(args, name, "should be NAME or NAMESPACE/NAME")
 
 
 def check_data(args: Any) -> None:
@@ -1064,24 +1060,6 @@ def check_data(args: Any) -> None:
         refuse(args, "dataset", "there is no such file or folder")
     if dataset.is_file() and dataset.suffix not in FILE_LOADERS:
         refuse(args, "dataset", f"a file should end in {', '.join(FILE_LOADERS)}")
-
-
-def check_repos(args: Any) -> None:
-    """Refuse names that are no repo's, a merged model in the adapter's repo, and a push without a token."""
-    if args.merged_repo and not args.merge:
-        refuse(args, "merged_repo", "it says where a merged model goes; add --merge 16bit")
-    if args.merged_repo and args.merged_repo in (args.output_repo, getattr(args, "adapter", None)):
-        refuse(args, "merged_repo", ADAPTER_THERE)
-    # What the Hub's client reads at its import is not settled yet.
-    home = os.environ.get("HF_HOME", Path.home() / ".cache/huggingface")
-    token_file = Path(os.environ.get("HF_TOKEN_PATH", Path(home) / "token"))
-    for name in ("output_repo", "merged_repo"):
-        repo, flag = getattr(args, name), name.replace("_", "-")
-        if repo and not re.fullmatch(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", repo, re.ASCII):
-            refuse(args, name, "should be NAME or NAMESPACE/NAME")
-        if repo and not os.environ.get("HF_TOKEN") and not token_file.is_file():
-            hint = f"Run `hf auth login` or set HF_TOKEN, or leave --{flag} away."
-            raise UserError(f"--{flag} needs a Hugging Face token, and there is none.", hint, status=2)
 
 
 # ---- Data ------------------------------------------------------------------------------------------------------------
@@ -1173,7 +1151,6 @@ def read_rows(args: Any, pictures: bool = False) -> tuple[Any, Any]:
 # ---- Checkpoints -----------------------------------------------------------------------------------------------------
 # Checkpoints, in folders as transformers has them: whole once their manifest is there, and of the same settings.
 
-
 # `checkpoint-N/` is what the trainer goes on from, with what this script knows beside it (run.json) and, written last,
 # manifest.json with every file's size and SHA-256. Beside them lie `attempt`, the number of times that the run was
 # started, and, once nothing is left to do, `done`, its RESULT.
@@ -1263,41 +1240,33 @@ def open_checkpoints(args: Any) -> tuple[Any, Checkpoints]:
     Raises `UserError` where the newest is of a run with other settings, and of status 3 where nothing can be written.
     An earlier run that was done is started anew.
     """
-    folder, chosen = checkpoint_folder(args), settings(args)
+    folder, chosen, found = checkpoint_folder(args), settings(args), dict[str, Any]()
     if args.resume == "never" or ((folder / DONE).exists() and not is_jobs_own(args)):
         forget(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    found: dict[str, Any] = {}
-    for step in reversed(steps_in(folder)):
-        place = folder / f"checkpoint-{step}"
-        problem = flaw(place)
-        if problem is None:
-            found = json.loads((place / "run.json").read_text(encoding="utf-8"))
-            args = same_run(found, args, chosen)
-            break
-        note(f"the checkpoint of step {step} is not whole and left out ({problem})")
-        (place / "manifest.json").unlink(missing_ok=True)
-    if not found and any(folder.glob("step-*/manifest.json")):
-        hint = "Go on with the script that made them, or give --resume never to start over."
-        raise UserError(f"the checkpoints in {folder} are of an earlier version of this script.", hint, status=2)
-    counter = folder / "attempt"
-    try:
+        for step in reversed(steps_in(folder)):
+            try:
+                found = read_checkpoint(folder / f"checkpoint-{step}")
+                break
+            # Whatever lies there, of whatever shape.
+            except Exception as error:
+                note(f"the checkpoint of step {step} is not whole and left out ({reason(error)})")
+                (folder / f"checkpoint-{step}" / "manifest.json").unlink(missing_ok=True)
+        args = same_run(found, args, chosen) if found else args
+        counter = folder / "attempt"
         earlier = counter.read_text(encoding="utf-8", errors="replace") if counter.exists() else ""
         # Begun again with a smaller batch, it is the same attempt.
         before = int(earlier) if re.fullmatch("[0-9]{1,9}", earlier) else 0
         attempt = before + (0 if os.environ.get("LAUNCH_STARTED") else 1)
         counter.write_text(str(attempt), encoding="utf-8")
     except OSError as error:
-        raise unwritable(counter, error) from error
+        hint = "Make room on its disk and remove what stands in its way, or give --output-dir another folder."
+        raise UserError(f"{folder} can't be written ({reason(error)}).", hint, status=3) from error
+    if not found and any(folder.glob("step-*/manifest.json")):
+        hint = "Go on with the script that made them, or give --resume never to start over."
+        raise UserError(f"the checkpoints in {folder} are of an earlier version of this script.", hint, status=2)
     return args, Checkpoints(folder, found, attempt, chosen)
-
-
-def unwritable(path: Path, error: OSError) -> UserError:
-    hint = "Make room on its disk and remove what stands in its way, or give --output-dir another folder."
-    return UserError(f"{path} can't be written ({reason(error)}).", hint, status=3)
 
 
 def forget(folder: Path) -> None:
@@ -1324,28 +1293,21 @@ def same_run(found: dict[str, Any], args: Any, chosen: dict[str, Any]) -> Any:
     return args
 
 
-def flaw(path: Path) -> str | None:
-    """What keeps a checkpoint from being whole, or none."""
-    try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        for name, (size, digest) in manifest.items():
-            if (path / name).stat().st_size != size or sha256(path / name) != digest:
-                return f"{name} is not as it was written"
-        known = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        numbers = [known[name] for name in ("step", "steps", "batch_size", "gradient_accumulation")]
-        if not (isinstance(known["settings"], dict) and isinstance(known["known"], dict) and min(numbers) > 0):
-            return "run.json is of another form"
-        if path.name != f"checkpoint-{known['step']}":
-            return f"it is of step {known['step']}"
-        if "adapter_model.safetensors" not in manifest:
-            return "it holds no adapter"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, RecursionError) as error:
-        return reason(error)
-    except (TypeError, AttributeError, KeyError):
-        return "it is of another form"
-    return None
+def read_checkpoint(place: Path) -> dict[str, Any]:
+    """What a whole checkpoint knows; an error of any kind where it is not whole."""
+    manifest = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
+    for name, (size, digest) in manifest.items():
+        if (place / name).stat().st_size != size or sha256(place / name) != digest:
+            raise ValueError(f"{name} is not as it was written")
+    found: dict[str, Any] = json.loads((place / "run.json").read_text(encoding="utf-8"))
+    if place.name != f"checkpoint-{found['step']}":
+        raise ValueError(f"it is of step {found['step']}")
+    numbers = [found[name] for name in ("step", "steps", "batch_size", "gradient_accumulation")]
+    if not (isinstance(found["settings"], dict) and isinstance(found["known"], dict) and min(numbers) > 0):
+        raise ValueError("run.json is of another form")
+    if "adapter_model.safetensors" not in manifest:
+        raise ValueError("it holds no adapter")
+    return found
 
 
 # ---- Models ----------------------------------------------------------------------------------------------------------
@@ -1375,51 +1337,39 @@ def find_gpu(args: Any) -> bool:
     import torch
 
     found = args.device == "auto" and torch.cuda.is_available()
-    if not found and hasattr(args, "image_size"):
-        hint = "Use a machine with one; a text model can also be trained with --device cpu."
-        raise UserError("no usable CUDA GPU was found, and Unsloth trains vision models on a GPU only.", hint, status=3)
-    if not found and args.device == "auto":
-        raise UserError("no usable CUDA GPU was found here.", "Use a machine with one, or add --device cpu.", status=3)
+    if not found and (args.device == "auto" or hasattr(args, "image_size")):
+        hint = "Use a machine with one, or train a text model with --device cpu: vision models need a GPU."
+        raise UserError("no usable CUDA GPU was found here.", hint, status=3)
     return bool(found)
 
 
 def check_model(model: str, revision: str | None, trusted: bool = False) -> dict[str, Any]:
     """The model's config.json; `UserError` of status 3 where there is none to be read, or it names foreign code."""
-    path = Path(model, "config.json")
-    if not Path(model).is_dir():
-        path = fetch_config(model, revision)
-        if trusted:
-            check_code(model, revision)
-    elif not path.is_file():
-        raise UserError(f"{model} is no model: it has no config.json.", "Name a model's folder, or a repo.", status=3)
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    from huggingface_hub import errors, hf_hub_download, list_repo_files
 
+    is_here = Path(model).is_dir()
 
-def fetch_config(model: str, revision: str | None) -> Path:
-    """Ask for the smallest file of a Hub model, whose absence has a short explanation."""
-    from huggingface_hub import errors, hf_hub_download
+    def read(name: str) -> dict[str, Any]:
+        path = Path(model, name) if is_here else hf_hub_download(model, name, revision=revision)
+        found: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        return found
 
     try:
-        return Path(hf_hub_download(model, "config.json", revision=revision))
+        config = read("config.json")
+        files = list_repo_files(model, revision=revision) if trusted and not is_here else []
+        configs = {name: read(name) for name in files if "/" not in name and name.endswith("config.json")}
     except errors.GatedRepoError as error:
         hint = f"Accept its terms at https://huggingface.co/{model} with the account of your HF_TOKEN."
         raise UserError(f"{model} is gated and this account has no access.", hint, status=3) from error
     except Exception as error:
         hint = "Check the name, the revision, the token and the network."
         raise UserError(f"the model {model} can't be read ({reason(error)}).", hint, status=3) from error
-
-
-def check_code(model: str, revision: str | None) -> None:
-    """Refuse code of another repo: the revision pins the model's own, and of the other one the newest would be run."""
-    from huggingface_hub import hf_hub_download, list_repo_files
-
-    for name in list_repo_files(model, revision=revision):
-        if "/" not in name and name.endswith("config.json"):
-            content = json.loads(Path(hf_hub_download(model, name, revision=revision)).read_text(encoding="utf-8"))
-            if "--" in json.dumps(content.get("auto_map")):
-                hint = "Copy the code into a repo of your own, beside the model."
-                raise UserError(f"{name} of {model} names code of another repo, which nothing pins.", hint, status=3)
+    # The revision pins the model's own code, and of another repo the newest would be run.
+    for name, content in configs.items():
+        if "--" in json.dumps(content.get("auto_map")):
+            hint = "Copy the code into a repo of your own, beside the model."
+            raise UserError(f"{name} of {model} names code of another repo, which nothing pins.", hint, status=3)
+    return config
 
 
 def take_peak(peaks: dict[str, float], name: str) -> None:
@@ -1440,48 +1390,8 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-def device_name() -> str:
-    """The GPU that is trained on, or cpu."""
-    import torch
-
-    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "cpu"
-
-
-# ---- Watchdog --------------------------------------------------------------------------------------------------------
-# The watchdog: a run in which no step ends any more is ended, so that the next attempt goes on from the checkpoint.
-
-
-class Watchdog:
-    """Ends the process when nothing was heard for `least_s`, 20 median steps, or twice what compiling takes."""
-
-    def __init__(self, compile_s: float = 0.0, least_s: float = 900.0) -> None:
-        self.floor_s, self.steps, self.heard = max(least_s, 2 * compile_s), list[float](), time.monotonic()
-        self.watching = threading.Event()
-        threading.Thread(target=self.watch, daemon=True).start()
-
-    def beat(self, step_s: float | None = None) -> None:
-        """Say that it goes on; `step_s` is what a step took that has just ended."""
-        self.heard = time.monotonic()
-        if step_s is not None:
-            self.steps = [*self.steps[-99:], step_s]
-
-    def limit_s(self) -> float:
-        return max(self.floor_s, 20 * statistics.median(self.steps) if self.steps else 0.0)
-
-    def watch(self) -> None:
-        while self.watching.wait():
-            time.sleep(min(self.limit_s() / 10, 5))
-            silent_s = time.monotonic() - self.heard
-            if self.watching.is_set() and silent_s > self.limit_s():
-                faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-                told = f"error: stalled: no step has ended for {silent_s:.0f} s. The stacks above show where it hangs;"
-                tell(f"{told} run this again: it goes on from the last checkpoint.", sys.stderr)
-                os._exit(1)
-
-
 # ---- Guard -----------------------------------------------------------------------------------------------------------
 # What keeps the work from being lost: checkpoints by the clock, stops in time, smaller batches, an end to NaN.
-
 
 # Bytes a second that a disk and an upload surely take, where nothing was measured yet.
 DISK_SPEED, UPLOAD_SPEED = 50e6, 10e6
@@ -1491,7 +1401,7 @@ COUNTS = ("tokens_seen", "tokens_trained", "largest_batch")
 
 
 class Stop(Exception):
-    """A step or an evaluation is left, since the time is up."""
+    """An evaluation is left, since the time is up."""
 
 
 class Careful:
@@ -1510,24 +1420,22 @@ class Careful:
         return super().training_step(model, inputs, *rest)  # type: ignore[misc]
 
     def evaluate(self, *rest: Any, **more: Any) -> dict[str, Any]:
-        """The metrics, from fewer rows at a time where memory runs out; empty where time or memory do not suffice."""
+        """The metrics, from fewer rows at a time where memory runs out; empty where it can't be done, which is said."""
         args: Any = self.args  # type: ignore[attr-defined]
-        while True:
-            try:
-                return dict(super().evaluate(*rest, **more))  # type: ignore[misc]
-            except Stop:
-                note("no time to evaluate")
-                return {}
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-            free()
+        try:
+            return dict(super().evaluate(*rest, **more))  # type: ignore[misc]
+        except Stop:
+            note("no time to evaluate")
+            return {}
+        except Exception as error:
             batch = args.per_device_eval_batch_size
-            if batch == 1:
-                note("out of memory in evaluation with one row at a time: left out")
+            if batch == 1 or not out_of_memory(error):
+                note(f"the evaluation failed, the run goes on without it ({reason(error)})")
                 return {}
-            note(f"out of memory in evaluation: batch {batch} -> {batch // 2}")
-            args.per_device_eval_batch_size = batch // 2
+        free()
+        note(f"out of memory in evaluation: batch {batch} -> {batch // 2}")
+        args.per_device_eval_batch_size = batch // 2
+        return self.evaluate(*rest, **more)
 
 
 class Guard:
@@ -1545,54 +1453,47 @@ class Guard:
         self.run, self.asked, self.planned, self.trainer = run, run.args, run.planned, trainer
         self.checkpoints: Checkpoints = run.checkpoints
         found = self.checkpoints.found
-        self.known: dict[str, Any] = dict(found.get("known", {}))
-        """Of before the training: the loss, answers."""
-        self.resumed_from, self.before_s = found.get("step"), found.get("train_s", 0.0)
-        self.start = self.kept = self.resumed_from or 0
-        for name in COUNTS:
-            setattr(trainer, name, found.get(name, 0))
+        # What it looked like before the training and after it: the loss, answers.
+        self.before: dict[str, Any] = found.get("known", {})
+        self.after: dict[str, Any] = {}
+        self.earlier_s, self.start = found.get("train_s", 0.0), found.get("step", 0)
+        # Of the steps that are done: one that is left is made anew.
+        self.counts: dict[str, Any] = {name: found.get(name, 0) for name in COUNTS}
+        vars(trainer).update(self.counts)
         trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
         size = sum(weight.numel() * weight.element_size() for weight in trained)
         self.checkpoint_s, self.push_s = 3 * size / DISK_SPEED, size / UPLOAD_SPEED if run.output_repo else 0.0
-        self.longest_step_s, self.nan_logs = 0.0, 0
+        self.kept, self.due, self.trained_s, self.longest_step_s, self.nan_logs = self.start, False, 0.0, 0.0, 0
         self.began = self.saved_at = self.step_began = time.monotonic()
-        self.due, self.trained_s = False, 0.0
-        self.loss_after: float | None = None
-        self.answers_after: list[str | None] = []
-        self.peaks: dict[str, float] = {}
         self.mark = (self.start, 0, self.began)
-        self.counts: dict[str, Any] = {}
-        self.watchdog = Watchdog(self.planned["compile_s"])
+        self.steps_s: list[float] = []
+        self.peaks: dict[str, float] = {}
 
     # ---- Time ----
 
-    def reserve_s(self) -> float:
-        """Seconds that are needed after the step that is being made: a checkpoint, the model's saving and its push."""
+    def must_stop(self) -> bool:
+        """Whether a signal came, or no time is left but for a step, a checkpoint, the model's saving and its push."""
         # Python takes seconds to end.
         floor = min(60, max(self.asked.timeout_s / 10, LAST_S))
-        return float(1.5 * (2 * self.checkpoint_s + self.push_s) + floor + self.longest_step_s)
-
-    def must_stop(self) -> bool:
+        reserve_s = 1.5 * (2 * self.checkpoint_s + self.push_s) + floor + self.longest_step_s
         if not self.stopped and CLOCK.signalled:
             self.stopped = "signal"
             note("asked to stop: saving")
-        elif not self.stopped and CLOCK.left_s() < self.reserve_s():
+        elif not self.stopped and CLOCK.left_s() < reserve_s:
             self.stopped = "deadline"
             tell(f"deadline in {CLOCK.left_s():.0f}s: stopping")
         return bool(self.stopped)
 
-    def must_leave_step(self) -> bool:
-        """Whether a signal came and this step would not end, and be saved, before the process is killed."""
-        rest = self.longest_step_s - (time.monotonic() - self.step_began)
-        needed = LAST_S + 3 * self.checkpoint_s + max(rest, 0)
-        return bool(CLOCK.signalled) and (not self.longest_step_s or CLOCK.left_s() < needed)
+    def patience_s(self) -> float:
+        """Seconds without the end of a step after which the run has stalled."""
+        compile_s: float = self.planned["compile_s"]
+        return max(900.0, 2 * compile_s, 20 * statistics.median(self.steps_s or [0.0]))
 
     # ---- What the trainer calls ----
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self.began = self.saved_at = time.monotonic()
-        self.watchdog.beat()
-        self.watchdog.watching.set()
+        self.began = self.saved_at = CLOCK.heard = time.monotonic()
+        CLOCK.patience_s = self.patience_s()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         from transformers import set_seed
@@ -1600,24 +1501,22 @@ class Guard:
         # Only now has the trainer written down what the step before was like.
         if self.due:
             self.save()
-        now = time.monotonic()
+        self.step_began = time.monotonic()
         if self.startup_s is None:
-            self.startup_s, self.began = now - STARTED, now
-            self.mark = (state.global_step, int(self.trainer.tokens_seen), now)
-        self.step_began = now
-        self.counts = {name: getattr(self.trainer, name) for name in COUNTS}
+            self.startup_s, self.began = self.step_began - STARTED, self.step_began
+            self.mark = (state.global_step, int(self.trainer.tokens_seen), self.began)
         set_seed(self.asked.seed + state.global_step)
-        if self.must_leave_step():
-            raise Stop
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if self.must_leave_step():
-            raise Stop
+        # The rest of the step may take longer than a signal allows.
+        control.should_training_stop = bool(CLOCK.signalled) and self.must_stop()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        now = time.monotonic()
+        now = CLOCK.heard = time.monotonic()
         took = now - self.step_began
-        self.watchdog.beat(took)
+        self.counts = {name: getattr(self.trainer, name) for name in COUNTS}
+        self.steps_s = [*self.steps_s[-99:], took]
+        CLOCK.patience_s = self.patience_s()
         self.first_step_s = self.first_step_s or now - self.began
         # The first step compiles, which happens once: it counts until there is another.
         self.longest_step_s = max(self.longest_step_s if state.global_step > self.start + 2 else 0.0, took)
@@ -1627,12 +1526,12 @@ class Guard:
         self.due = bool(every) and now >= self.saved_at + every
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self.watchdog.beat()
+        CLOCK.heard = time.monotonic()
         if self.must_stop():
             raise Stop
 
     def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self.watchdog.watching.clear()
+        CLOCK.patience_s = math.inf
         if self.asked.checkpoint_minutes and not self.diverged:
             self.save()
 
@@ -1660,11 +1559,16 @@ class Guard:
         """Keep this step as a checkpoint; where that fails, on a full disk, say, the training goes on."""
         import torch
 
-        trainer, step, self.due = self.trainer, self.trainer.state.global_step, False
-        began, place = time.monotonic(), self.checkpoints.at(trainer.state.global_step)
+        trainer, state, args, self.due = self.trainer, self.trainer.state, self.asked, False
+        began, step, place = time.monotonic(), state.global_step, self.checkpoints.at(state.global_step)
         # Weights may be numbers still where the loss is none any more, and of no use.
         if step == self.kept or not step or self.nan_logs or not is_finite(trainer.model):
             return
+        known = {name: int(value) for name, value in self.counts.items()} | {
+            "step": step, "steps": state.max_steps, "batch_size": args.batch_size,
+            "gradient_accumulation": args.gradient_accumulation, "settings": self.checkpoints.settings,
+            "train_s": self.earlier_s + began - self.began, "known": self.before,
+        }  # fmt: skip
         try:
             shutil.rmtree(place, ignore_errors=True)
             # What `train(resume_from_checkpoint=…)` goes on from, by the names that it looks for.
@@ -1673,37 +1577,15 @@ class Guard:
                 torch.save(getattr(trainer, name).state_dict(), place / f"{name.removeprefix('lr_')}.pt")
             if trainer.accelerator.scaler:
                 torch.save(trainer.accelerator.scaler.state_dict(), place / "scaler.pt")
-            trainer.state.save_to_json(str(place / "trainer_state.json"))
-            size = self.checkpoints.seal(step, self.record())
+            state.save_to_json(str(place / "trainer_state.json"))
+            size = self.checkpoints.seal(step, known)
         except Exception as error:
             shutil.rmtree(place, ignore_errors=True)
             note(f"step {step} could not be kept in {self.checkpoints.folder} ({reason(error)})")
         else:
             self.kept, self.checkpoint_s = step, time.monotonic() - began
             tell(f"checkpoint step {step} | {self.checkpoint_s:.1f}s | {size / 1e6:.0f} MB")
-        self.watchdog.beat()
-        self.saved_at = time.monotonic()
-
-    def record(self) -> dict[str, Any]:
-        """What goes on beside the trainer's own state."""
-        counted = {name: int(getattr(self.trainer, name)) for name in COUNTS}
-        batch, state = self.asked.batch_size, self.trainer.state
-        return counted | {
-            "step": state.global_step, "steps": state.max_steps, "batch_size": batch,
-            "gradient_accumulation": self.asked.gradient_accumulation, "settings": self.checkpoints.settings,
-            "train_s": self.before_s + time.monotonic() - self.began, "known": self.known,
-        }  # fmt: skip
-
-    def leave_step(self) -> None:
-        """Keep what was learned until this step, which the next attempt makes anew, with the same random numbers."""
-        for name, value in self.counts.items():
-            setattr(self.trainer, name, value)
-        self.watchdog.watching.clear()
-        self.must_stop()
-        self.trainer.model.zero_grad()
-        note(f"step {self.trainer.state.global_step + 1} would take too long: left")
-        if self.asked.checkpoint_minutes:
-            self.save()
+        self.saved_at = CLOCK.heard = time.monotonic()
 
     # ---- From one checkpoint to the end ----
 
@@ -1711,27 +1593,25 @@ class Guard:
         """Train from the newest checkpoint, or the start, to the end or a stop; begin again where memory runs out."""
         from transformers import TrainerState, set_seed
 
-        trainer, found = self.trainer, self.checkpoints.found
-        path, step = self.checkpoints.at(self.start), self.start
+        trainer, found, step = self.trainer, self.checkpoints.found, self.start
+        path = self.checkpoints.at(step)
         if step:
             tell(f"resumed from step {step}")
         if self.asked.streaming:
             # Skipped as rows: transformers would make batches of all that it skips, and only within one pass.
             seen = step * self.asked.batch_size * self.asked.gradient_accumulation
-            trainer.train_dataset, trainer.args.ignore_data_skip = endless(trainer.train_dataset, seen), True
+            trainer.train_dataset = trainer.train_dataset.repeat(None).skip(seen)
+            trainer.args.ignore_data_skip = True
         # The same order of rows, whatever was drawn while checking.
         set_seed(self.asked.seed)
         try:
-            if self.must_stop() or (found and step >= found["steps"]):
-                if found:
-                    from peft import load_peft_weights, set_peft_model_state_dict
-
-                    set_peft_model_state_dict(trainer.model, load_peft_weights(str(path)))
-                    trainer.state = TrainerState.load_from_json(str(path / "trainer_state.json"))
-            else:
+            if not self.must_stop() and (not found or step < found["steps"]):
                 trainer.train(resume_from_checkpoint=str(path) if step else None)
-        except Stop:
-            self.leave_step()
+            elif found:
+                from peft import load_peft_weights, set_peft_model_state_dict
+
+                set_peft_model_state_dict(trainer.model, load_peft_weights(str(path)))
+                trainer.state = TrainerState.load_from_json(str(path / "trainer_state.json"))
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -1747,62 +1627,35 @@ class Guard:
 
     # ---- Before and after ----
 
-    def look_before(self, answers: Callable[[], list[str | None]], evaluates: bool) -> None:
-        """Evaluate and answer before anything is learned, unless an earlier attempt did."""
-        take_peak(self.peaks, "load")
-        if evaluates and "loss" not in self.known:
-            phase("evaluate")
-            self.known["loss"] = self.trainer.evaluate().get("eval_loss")
-            take_peak(self.peaks, "evaluate")
-        if "answers" not in self.known:
-            self.known["answers"] = answers()
-            take_peak(self.peaks, "answer")
-
-    def look_after(self, answers: Callable[[], list[str | None]], evaluates: bool) -> None:
-        """The same of what was learned, which an evaluation that fails does not cost."""
+    def look(self, answers: Callable[[], list[str | None]], evaluates: bool) -> dict[str, Any]:
+        """The loss on what is evaluated on, and the answers to the samples, as far as time and memory suffice."""
+        loss = None
+        if not self.peaks:
+            take_peak(self.peaks, "load")
         if evaluates and not self.stopped:
             phase("evaluate")
-            try:
-                self.loss_after = self.trainer.evaluate().get("eval_loss")
-            except Exception as error:
-                note(f"the evaluation failed, the run goes on without it ({reason(error)})")
+            loss = self.trainer.evaluate().get("eval_loss")
             take_peak(self.peaks, "evaluate")
-        self.answers_after = answers()
+        given = answers()
         take_peak(self.peaks, "answer")
+        return {"loss": loss, "answers": given}
 
     def answers(self, asked: list[Any], answer: Callable[[Any], str]) -> list[str | None]:
         """What `answer` makes of each; none where time or memory do not suffice, since no sample is worth a run."""
         given: list[str | None] = []
         for messages in asked:
-            given.append(None)
             try:
-                given[-1] = None if self.must_stop() else answer(messages)
+                given.append(None if self.must_stop() else answer(messages))
             except Exception as error:
+                given.append(None)
                 note(f"a sample is left without an answer ({reason(error)})")
-                if out_of_memory(error):
-                    free()
+                free()
         return given
 
 
 def is_finite(model: Any) -> bool:
     """Whether every weight that is trained is a number."""
     return all(bool(weight.isfinite().all()) for weight in model.parameters() if weight.requires_grad)
-
-
-def endless(rows: Any, seen: int) -> Any:
-    """A stream again and again, shuffled anew for every pass, without the first `seen` rows."""
-    from torch.utils.data import IterableDataset
-
-    class Endless(IterableDataset):  # type: ignore[misc]
-        def __iter__(self) -> Iterator[Any]:
-            return itertools.islice(self.passes(), seen, None)
-
-        def passes(self) -> Iterator[Any]:
-            for number in itertools.count():
-                rows.set_epoch(number)
-                yield from rows
-
-    return Endless()
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -1887,7 +1740,6 @@ def check_labels(trainer: Any, tokenizer: Any, stop: int, masked_wanted: bool, r
 # ---- Push ------------------------------------------------------------------------------------------------------------
 # The push: known to be possible before the training, verified file by file, and kept with a command where it fails.
 
-
 Answer = TypeVar("Answer")
 # The model is kept anyway, and a GPU costs money while it waits: eight attempts last a few minutes.
 ATTEMPTS, LONGEST_WAIT_S, LONGEST_WAITS_S = 8, 60.0, 900.0
@@ -1898,32 +1750,33 @@ def open_repo(name: str, private: bool, create: bool = True) -> str:
 
     Raises `UserError` of status 3 where it can't be written to, or is public although it should be private.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import RepositoryNotFoundError
 
+    if not get_token():
+        raise UserError(
+            f"{name} can't be written to without a token.", "Run `hf auth login` or set HF_TOKEN.", status=2
+        )
     api = HfApi()
     try:
-        me = persist("asking who this token belongs to", api.whoami)
-        name = name if "/" in name else f"{me['name']}/{name}"
+        if "/" not in name:
+            name = f"{persist('asking who this token belongs to', api.whoami)['name']}/{name}"
         try:
             found = persist(f"looking up {name}", lambda: api.model_info(name))
         except RepositoryNotFoundError:
             if create:
                 persist(f"creating {name}", lambda: api.create_repo(name, private=private, exist_ok=True))
-        else:
-            if found.id != name:
-                note(f"{name} is now called {found.id}")
-            name = found.id
-            if private and not found.private:
-                hint = "Make it private on its page, or choose another --output-repo."
-                raise UserError(f"--private: {name} is there already, and public.", hint, status=3)
-            persist(f"asking for {name}", lambda: api.auth_check(name, write=True))
-    except UserError:
-        raise
+            return name
+        if found.id != name:
+            note(f"{name} is now called {found.id}")
+        persist(f"asking for {name}", lambda: api.auth_check(found.id, write=True))
     except Exception as error:
         hint = "Check the name, the token and the network, or leave --output-repo away."
         raise UserError(f"{name} can't be written to ({reason(error)}).", hint, status=3) from error
-    return name
+    if private and not found.private:
+        hint = "Make it private on its page, or choose another --output-repo."
+        raise UserError(f"--private: {found.id} is there already, and public.", hint, status=3)
+    return str(found.id)
 
 
 def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str] = ()) -> str:
@@ -1940,8 +1793,8 @@ def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str]
         # What the Hub holds already is left out of the commit, so that a lost answer makes no second one, which
         # `upload_folder` does. The Hub refuses to delete what is gone, as after a lost answer.
         gone = sorted({*stale}.intersection(api.list_repo_files(repo)).difference(files)) if stale else []
-        added = [CommitOperationAdd(path, folder / path) for path in files]
-        changes: list[Any] = [*added, *(CommitOperationDelete(path) for path in gone)]
+        changes: list[Any] = [CommitOperationAdd(path, folder / path) for path in files]
+        changes += [CommitOperationDelete(path) for path in gone]
         api.create_commit(repo, changes, commit_message="Trained with launch")
         found = api.verify_repo_checksums(repo, local_dir=folder)
         wrong = {*found.extra_paths, *(mismatch["path"] for mismatch in found.mismatches)}.intersection(files)
@@ -1958,6 +1811,8 @@ def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str]
 
 def persist(what: str, act: Callable[[], Answer]) -> Answer:
     """What `act` returns, tried again after failures of the service or the network, never after a refusal (4xx)."""
+    from huggingface_hub import is_offline_mode
+
     attempt, waited = 0, 0.0
     while True:
         attempt += 1
@@ -1967,8 +1822,7 @@ def persist(what: str, act: Callable[[], Answer]) -> Answer:
             # The client wraps some refusals. An error of the network has no response; nor has one of the content store.
             response = getattr(error, "response", getattr(error.__cause__, "response", None))
             status = getattr(response, "status_code", 500)
-            offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
-            if attempt == ATTEMPTS or offline or (status < 500 and status not in (408, 429)):
+            if attempt == ATTEMPTS or is_offline_mode() or (status < 500 and status not in (408, 429)):
                 raise
             wait = pause(getattr(response, "headers", {}), attempt)
             waited += wait
@@ -1980,35 +1834,28 @@ def persist(what: str, act: Callable[[], Answer]) -> Answer:
 
 def pause(headers: Any, attempt: int) -> float:
     """Seconds to wait after that attempt: what the service asks for, else twice as long every time, and uneven."""
-    said = headers.get("retry-after", "")
-    asked = re.match(r"\d+", said) or re.search(r"(?<=\bt=)\d+", headers.get("ratelimit", ""))
+    asked = re.match(r"\d+", headers.get("retry-after", "")) or re.search(r"(?<=\bt=)\d+", headers.get("ratelimit", ""))
     # Not from the seeded generator, on which the order of the rows depends.
     share = random.SystemRandom().uniform(0.5, 1)
-    if asked:
-        return int(asked[0]) + share
-    try:
-        return max(parsedate_to_datetime(said).timestamp() - time.time(), 0) + share
-    except ValueError:
-        return min(2.0**attempt, LONGEST_WAIT_S) * share
+    return int(asked[0]) + share if asked else min(2.0**attempt, LONGEST_WAIT_S) * share
 
 
 def rescue(folder: Path, repo: str, files: Collection[str]) -> str:
     """What to do where these files could not be pushed: one command for another machine, or for this one."""
-    data = Path(os.environ.get("LAUNCH_DATA_DIR", "/data")).resolve()
-    place, name = folder.resolve(), repo.split("/")[-1]
+    job, data = os.environ.get("JOB_ID"), Path(os.environ.get("LAUNCH_DATA_DIR", "/data")).resolve()
+    place, name, bucket = folder.resolve(), repo.split("/")[-1], os.environ.get("LAUNCH_ARTIFACTS")
     # Nothing that lies beside them.
     upload = f"hf upload --private {' '.join(f'--include {shlex.quote(name)}' for name in sorted(files))} {repo}"
-    if "JOB_ID" in os.environ and data.is_dir() and not place.is_relative_to(data):
+    if job and data.is_dir() and not place.is_relative_to(data):
         # Elsewhere it would go with the container.
         for file in files:
             (data / "output" / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(place / file, data / "output" / file)
         place = data / "output"
-    if "JOB_ID" not in os.environ or not place.is_relative_to(data):
+    if not job or not place.is_relative_to(data):
         return f"The model is kept; this pushes it: {upload} {shlex.quote(str(place))} ."
-    inside, bucket = place.relative_to(data).as_posix(), os.environ.get("LAUNCH_ARTIFACTS")
+    inside = place.relative_to(data).as_posix()
     if not bucket:
-        job = os.environ["JOB_ID"]
         return f"The model is kept in {inside}/ of the Job's bucket; this names it: hf jobs inspect {job}"
     fetch = f"hf buckets sync {shlex.quote(f'{bucket}/{inside}')} {name}"
     return f"The model is kept in the Job's bucket; this fetches and pushes it: {fetch} && {upload} {name} ."
@@ -2017,23 +1864,26 @@ def rescue(folder: Path, repo: str, files: Collection[str]) -> str:
 # ---- Markdown --------------------------------------------------------------------------------------------------------
 # What cards are made of: their head, code that asks a model, and what anybody named as Markdown that means no more.
 
+SNIPPET = """\
+# pip install transformers accelerate{packages}
+{imports}from transformers import {model_class}, {reader_class}, GenerationConfig
 
-CHAT = """\
-messages = [{{"role": "user", "content": {content}}}]
-inputs = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-)
-"""
-PICTURE_CONTENT = '[{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]'
-ASK = {
-    "chat": CHAT.format(content='"What can you do?"'),
-    "picture": CHAT.format(content=PICTURE_CONTENT),
-    "text": 'inputs = tokenizer("Once upon a time", return_tensors="pt")\n',
-}
-ANSWER = """\
-settings = GenerationConfig.from_pretrained({place})
+place = {place}
+reader = {reader_class}.from_pretrained(place)
+model = {model_class}.from_pretrained({base}, dtype="auto", device_map="auto"{code})
+{adapt}{ask}
+settings = GenerationConfig.from_pretrained(place)
 output = model.generate(**inputs.to(model.device), generation_config=settings, max_new_tokens=200)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+print(reader.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+ASK_CHAT = """\
+messages = [{"role": "user", "content": CONTENT}]
+inputs = reader.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)"""
+CONTENTS = {
+    "chat": '"What can you do?"',
+    "picture": '[{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]',
+}
 
 
 def card_head(
@@ -2052,21 +1902,25 @@ def card_head(
     if licence:
         name = licence.get("license_name") if licence["license"] == "other" else licence["license"]
         about += f" The base model's licence holds for it too{f': {code(name)}' if name else ''}."
-    return f"---\n{data}\n---\n\n# {plain(title)}\n\n{about}"
+    return f"---\n{data}\n---\n\n# {title}\n\n{about}"
 
 
-def snippet(loads: str, ask: str, place: str, trusted: bool, **names: Any) -> str:
-    """Code that runs as it stands: loads the model as that template says, asks it as `ask` says, prints its answer."""
-    sees = ask == "picture"
-    loads = loads.format(
-        place=place,
-        code=", trust_remote_code=True" if trusted else "",
-        auto_model="AutoModelForImageTextToText" if sees else "AutoModelForCausalLM",
-        auto_tokenizer="AutoProcessor" if sees else "AutoTokenizer",
-        fast_model="FastVisionModel" if sees else "FastLanguageModel",
-        **names,
-    )
-    return loads + ASK[ask] + ANSWER.format(place=place)
+def snippet(place: str, ask: str, trusted: bool, **how: str) -> str:
+    """Code that runs as it stands: loads the model of that place, asks it as `ask` says, prints its answer.
+
+    `how` may say `packages`, `imports`, the `base` that is loaded, and how that is `adapt`ed.
+    """
+    content = CONTENTS.get(ask)
+    return SNIPPET.format_map(
+        {"packages": "", "imports": "", "base": "place", "adapt": ""} | how | {
+            "place": place,
+            "code": ", trust_remote_code=True" if trusted else "",
+            "model_class": "AutoModelForImageTextToText" if ask == "picture" else "AutoModelForCausalLM",
+            "reader_class": "AutoProcessor" if ask == "picture" else "AutoTokenizer",
+            "ask": ASK_CHAT.replace("CONTENT", content) if content
+                   else 'inputs = reader("Once upon a time", return_tensors="pt")',
+        }
+    )  # fmt: skip
 
 
 def linked(name: str, commit: str | None = None, kind: str = "") -> str:
@@ -2082,19 +1936,8 @@ def code(text: object) -> str:
     return f"`{text}`"
 
 
-def plain(text: object) -> str:
-    """The text as text on one line, whatever it holds."""
-    return re.sub(r"([\\`*_~|<>\[\]#$])", r"\\\1", " ".join(str(text).split()))
-
-
-def literal(text: str) -> str:
-    """The text as Python writes it."""
-    return json.dumps(text) if text.isascii() else repr(text)
-
-
 # ---- Record ----------------------------------------------------------------------------------------------------------
 # The record: run.json and the script itself beside the model, all that it takes to run this again.
-
 
 # The card is written after the record, and made of it.
 RECORD, PLAN, CARD, PICTURE = "run.json", "plan.json", "README.md", "loss.png"
@@ -2103,12 +1946,37 @@ NOT_RECORDED = ("output_dir", "samples")
 
 
 def write_record(folder: Path, args: Any, result: dict[str, Any], model: Any, saved: list[str]) -> None:
-    """Write run.json and the script itself into the folder. Raises nothing."""
+    """Write run.json and the script itself into the folder; of environment variables the names only. Raises nothing."""
     # One that was there is of other weights.
     with spared(folder / RECORD):
         script = Path(__file__).resolve()
         (folder / script.name).write_bytes(script.read_bytes())
-        record = describe_run(folder, script, args, result, model, saved)
+        plan, dataset, named = read_plan(script), Path(args.dataset).expanduser(), args.dataset
+        variables = sorted(plan["env"]) if plan else []
+        if plan:
+            plan["env"] = {}
+            # A file that was sent along lies elsewhere here, under its own name.
+            if dataset.exists() and Path(plan["dataset"]).name.replace(" ", "_") == dataset.name.replace(" ", "_"):
+                named = plan["dataset"]
+        commit = getattr(model.config, "_commit_hash", None) or commit_of(args.model, args.revision, "model")
+        words = {args.dataset: named, f"--dataset={args.dataset}": f"--dataset={named}"}
+        record = {
+            "version": 1,
+            "launcher": (plan or {}).get("launcher"),
+            "plan": plan,
+            "script": {"name": script.name, "sha256": sha256(script)},
+            "args": [words.get(word, word) for word in sys.argv[1:]],
+            "inputs": {named: sha256(dataset)} if dataset.is_file() else {},
+            "env": variables,
+            "flavor": plan["flavor"] if plan else os.environ.get("ACCELERATOR"),
+            "revisions": {"model": commit, "dataset": commit_of(args.dataset, args.dataset_revision, "dataset")},
+            "packages": {found.name: found.version for found in distributions()},
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "device": result["device"],
+            "files": {path: sha256(folder / path) for path in (*saved, script.name) if path != CARD},
+            "result": finite({name: value for name, value in result.items() if name not in NOT_RECORDED}),
+        }
         draft = folder / f".{RECORD}"
         draft.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         draft.replace(folder / RECORD)
@@ -2122,43 +1990,6 @@ def spared(path: Path) -> Iterator[None]:
     except Exception as error:
         path.unlink(missing_ok=True)
         note(f"{path.name} could not be written, the run goes on without it ({reason(error)})")
-
-
-def describe_run(
-    folder: Path, script: Path, args: Any, result: dict[str, Any], model: Any, saved: list[str]
-) -> dict[str, Any]:
-    """What run.json says; of environment variables the names only, in the plan too."""
-    import platform
-    from importlib.metadata import distributions
-
-    plan, dataset, given = read_plan(script), Path(args.dataset).expanduser(), sys.argv[1:]
-    named, variables = args.dataset, list[str]()
-    if plan:
-        variables, plan["env"] = sorted(plan["env"]), {}
-        # A file that was sent along lies elsewhere here, under its own name.
-        if dataset.exists() and Path(plan["dataset"]).name.replace(" ", "_") == dataset.name.replace(" ", "_"):
-            named = plan["dataset"]
-    commit = getattr(model.config, "_commit_hash", None) or commit_of(args.model, args.revision, "model")
-    words = {args.dataset: named, f"--dataset={args.dataset}": f"--dataset={named}"}
-    files = sorted([*(path for path in saved if path != CARD), script.name])
-    packages = {found.name: found.version for found in distributions()}
-    return {
-        "version": 1,
-        "launcher": (plan or {}).get("launcher"),
-        "plan": plan,
-        "script": {"name": script.name, "sha256": sha256(script)},
-        "args": [words.get(word, word) for word in given],
-        "inputs": {named: sha256(dataset)} if dataset.is_file() else {},
-        "env": variables,
-        "flavor": plan["flavor"] if plan else os.environ.get("ACCELERATOR"),
-        "revisions": {"model": commit, "dataset": commit_of(args.dataset, args.dataset_revision, "dataset")},
-        "packages": dict(sorted(packages.items())),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": result["device"],
-        "files": {path: sha256(folder / path) for path in files},
-        "result": finite({name: value for name, value in result.items() if name not in NOT_RECORDED}),
-    }
 
 
 def read_plan(script: Path) -> dict[str, Any] | None:
@@ -2191,19 +2022,30 @@ def commit_of(name: str, revision: str | None, kind: str) -> str | None:
     return commit if is_commit(commit) else None
 
 
-# ---- Sampling --------------------------------------------------------------------------------------------------------
-# How the model is sampled: what its makers recommend, as transformers knows it, and the token that ends an answer.
-
+# ---- Saving ----------------------------------------------------------------------------------------------------------
+# The model on the disk: room for it is known before the training, and it is saved whole or not at all.
 
 # transformers knows no presence penalty.
 ONLY_OLLAMA = {"presence_penalty"}
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
+def check_disk(folder: Path, model: Any, optim: str) -> None:
+    """Refuse where the disk can't take what a run writes: the adapter, two checkpoints and the next one.
+
+    A checkpoint is the adapter and the optimizer's two moments, of 1 byte a parameter in 8 bits, else of 4.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    adapter = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    checkpoint = adapter + sum(parameter.numel() for parameter in trained) * (2 if "8bit" in optim else 8)
+    told = [f"an adapter of {adapter / 1e9:.2f} GB, three checkpoints of {checkpoint / 1e9:.2f} GB"]
+    # The tokenizer and the trainer's records take some too.
+    require_disk(folder, adapter + 3 * checkpoint + 2**26, told, "Free some, or give --output-dir on another disk.")
+
+
 def recommended(args: Any, planned: dict[str, Any]) -> dict[str, float]:
     """How the makers of the model say that it is best sampled; empty for another model than the chosen one."""
-    found = planned["generation"] if args.model == type(args).model else {}
-    return {name: int(value) if name == "top_k" else value for name, value in found.items()}
+    return dict(planned["generation"]) if args.model == type(args).model else {}
 
 
 def generation_of(known: Any, settings: dict[str, float], stop: int) -> Any:
@@ -2211,9 +2053,9 @@ def generation_of(known: Any, settings: dict[str, float], stop: int) -> Any:
     from transformers import GenerationConfig
 
     found: dict[str, Any] = {name: value for name, value in settings.items() if name not in ONLY_OLLAMA}
-    # A temperature of 0 is how others say that nothing is drawn.
-    greedy = found.get("temperature") == 0
     if found:
+        # A temperature of 0 is how others say that nothing is drawn.
+        greedy = found.get("temperature") == 0
         found |= {"do_sample": not greedy} | (dict.fromkeys(SAMPLING) if greedy else {})
     known = known or GenerationConfig()
     ends = known.eos_token_id if isinstance(known.eos_token_id, list) else [known.eos_token_id]
@@ -2223,38 +2065,41 @@ def generation_of(known: Any, settings: dict[str, float], stop: int) -> Any:
         known.validate(strict=True)
     except ValueError:
         # What the model brought contradicts itself, and would not be saved.
-        kept = {name: getattr(known, name) for name in ("bos_token_id", "pad_token_id")}
-        known = GenerationConfig(**kept | found)
+        known = GenerationConfig(bos_token_id=known.bos_token_id, pad_token_id=known.pad_token_id, **found)
     return known
+
+
+def save(folder: Path, *parts: Any) -> list[str]:
+    """Save the model and its tokenizer in the folder, whole or not at all: until they are written, all there stays.
+
+    Returns the names of the files. Raises `UserError` where the disk is full or fails.
+    """
+    # Inside, where nothing has to be copied once it is whole.
+    fresh = folder / ".saving"
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        for part in parts:
+            part.save_pretrained(fresh)
+        saved = [path.relative_to(fresh).as_posix() for path in sorted(fresh.rglob("*")) if path.is_file()]
+        for path in fresh.iterdir():
+            if (folder / path.name).is_dir():
+                shutil.rmtree(folder / path.name)
+            shutil.move(path, folder / path.name)
+        fresh.rmdir()
+        return saved
+    # Some writers have errors of their own for a full disk.
+    except Exception as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        hint = f"What was in {folder} is as it was. Make room and run this again: it goes on from the last checkpoint."
+        raise UserError(f"the model could not be saved in {folder} ({reason(error)}).", hint) from error
 
 
 # ---- Card ------------------------------------------------------------------------------------------------------------
 # The model card: what was trained on what, how, how well, and how to use it, with a picture of the losses.
 
-
 # Matplotlib's import and, on a new machine, its list of fonts.
 PICTURE_S = 30
-SNIPPETS = {
-    "transformers and PEFT": """\
-# pip install peft transformers accelerate{quantizer}
-from peft import PeftModel
-from transformers import {auto_model}, {auto_tokenizer}, GenerationConfig
-
-tokenizer = {auto_tokenizer}.from_pretrained({place})
-model = {auto_model}.from_pretrained(
-    {base}, dtype="auto", device_map="auto"{code}
-)
-model = PeftModel.from_pretrained(model, {place})
-""",
-    "Unsloth": """\
-# pip install unsloth
-from unsloth import {fast_model}  # before transformers
-from transformers import GenerationConfig
-
-model, tokenizer = {fast_model}.from_pretrained({place}, max_seq_length={max_length}, load_in_4bit={four_bits})
-{fast_model}.for_inference(model)
-""",
-}
 
 
 def write_card(
@@ -2267,28 +2112,35 @@ def write_card(
             draw_losses(folder / PICTURE, result, history)
     # PEFT's own names the base model as it was loaded, and a path in its place is refused by the Hub.
     with spared(folder / CARD):
-        (folder / CARD).write_text(make_card(folder, args, planned, result), encoding="utf-8")
+        (folder / CARD).write_text(make_card(folder, args, planned, finite(result)), encoding="utf-8")
 
 
 def make_card(folder: Path, args: Any, planned: dict[str, Any], result: dict[str, Any]) -> str:
     """The text of the card; what is not known is left out."""
     record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if (folder / RECORD).is_file() else {}
-    repo, commits = result.get("output_repo"), record.get("revisions", {})
-    base = linked(args.model, commits.get("model"))
-    about = f"A LoRA adapter for {base}, fine-tuned on {linked(args.dataset, commits.get('dataset'), 'datasets/')}."
+    repo, commits = result["output_repo"], record.get("revisions", {})
+    base, commit, sees = args.model, commits.get("model"), hasattr(args, "image_size")
+    about = f"A LoRA adapter for {linked(base, commit)}, "
+    about += f"fine-tuned on {linked(args.dataset, commits.get('dataset'), 'datasets/')}."
     if result["stopped"]:
         about += f" The training was stopped after step {result['steps']}, before its end."
     pieces = [card_head(
-        repo.split("/")[-1] if repo else args.run_name, about, args.model, "adapter", hasattr(args, "image_size"),
-        [args.dataset], licence_of(args, planned),
+        repo.split("/")[-1] if repo else args.run_name, about, base, "adapter", sees, [args.dataset],
+        planned["licence"] if base == type(args).model else {},
         library_name="peft", tags=["lora", "sft", "trl", "unsloth", "launch"],
     )]  # fmt: skip
     pieces += ["![The loss by step](loss.png)"] * (folder / PICTURE).is_file()
-    for heading, rows in (("Training", training_rows(args, result)), ("Machine", machine_rows(record, result))):
-        table = "\n".join(f"| {name} | {value} |" for name, value in rows if value or value == 0)
-        pieces.append(f"## {heading}\n\n| | |\n| --- | --- |\n{table}")
-    pieces.append("## How to use it")
-    pieces += [f"### {name}\n\n```python\n{text}\n```" for name, text in usage(folder, args, result, commits)]
+    rows = card_rows(args, record, result).items()
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows if value)
+    pieces.append(f"## Training\n\n| | |\n| --- | --- |\n{table}")
+    ask = "picture" if sees else "chat" if (folder / "chat_template.jinja").is_file() else "text"
+    text = snippet(
+        repr(repo or "."), ask, args.trust_remote_code,
+        packages=" peft bitsandbytes" if "bnb-4bit" in base else " peft", imports="from peft import PeftModel\n",
+        base=f"{base!r}, revision={commit!r}" if commit else repr(base),
+        adapt="model = PeftModel.from_pretrained(model, place)\n",
+    )  # fmt: skip
+    pieces.append(f"## How to use it\n\n### transformers and PEFT\n\n```python\n{text}\n```")
     sampling = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in recommended(args, planned).items())
     if sampling:
         told = f"{sampling}, as the makers of the base model recommend (<{planned['generation_source']}>)."
@@ -2298,101 +2150,56 @@ def make_card(folder: Path, args: Any, planned: dict[str, Any], result: dict[str
     return "\n\n".join([*pieces, f"## To run it again\n\n{told} {script}"]) + "\n"
 
 
-def usage(folder: Path, args: Any, result: dict[str, Any], commits: dict[str, Any]) -> list[tuple[str, str]]:
-    """How to use what was trained, as (heading, code): each runs as it stands, in the folder if it was not pushed."""
-    place, commit = literal(result.get("output_repo") or "."), commits.get("model")
-    ask = "chat" if (folder / "chat_template.jinja").is_file() else "text"
-    if hasattr(args, "image_size"):
-        ask = "picture"
-    names = {
-        "base": literal(args.model) + (f", revision={literal(commit)}" if commit else ""),
-        "quantizer": " bitsandbytes" if "bnb-4bit" in args.model else "",
-        "max_length": args.max_length,
-        "four_bits": args.load_in == "4bit" and result["device"] != "cpu",
-    }
-    return [(name, snippet(loads, ask, place, args.trust_remote_code, **names)) for name, loads in SNIPPETS.items()]
-
-
-def licence_of(args: Any, planned: dict[str, Any]) -> dict[str, Any]:
-    """The licence of the planned model, as a card's fields; empty for another one."""
-    fields = {"license": "licence", "license_name": "licence_name", "license_link": "licence_link"}
-    told = {field: planned[name] for field, name in fields.items() if planned[name]}
-    return told if args.model == type(args).model and "license" in told else {}
-
-
-def training_rows(args: Any, result: dict[str, Any]) -> list[tuple[str, Any]]:
-    """What was learned from, how, and how well."""
+def card_rows(args: Any, record: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """What was learned from, how and how well, and where; of time and cost what this attempt knows."""
     on_gpu, batch, accumulation = result["device"] != "cpu", result["batch_size"], result["gradient_accumulation"]
-    packed = "packed " if on_gpu and getattr(args, "packing", False) else ""
+    rows, held_out, mean = result["rows"], result["eval_rows"], result["train_loss"]
     subset = ", ".join(code(name) for name in (args.dataset_config, args.dataset_split) if name)
-    rows, held_out = result.get("rows"), result.get("eval_rows")
-    before, after = loss(result["eval_loss_before"]), loss(result["eval_loss"])
-    found = ", ".join([f"{before} before training"] * bool(before) + [f"{after} after it"] * bool(after))
-    of = f"{f'{held_out:,} ' if held_out else ''}"
-    of += f"rows of {code(args.eval_split)}" if args.eval_split else "rows held out"
-    parts = ("vision_layers", "language_layers", "attention_modules", "mlp_modules")
-    adapted = ", ".join(part.replace("_", " ") for part in parts if getattr(args, f"finetune_{part}", False))
-    layers = code(args.lora_targets.replace(",", " ")) if hasattr(args, "lora_targets") else adapted
-    mean = loss(result["train_loss"])
-    return [
-        ("Data", subset + (f", {rows:,} rows" if rows else ", streamed" if args.streaming else "")),
-        ("Tokens", f"{result['tokens_seen']:,} seen, {result['tokens_trained']:,} of them learned from"),
-        ("Learned from", "the assistant's answers" if args.train_on == "assistant" else "the whole text"),
-        ("Steps", f"{result['steps']:,} of {batch * accumulation} {packed}rows ({batch} at a time), "
-                  f"{args.max_length:,} tokens at most"),
-        ("Learning rate", f"{args.learning_rate:g}, {args.lr_scheduler_type}, "
-                          f"{args.warmup_ratio:.0%} of the steps to warm up"),
-        ("Optimizer", f"{args.optim if on_gpu else 'adamw_torch'}, weight decay {args.weight_decay:g}"),
-        ("LoRA", f"rank {args.lora_r}, alpha {args.lora_alpha}, dropout {args.lora_dropout:g}, on {layers}"),
-        ("Frozen weights", {"4bit": "4 bits", "16bit": "16 bits"}[args.load_in] if on_gpu else None),
-        ("Seed", args.seed),
-        ("Training loss", mean and f"{mean}, mean of the last logged steps"),
-        ("Evaluation loss", found and f"{found}, on {of}"),
-    ]  # fmt: skip
-
-
-def loss(value: float | None) -> str | None:
-    return f"{value:.4f}" if value is not None and math.isfinite(value) else None
-
-
-def machine_rows(record: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Where it was trained, how long that took and what it cost, as far as this attempt knows."""
-    plan, in_job = record.get("plan") or {}, bool(os.environ.get("JOB_ID"))
-    flavor, rate = record.get("flavor"), plan.get("cost", {}).get("usd_per_hour")
-    total_s = time.monotonic() - STARTED
+    packed = "packed " if on_gpu and getattr(args, "packing", False) else ""
+    moments = {"eval_loss_before": "before training", "eval_loss": "after it"}
+    seen = ", ".join(f"{result[name]:.4f} {when}" for name, when in moments.items() if result[name] is not None)
+    of = f"rows of {code(args.eval_split)}" if args.eval_split else "rows held out"
+    in_job, flavor = bool(os.environ.get("JOB_ID")), record.get("flavor")
+    rate = (record.get("plan") or {}).get("cost", {}).get("usd_per_hour")
+    total_s, peak, predicted = time.monotonic() - STARTED, result["peak_gib"], result["predicted_peak_gib"]
     total, training = (timedelta(seconds=round(seconds)) for seconds in (total_s, result["train_s"]))
     again = f", in attempt {result['attempt']}" if result["attempt"] > 1 else ""
-    peak, predicted = result["peak_gib"], result["predicted_peak_gib"]
-    memory = [f"{peak:.2f} GiB at most"] if peak is not None else []
-    memory += [f"{predicted:.2f} GiB predicted"] if memory and predicted is not None else []
-    return [
-        ("Hardware", code(result["device"]) + (f", flavor {code(flavor)}" if in_job and flavor else "")),
-        ("Time", f"{total}{again}; {training} of training"),
-        ("Speed", f"{result['tokens_per_second']:,.0f} tokens a second"),
-        ("Cost", f"about ${rate * total_s / 3600:.2f}{again}, at ${rate:.2f} an hour" if in_job and rate else None),
-        ("GPU memory", ", ".join(memory)),
-        ("Versions", ", ".join(f"{name} {number}" for name, number in result["versions"].items())),
-    ]
+    memory = f"{peak:.2f} GiB at most" if peak is not None else ""
+    memory += f", {predicted:.2f} GiB predicted" if memory and predicted is not None else ""
+    return {
+        "Data": subset + (f", {rows:,} rows" if rows else ", streamed" if args.streaming else ""),
+        "Tokens": f"{result['tokens_seen']:,} seen, {result['tokens_trained']:,} of them learned from",
+        "Steps": f"{result['steps']:,} of {batch * accumulation} {packed}rows, {args.max_length:,} tokens at most",
+        "Learning rate": f"{args.learning_rate:g}, {args.lr_scheduler_type}, {args.warmup_ratio:.0%} to warm up",
+        "Optimizer": f"{args.optim if on_gpu else 'adamw_torch'}, weight decay {args.weight_decay:g}",
+        "LoRA": f"rank {args.lora_r}, alpha {args.lora_alpha}, dropout {args.lora_dropout:g}",
+        "Frozen weights": args.load_in.replace("bit", " bits") if on_gpu else None,
+        "Training loss": f"{mean:.4f}, mean of the last logged steps" if mean is not None else None,
+        "Evaluation loss": seen and f"{seen}, on {f'{held_out:,} {of}' if held_out else of}",
+        "Hardware": code(result["device"]) + (f", flavor {code(flavor)}" if in_job and flavor else ""),
+        "Time": f"{total}{again}; {training} of training",
+        "Speed": f"{result['tokens_per_second']:,.0f} tokens a second",
+        "Cost": f"about ${rate * total_s / 3600:.2f}{again}, at ${rate:.2f} an hour" if in_job and rate else None,
+        "GPU memory": memory,
+        "Versions": ", ".join(f"{name} {number}" for name, number in result["versions"].items()),
+    }
 
 
 def draw_losses(path: Path, result: dict[str, Any], history: list[dict[str, Any]]) -> None:
     """Draw the losses by step: what was logged, and what the evaluations found."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
-    trained = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
     # Of the first evaluation the history does not tell.
     evaluated = {0: result["eval_loss_before"], result["steps"]: result["eval_loss"]}
     evaluated |= {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
+    trained = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
     figure = Figure(figsize=(7, 3.5), dpi=110, layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss")
     for name, found, style in (("training", trained, "-"), ("evaluation", evaluated, "o--")):
         points = sorted((step, value) for step, value in found.items() if value is not None and math.isfinite(value))
         if points:
-            axes.plot(*zip(*points, strict=True), style, label=name, linewidth=1.2, markersize=5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+            axes.plot(*zip(*points, strict=True), style, label=name)
     axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, format="png")
 
@@ -2400,8 +2207,10 @@ def draw_losses(path: Path, result: dict[str, Any], history: list[dict[str, Any]
 # ---- Second ----------------------------------------------------------------------------------------------------------
 # Copies of the model (merged, GGUF) are made by export.py, which lies beside this script, in a process of its own.
 
-
 EXPORTER = "export.py"
+# Options that both scripts have.
+SHARED = ("model", "revision", "load_in", "trust_remote_code", "merge", "merged_repo", "gguf", "private", "run_name",
+          "output_dir", "timeout_s", "device")  # fmt: skip
 
 
 def check_copies(args: Any, output_repo: str | None) -> None:
@@ -2417,40 +2226,42 @@ def check_copies(args: Any, output_repo: str | None) -> None:
         raise UserError(problem or f"{EXPORTER} ended with status {status}.", status=status if status in (2, 3) else 1)
 
 
-def make_copies(args: Any, folder: Path, output_repo: str | None) -> tuple[dict[str, Any], UserError | None]:
-    """What export.py's RESULT says of the copies of the adapter in that folder, and the error of those that failed."""
-    result, status, problem = run_exporter(args, output_repo, "--adapter", str(folder))
-    if not status:
-        return result, None
+def make_copies(args: Any, folder: Path, output_repo: str | None) -> tuple[list[Any], UserError | None]:
+    """The copies of the adapter in that folder, as export.py's RESULT has them, and the error of those that failed."""
+    exports, status, problem = run_exporter(args, output_repo, "--adapter", str(folder))
     said = f"{EXPORTER} ended with status {status}"
     if output_repo:
         # Where the adapter can be found from elsewhere.
         problem = problem.replace(f"launch export {folder}", f"launch export {output_repo}")
-    return {"exports": not_made(args, said)} | result, UserError(problem or f"the adapter is whole, and {said}.")
+    error = UserError(problem or f"the adapter is whole, and {said}.") if status else None
+    return not_made(args, said) if exports is None else exports, error
 
 
-def not_made(args: Any, problem: str) -> list[dict[str, Any]]:
+def not_made(args: Any, problem: str) -> list[Any]:
     """The copies that were asked for, as RESULT has them, none of which is there."""
     asked = [("merged", args.merge)] * bool(args.merge) + [("gguf", kind) for kind in args.gguf]
     rest = dict.fromkeys(("path", "repo", "gib", "checked")) | {"error": problem}
     return [{"kind": kind, "name": name} | rest for kind, name in asked]
 
 
-def run_exporter(args: Any, output_repo: str | None, *words: str) -> tuple[dict[str, Any], int, str]:
-    """Run it with this run's options: its RESULT, its exit status, and what its `error:` line says."""
-    command = [sys.executable, str(Path(__file__).with_name(EXPORTER)), *words, "--model", args.model]
-    command += ["--load-in", args.load_in, "--run-name", args.run_name, "--device", args.device]
-    command += ["--modality", "vision" if hasattr(args, "image_size") else "text"]
-    command += ["--private" if args.private else "--no-private", "--timeout-s", str(args.timeout_s)]
-    command += ["--trust-remote-code" if args.trust_remote_code else "--no-trust-remote-code"]
-    named = {"revision": args.revision, "merge": args.merge, "output-repo": output_repo}
-    named |= {"merged-repo": args.merged_repo, "output-dir": args.output_dir}
-    command += [word for name, value in named.items() if value for word in (f"--{name}", str(value))]
-    command += [word for kind in args.gguf for word in ("--gguf", kind)]
+def run_exporter(args: Any, output_repo: str | None, *words: str) -> tuple[list[Any] | None, int, str]:
+    """Run it with this run's options: the copies of its RESULT, its exit status, and what its `error:` line says."""
+    options = {name: getattr(args, name) for name in SHARED} | {"output_repo": output_repo}
+    options["modality"] = "vision" if hasattr(args, "image_size") else "text"
+    command = [sys.executable, str(Path(__file__).with_name(EXPORTER)), *words]
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            command.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            command += [
+                word for one in (value if isinstance(value, tuple) else [value]) for word in (f"--{flag}", str(one))
+            ]
     # Its deadline is this run's.
     began = {"LAUNCH_STARTED": str(CLOCK.deadline - args.timeout_s)} if args.timeout_s else {}
-    result, problem = dict[str, Any](), ""
-    with subprocess.Popen(command, env=os.environ | began, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    exports, problem = None, ""
+    piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    with subprocess.Popen(command, env=os.environ | began, **piped) as process:
 
         def pass_on(number: int, frame: FrameType | None) -> None:
             CLOCK.on_signal(number, frame)
@@ -2459,24 +2270,21 @@ def run_exporter(args: Any, output_repo: str | None, *words: str) -> tuple[dict[
         handlers = {number: signal.signal(number, pass_on) for number in SIGNALS}
         if CLOCK.signalled:
             process.terminate()
-        assert process.stdout is not None
-        for said in process.stdout:
-            line = said.decode("utf-8", "replace").rstrip("\n")
-            told = heard(line) or ""
+        for line in process.stdout or ():
+            told = heard(line.rstrip("\n")) or ""
             if told.startswith("RESULT "):
-                result = json.loads(told.removeprefix("RESULT "))
+                exports = json.loads(told.removeprefix("RESULT ")).get("exports")
             elif told.startswith("error: "):
                 problem = told.removeprefix("error: ")
             else:
-                note(line)
+                note(line.rstrip("\n"))
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    return {name: result[name] for name in ("exports",) if name in result}, process.returncode, problem
+    return exports, process.returncode, problem
 
 
 # ---- Run -------------------------------------------------------------------------------------------------------------
 # A run from its first second to its last words: what it goes on from, where it saves, and what its RESULT says.
-
 
 DECIDES_MEMORY = ("model", "load_in", "max_length", "batch_size", "lora_r", "optim", "image_size")
 # What an earlier attempt left, where this one came to nothing.
@@ -2488,21 +2296,20 @@ PACKAGES = ("unsloth", "trl", "transformers", "datasets", "peft", "torch")
 
 @dataclass
 class Run:
-    """One attempt. Until it is `ready` to train, a signal or the deadline ends it at once: there is nothing to save."""
+    """One attempt; `saved` are the files of the model, as they were saved in the output folder.
+
+    Until it is `ready` to train, a signal or the deadline ends it at once: there is nothing to save.
+    """
 
     args: Any
     planned: dict[str, Any]
     output_dir: Path
     checkpoints: Checkpoints
-    output_repo: str | None = None
+    output_repo: str | None
     saved: list[str] = field(default_factory=list)
-    """The files of the model, as they were saved in the output folder."""
     result: dict[str, Any] = field(default_factory=dict)
-    push_s: float = 0.0
-    stopped: str | None = None
+    guard: Guard | None = None
     tracker: Any = None
-    again: bool = False
-    """Whether this process began once more with a smaller batch."""
     url: str | None = None
     push_error: UserError | None = None
     copies_error: UserError | None = None
@@ -2515,74 +2322,63 @@ class Run:
         """The last words of a run that has to stop before its training ended; the process's status."""
         stopped, whole = "signal" if CLOCK.signalled else "deadline", self.checkpoints.whole
         tell(f"stopped {where} ({stopped}): {next_attempt(bool(whole))}")
-        if self.args.output_repo and whole and (self.output_dir / "adapter_config.json").is_file():
+        if self.output_repo and whole and (self.output_dir / "adapter_config.json").is_file():
             left = {path.name for pattern in ADAPTER for path in self.output_dir.glob(pattern)}
-            note(rescue(self.output_dir, self.args.output_repo, left))
-        result = {
-            "status": "stopped", "stopped": stopped, "attempt": self.checkpoints.attempt,
-            "resumed_from": self.checkpoints.found.get("step"), "steps": whole[-1] if whole else 0,
-            "output_dir": str(self.output_dir.resolve()), "output_repo": self.args.output_repo, "url": None,
-            "pushed": False, "push_error": None,
-        }  # fmt: skip
-        tell(f"RESULT {json.dumps(result)}")
+            note(rescue(self.output_dir, self.output_repo, left))
+        self.result = self.known(stopped) | {"steps": whole[-1] if whole else 0}
+        self.tell()
         return 0
 
-    def describe(
-        self, guard: Guard, asked: list[Any], words: Callable[[Any], str], rows: int | None, eval_rows: int | None
-    ) -> None:
-        """Note what the RESULT says of the training; `asked` are the chats that were answered."""
-        args, trainer, steps = self.args, guard.trainer, guard.trainer.state.global_step
+    def known(self, stopped: str | None) -> dict[str, Any]:
+        """What RESULT says wherever the run ends."""
+        return {
+            "status": "stopped" if stopped else "done",
+            "stopped": stopped,
+            "attempt": self.checkpoints.attempt,
+            "resumed_from": self.checkpoints.found.get("step"),
+            "output_dir": str(self.output_dir.resolve()),
+            "output_repo": self.output_repo,
+        }
+
+    def describe(self, guard: Guard, asked: list[Any], words: Callable[[Any], str], rows: Any, eval_rows: Any) -> None:
+        """Note what the RESULT says of the training, and write record and card beside the model.
+
+        `asked` are the chats that were answered, `rows` those that were trained on.
+        """
+        import torch
+
+        self.guard, args, trainer, steps = guard, self.args, guard.trainer, guard.trainer.state.global_step
         chosen = type(args)()
         as_planned = all(getattr(args, name, None) == getattr(chosen, name, None) for name in DECIDES_MEMORY)
         first_step_s, own_steps = guard.first_step_s or guard.trained_s, steps - guard.start
         logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-10:]
-        train_s = guard.before_s + guard.trained_s
-        stopped = guard.stopped if steps < trainer.state.max_steps or not steps else None
-        self.push_s, self.stopped = guard.push_s, guard.stopped
-        # Another attempt may have been asked for fewer.
-        known = [*guard.known["answers"], *(None for _ in asked)][: len(asked)]
-        told = [(words(messages[-2]), words(messages[-1])) for messages in asked]
+        train_s, tokens = guard.earlier_s + guard.trained_s, int(guard.counts["tokens_seen"])
+        # A stream has no length; another attempt may have been asked for fewer answers.
+        count, eval_count = (len(data) if hasattr(data, "__len__") else None for data in (rows, eval_rows))
+        before = [*guard.before["answers"], *(None for _ in asked)]
         samples = [
-            {"prompt": prompt[:SHOWN], "expected": expected[:SHOWN], "before": before, "after": after}
-            for (prompt, expected), before, after in zip(told, known, guard.answers_after, strict=True)
+            {"prompt": words(prompt)[:SHOWN], "expected": words(expected)[:SHOWN], "before": first, "after": last}
+            for (*_, prompt, expected), first, last in zip(asked, before, guard.after["answers"], strict=False)
         ]
-        self.result = {
-            "status": "stopped" if stopped else "done",
-            "stopped": stopped,
-            "attempt": self.checkpoints.attempt,
-            "resumed_from": guard.resumed_from,
-            "steps": steps,
-            "rows": rows,
-            "eval_rows": eval_rows,
-            "batch_size": args.batch_size,
-            "gradient_accumulation": args.gradient_accumulation,
-            "tokens_seen": int(trainer.tokens_seen),
-            "tokens_trained": int(trainer.tokens_trained),
+        self.result = self.known(guard.stopped if steps < trainer.state.max_steps or not steps else None) | {
+            "steps": steps, "rows": count, "eval_rows": eval_count,
+            "batch_size": args.batch_size, "gradient_accumulation": args.gradient_accumulation,
+            "tokens_seen": tokens, "tokens_trained": int(guard.counts["tokens_trained"]),
             "train_loss": sum(logged) / len(logged) if logged else None,
-            "eval_loss_before": guard.known.get("loss"),
-            "eval_loss": guard.loss_after,
-            "samples": samples,
-            "tokens_per_second": int(trainer.tokens_seen) / max(train_s, 1e-3),
-            "train_s": train_s,
-            "startup_s": guard.startup_s,
+            "eval_loss_before": guard.before["loss"], "eval_loss": guard.after["loss"], "samples": samples,
+            "tokens_per_second": tokens / max(train_s, 1e-3), "train_s": train_s, "startup_s": guard.startup_s,
             "first_step_s": first_step_s,
             "step_s": (guard.trained_s - first_step_s) / (own_steps - 1) if own_steps > 1 else None,
-            "largest_batch_tokens": trainer.largest_batch,
-            "peak_gib": max(guard.peaks.values(), default=None),
-            "peaks_gib": guard.peaks,
+            "largest_batch_tokens": guard.counts["largest_batch"],
+            "peak_gib": max(guard.peaks.values(), default=None), "peaks_gib": guard.peaks,
             "predicted_peak_gib": self.planned["peak_gib"] if as_planned else None,
-            "device": device_name(),
-            "output_dir": str(self.output_dir.resolve()),
-            "output_repo": self.output_repo,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "versions": {name: version(name) for name in PACKAGES},
-        }
-
-    def write(self, model: Any, history: list[Any]) -> None:
-        """Write the record and the card beside the model."""
-        if self.result["steps"]:
-            write_record(self.output_dir, self.args, self.result, model, self.saved)
-            left_s = CLOCK.left_s() - 1.5 * self.push_s
-            write_card(self.output_dir, self.args, self.planned, self.result, history, left_s)
+        }  # fmt: skip
+        if steps:
+            write_record(self.output_dir, args, self.result, trainer.model, self.saved)
+            left_s = CLOCK.left_s() - 1.5 * guard.push_s
+            write_card(self.output_dir, args, self.planned, self.result, trainer.state.log_history, left_s)
 
     def push(self) -> None:
         """Push the model, as far as there is time."""
@@ -2591,12 +2387,11 @@ class Run:
 
             # Not the run's own method: at the process's end Trackio would finish it again, behind the RESULT.
             trackio.finish()
+        steps = self.result["steps"]
         if self.result["stopped"]:
-            kept = self.result["steps"] in self.checkpoints.whole
-            tell(f"stopped after step {self.result['steps']}: {next_attempt(kept)}")
-        if not self.output_repo or not self.result["steps"]:
-            return
-        if CLOCK.signalled and CLOCK.left_s() <= LAST_S + 1.5 * self.push_s:
+            tell(f"stopped after step {steps}: {next_attempt(steps in self.checkpoints.whole)}")
+        no_time = CLOCK.signalled and self.guard and CLOCK.left_s() <= LAST_S + 1.5 * self.guard.push_s
+        if not self.output_repo or not steps or no_time:
             return
         phase("push")
         with CLOCK.or_else(self.cut_off):
@@ -2610,25 +2405,19 @@ class Run:
         written = [*self.saved, RECORD, CARD, PICTURE, Path(__file__).name]
         return [name for name in written if (self.output_dir / name).is_file()]
 
-    def copy(self) -> None:
-        """Let the copies be made that were asked for, of a model that is trained and pushed."""
-        if not (self.args.merge or self.args.gguf):
-            return
-        why = {"deadline": "no time is left", "signal": "asked to stop", None: "nothing was trained"}
-        stopped = self.stopped or ("signal" if CLOCK.signalled else None)
-        if self.push_error or stopped or not self.result["steps"]:
-            told = "its push failed" if self.push_error else why[stopped]
-            self.result["exports"] = not_made(self.args, f"left out: {told}")
-            return
-        self.result["exports"] = not_made(self.args, "left out: the time was up")
-        made, self.copies_error = make_copies(self.args, self.output_dir, self.output_repo)
-        self.result |= made
-
     def finish(self) -> None:
         """Make the copies and print the RESULT line; raise the error of a run that did not do all it was asked to."""
         with CLOCK.or_else(self.cut_off):
             free()
-            self.copy()
+            if self.args.merge or self.args.gguf:
+                stopped = CLOCK.signalled or (self.guard and self.guard.stopped)
+                why = "its push failed" if self.push_error else "" if self.result["steps"] else "nothing was trained"
+                why = why or ("asked to stop" if CLOCK.signalled else "no time is left" if stopped else "")
+                self.result["exports"] = not_made(self.args, f"left out: {why or 'the time was up'}")
+                if not why:
+                    self.result["exports"], self.copies_error = make_copies(
+                        self.args, self.output_dir, self.output_repo
+                    )
         error = self.tell()
         if error:
             # Not done, and not lost: the last line is the command that goes on.
@@ -2668,7 +2457,7 @@ def begin(args: Any, planned: dict[str, Any]) -> Run | None:
         return None
     claim(args)
     args, checkpoints = open_checkpoints(args)
-    run = Run(args, planned, output_folder(args), checkpoints, again="LAUNCH_STARTED" in os.environ)
+    run = Run(args, planned, output_folder(args), checkpoints, args.output_repo)
     CLOCK.start(deadline(args.timeout_s, checkpoints.folder))
     run.setup.enter_context(CLOCK.or_else(partial(run.leave, "before the training began"), at_once=True))
     set_environment(args)
@@ -2679,54 +2468,6 @@ def next_attempt(kept: bool) -> str:
     """What to do after a stop, where a checkpoint is `kept` or not."""
     again = f"`launch resume {os.environ['JOB_ID']}`" if os.environ.get("JOB_ID") else "the same command"
     return f"{again} {'goes on from there' if kept else 'starts over, since no checkpoint was made'}"
-
-
-# ---- Saving ----------------------------------------------------------------------------------------------------------
-# The model on the disk: room for it is known before the training, and it is saved whole or not at all.
-
-
-def check_disk(folder: Path, model: Any, optim: str) -> None:
-    """Refuse where the disk can't take what a run writes: the adapter, two checkpoints and the next one.
-
-    A checkpoint is the adapter and the optimizer's two moments, of 1 byte a parameter in 8 bits, else of 4.
-    """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    adapter = sum(parameter.numel() * parameter.element_size() for parameter in trained)
-    checkpoint = adapter + sum(parameter.numel() for parameter in trained) * (2 if "8bit" in optim else 8)
-    # The tokenizer, the records of the trainer.
-    needed = adapter + 3 * checkpoint + 2**26
-    told = [f"an adapter of {adapter / 1e9:.2f} GB, three checkpoints of {checkpoint / 1e9:.2f} GB"]
-    require_disk(folder, needed, told, "Free some, or give --output-dir on another disk.")
-
-
-def save(folder: Path, *parts: Any) -> list[str]:
-    """Save the model and its tokenizer in the folder, whole or not at all: until they are written, all there stays.
-
-    Returns the names of the files. Raises `UserError` where the disk is full or fails.
-    """
-    # Inside, where nothing has to be copied once it is whole.
-    fresh = folder / ".saving"
-    try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        for part in parts:
-            part.save_pretrained(fresh)
-        saved = [path.relative_to(fresh).as_posix() for path in sorted(fresh.rglob("*")) if path.is_file()]
-        for path in fresh.iterdir():
-            if (folder / path.name).is_dir():
-                shutil.rmtree(folder / path.name)
-            shutil.move(path, folder / path.name)
-        fresh.rmdir()
-        return saved
-    # Some writers have errors of their own for a full disk.
-    except Exception as error:
-        shutil.rmtree(fresh, ignore_errors=True)
-        try:
-            free = f", {shutil.disk_usage(folder).free / 1e9:.3f} GB free"
-        except OSError:
-            free = ""
-        hint = f"What was in {folder} is as it was. Make room and run this again: it goes on from the last checkpoint."
-        raise UserError(f"the model could not be saved in {folder} ({reason(error)}{free}).", hint) from error
 
 
 if __name__ == "__main__":

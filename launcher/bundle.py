@@ -13,8 +13,9 @@ _WIDTH = 120
 
 @dataclass(frozen=True, slots=True)
 class _Statement:
-    """One at a module's top with what stands above it: the names that it defines, and all that it mentions."""
+    """One at a module's top: its text with what stands above it, the names that it defines and those it mentions."""
 
+    node: ast.stmt
     text: str
     defines: set[str]
     mentions: set[str]
@@ -63,7 +64,7 @@ def bundle(recipe: str, read: Callable[[str], str]) -> str:
         for name, module, member in source.imports:
             if name in used or "__future__" in module:
                 imports.setdefault(module, set()).update({member} - {""})
-    sections = [_heading(name, source.sentence) + source.body() for name, source in order.items() if source.statements]
+    sections = [_heading(name, source) + source.body() for name, source in order.items() if source.statements]
     top.statements.pop()
     return "\n\n\n".join([f"{top.head}\n\n{_write_imports(imports)}", top.body(), *sections, last.text.strip()]) + "\n"
 
@@ -104,7 +105,7 @@ def _take_apart(text: str) -> _Source:
             _note_import(node, found)
         elif node.lineno > ends:
             mentions = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
-            found.statements.append(_Statement("\n".join(lines[ends:last]), _defined(node), mentions))
+            found.statements.append(_Statement(node, "\n".join(lines[ends:last]), _defined(node), mentions))
         ends = last
     return found
 
@@ -132,10 +133,12 @@ def _defined(node: ast.stmt) -> set[str]:
     return {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
 
 
-def _heading(name: str, sentence: str) -> str:
+def _heading(name: str, source: _Source) -> str:
     title = f"# ---- {name.replace('_', ' ').capitalize()} "
-    told = textwrap.fill(sentence, _WIDTH, initial_indent="# ", subsequent_indent="# ")
-    return f"{title}{'-' * (_WIDTH - len(title))}\n{told}\n\n\n"
+    told = textwrap.fill(source.sentence, _WIDTH, initial_indent="# ", subsequent_indent="# ")
+    # As ruff has it: further from a function than from a value.
+    space = "\n\n" if isinstance(source.statements[0].node, ast.Assign | ast.AnnAssign) else "\n\n\n"
+    return f"{title}{'-' * (_WIDTH - len(title))}\n{told}{space}"
 
 
 def _write_imports(imports: dict[str, set[str]]) -> str:

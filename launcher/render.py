@@ -134,11 +134,15 @@ def facts(plan: AnyPlan) -> dict[str, Any]:
         "planned": {
             "peak_gib": plan.vram.peak_gib,
             "compile_s": plan.duration.parts.get("compile", 0),
-            "generation": plan.facts.generation,
+            "generation": {
+                name: int(value) if name == "top_k" else value for name, value in plan.facts.generation.items()
+            },
             "generation_source": plan.facts.generation_source,
-            "licence": plan.facts.licence,
-            "licence_name": plan.facts.licence_name,
-            "licence_link": plan.facts.licence_link,
+            "licence": {
+                f"license{part}": told[f"licence{part}"]
+                for part in ("", "_name", "_link")
+                if told["licence"] and told[f"licence{part}"]
+            },
         },
     }  # fmt: skip
 

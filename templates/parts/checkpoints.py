@@ -103,41 +103,33 @@ def open_checkpoints(args: Any) -> tuple[Any, Checkpoints]:
     Raises `UserError` where the newest is of a run with other settings, and of status 3 where nothing can be written.
     An earlier run that was done is started anew.
     """
-    folder, chosen = checkpoint_folder(args), settings(args)
+    folder, chosen, found = checkpoint_folder(args), settings(args), dict[str, Any]()
     if args.resume == "never" or ((folder / DONE).exists() and not is_jobs_own(args)):
         forget(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    found: dict[str, Any] = {}
-    for step in reversed(steps_in(folder)):
-        place = folder / f"checkpoint-{step}"
-        problem = flaw(place)
-        if problem is None:
-            found = json.loads((place / "run.json").read_text(encoding="utf-8"))
-            args = same_run(found, args, chosen)
-            break
-        note(f"the checkpoint of step {step} is not whole and left out ({problem})")
-        (place / "manifest.json").unlink(missing_ok=True)
-    if not found and any(folder.glob("step-*/manifest.json")):
-        hint = "Go on with the script that made them, or give --resume never to start over."
-        raise UserError(f"the checkpoints in {folder} are of an earlier version of this script.", hint, status=2)
-    counter = folder / "attempt"
-    try:
+        for step in reversed(steps_in(folder)):
+            try:
+                found = read_checkpoint(folder / f"checkpoint-{step}")
+                break
+            # Whatever lies there, of whatever shape.
+            except Exception as error:
+                note(f"the checkpoint of step {step} is not whole and left out ({reason(error)})")
+                (folder / f"checkpoint-{step}" / "manifest.json").unlink(missing_ok=True)
+        args = same_run(found, args, chosen) if found else args
+        counter = folder / "attempt"
         earlier = counter.read_text(encoding="utf-8", errors="replace") if counter.exists() else ""
         # Begun again with a smaller batch, it is the same attempt.
         before = int(earlier) if re.fullmatch("[0-9]{1,9}", earlier) else 0
         attempt = before + (0 if os.environ.get("LAUNCH_STARTED") else 1)
         counter.write_text(str(attempt), encoding="utf-8")
     except OSError as error:
-        raise unwritable(counter, error) from error
+        hint = "Make room on its disk and remove what stands in its way, or give --output-dir another folder."
+        raise UserError(f"{folder} can't be written ({reason(error)}).", hint, status=3) from error
+    if not found and any(folder.glob("step-*/manifest.json")):
+        hint = "Go on with the script that made them, or give --resume never to start over."
+        raise UserError(f"the checkpoints in {folder} are of an earlier version of this script.", hint, status=2)
     return args, Checkpoints(folder, found, attempt, chosen)
-
-
-def unwritable(path: Path, error: OSError) -> UserError:
-    hint = "Make room on its disk and remove what stands in its way, or give --output-dir another folder."
-    return UserError(f"{path} can't be written ({reason(error)}).", hint, status=3)
 
 
 def forget(folder: Path) -> None:
@@ -164,25 +156,18 @@ def same_run(found: dict[str, Any], args: Any, chosen: dict[str, Any]) -> Any:
     return args
 
 
-def flaw(path: Path) -> str | None:
-    """What keeps a checkpoint from being whole, or none."""
-    try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        for name, (size, digest) in manifest.items():
-            if (path / name).stat().st_size != size or sha256(path / name) != digest:
-                return f"{name} is not as it was written"
-        known = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        numbers = [known[name] for name in ("step", "steps", "batch_size", "gradient_accumulation")]
-        if not (isinstance(known["settings"], dict) and isinstance(known["known"], dict) and min(numbers) > 0):
-            return "run.json is of another form"
-        if path.name != f"checkpoint-{known['step']}":
-            return f"it is of step {known['step']}"
-        if "adapter_model.safetensors" not in manifest:
-            return "it holds no adapter"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, RecursionError) as error:
-        return reason(error)
-    except (TypeError, AttributeError, KeyError):
-        return "it is of another form"
-    return None
+def read_checkpoint(place: Path) -> dict[str, Any]:
+    """What a whole checkpoint knows; an error of any kind where it is not whole."""
+    manifest = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
+    for name, (size, digest) in manifest.items():
+        if (place / name).stat().st_size != size or sha256(place / name) != digest:
+            raise ValueError(f"{name} is not as it was written")
+    found: dict[str, Any] = json.loads((place / "run.json").read_text(encoding="utf-8"))
+    if place.name != f"checkpoint-{found['step']}":
+        raise ValueError(f"it is of step {found['step']}")
+    numbers = [found[name] for name in ("step", "steps", "batch_size", "gradient_accumulation")]
+    if not (isinstance(found["settings"], dict) and isinstance(found["known"], dict) and min(numbers) > 0):
+        raise ValueError("run.json is of another form")
+    if "adapter_model.safetensors" not in manifest:
+        raise ValueError("it holds no adapter")
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import math
 import os
@@ -60,11 +61,13 @@ class Clock:
     """Says how much time is left, and ends the process where a library does not come back in time.
 
     Inside `or_else` a library may wait for as long as it likes, and need not return to Python: when the time is up, a
-    thread of this clock says the last words and ends the process.
+    thread of this clock says the last words and ends the process. It also ends one that has not been `heard` of for
+    longer than its `patience_s`.
     """
 
     def __init__(self) -> None:
         self.deadline, self.signalled = math.inf, 0.0
+        self.heard, self.patience_s = 0.0, math.inf
         self.last_words: Callable[[], int] | None = None
         self.at_once, self.last_s, self.lock = False, LAST_S, threading.RLock()
 
@@ -119,6 +122,16 @@ class Clock:
                 with self.lock:
                     if self.last_words:
                         self.end(self.last_words)
+            if time.monotonic() - self.heard > self.patience_s:
+                self.end(self.stalled)
+
+    def stalled(self) -> int:
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        told = (
+            f"error: stalled: no step has ended for {time.monotonic() - self.heard:.0f} s. The stacks above show where"
+        )
+        tell(f"{told} it hangs; run this again: it goes on from the last checkpoint.", sys.stderr)
+        return 1
 
     def end(self, last_words: Callable[[], int]) -> None:
         status = 1
@@ -140,11 +153,8 @@ def errors_told() -> Iterator[None]:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         yield
-    except UserError as problem:
+    except (UserError, KeyboardInterrupt) as end:
         CLOCK.last_words = None
+        problem = end if isinstance(end, UserError) else UserError("interrupted.", status=130)
         problem.tell()
         sys.exit(problem.status)
-    except KeyboardInterrupt:
-        CLOCK.last_words = None
-        tell("error: interrupted.", sys.stderr)
-        sys.exit(130)

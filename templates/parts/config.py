@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from parts.say import note
@@ -57,7 +58,7 @@ def open_tracker(run: Any) -> None:
             run.args.run_name,
             space_id=run.args.trackio_space,
             config=vars(run.args),
-            resume="allow" if run.checkpoints.found or run.again else "never",
+            resume="allow" if run.checkpoints.found or os.environ.get("LAUNCH_STARTED") else "never",
         )
     except Exception as error:
         note(f"trackio is off, the run goes on without it ({type(error).__name__}: {error})")

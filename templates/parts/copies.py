@@ -19,7 +19,7 @@ from parts.llama_cpp import CONVERTED, GGUF_BITS, MMPROJ, convert, quantize, sig
 from parts.ollama import FOR_OLLAMA, ChatForm, chat_form, end_of_answer
 from parts.options import ADAPTER_THERE
 from parts.push import open_repo, persist, push
-from parts.sampling import SAMPLING, generation_of
+from parts.saving import SAMPLING, generation_of
 from parts.say import UserError, note, reason
 
 MERGED, NOT_MADE = "merged", "not made"

@@ -11,19 +11,11 @@ from typing import Any
 
 from parts.copies import Copy
 from parts.llama_cpp import GGUF_BITS, MMPROJ
-from parts.markdown import card_head, code, linked, literal, plain, snippet
+from parts.markdown import card_head, code, linked, plain, snippet
 from parts.push import persist, push
 from parts.say import note, reason
 
 LICENCE_FIELDS = ("license", "license_name", "license_link")
-MERGED_SNIPPET = """\
-# pip install transformers accelerate{quantizer}
-{fetch}from transformers import {auto_model}, {auto_tokenizer}, GenerationConfig
-
-place = {whole}
-tokenizer = {auto_tokenizer}.from_pretrained(place)
-model = {auto_model}.from_pretrained(place, dtype="auto", device_map="auto"{code})
-"""
 
 
 @dataclass(frozen=True)
@@ -145,13 +137,14 @@ def usage(origin: Origin, repo: str | None, made: Sequence[Copy]) -> list[tuple[
     shown, sees = [], origin.ask == "picture"
     for copy in made:
         if copy.kind == "merged":
-            whole, fetch = literal(copy.repo or copy.path or ""), ""
+            place, how = repr(copy.repo or copy.path), dict[str, str]()
             if copy.path and copy.repo and copy.repo == repo:
                 # A folder: with PEFT installed, transformers would take the adapter at the repo's root for the model.
-                whole = f'snapshot_download({whole}, allow_patterns="{copy.path}/*") + "/{copy.path}"'
-                fetch = "from huggingface_hub import snapshot_download\n"
-            names = {"whole": whole, "fetch": fetch, "quantizer": " bitsandbytes" if copy.name == "4bit" else ""}
-            text = snippet(MERGED_SNIPPET, origin.ask, "place", origin.trust_remote_code, **names)
+                place = f'snapshot_download({place}, allow_patterns="{copy.path}/*") + "/{copy.path}"'
+                how["imports"] = "from huggingface_hub import snapshot_download\n"
+            if copy.name == "4bit":
+                how["packages"] = " bitsandbytes"
+            text = snippet(place, origin.ask, origin.trust_remote_code, **how)
             shown.append((f"Merged, {copy.name}", "python", text))
     files = [copy for copy in made if copy.kind == "gguf"]
     if files:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import re
 import shutil
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +17,6 @@ from parts.checkpoints import Checkpoints
 from parts.clock import CLOCK, LAST_S, STARTED
 from parts.models import free, take_peak
 from parts.say import UserError, note, phase, reason, tell
-from parts.watchdog import Watchdog
 
 # Bytes a second that a disk and an upload surely take, where nothing was measured yet.
 DISK_SPEED, UPLOAD_SPEED = 50e6, 10e6
@@ -27,7 +26,7 @@ COUNTS = ("tokens_seen", "tokens_trained", "largest_batch")
 
 
 class Stop(Exception):
-    """A step or an evaluation is left, since the time is up."""
+    """An evaluation is left, since the time is up."""
 
 
 class Careful:
@@ -46,24 +45,22 @@ class Careful:
         return super().training_step(model, inputs, *rest)  # type: ignore[misc]
 
     def evaluate(self, *rest: Any, **more: Any) -> dict[str, Any]:
-        """The metrics, from fewer rows at a time where memory runs out; empty where time or memory do not suffice."""
+        """The metrics, from fewer rows at a time where memory runs out; empty where it can't be done, which is said."""
         args: Any = self.args  # type: ignore[attr-defined]
-        while True:
-            try:
-                return dict(super().evaluate(*rest, **more))  # type: ignore[misc]
-            except Stop:
-                note("no time to evaluate")
-                return {}
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-            free()
+        try:
+            return dict(super().evaluate(*rest, **more))  # type: ignore[misc]
+        except Stop:
+            note("no time to evaluate")
+            return {}
+        except Exception as error:
             batch = args.per_device_eval_batch_size
-            if batch == 1:
-                note("out of memory in evaluation with one row at a time: left out")
+            if batch == 1 or not out_of_memory(error):
+                note(f"the evaluation failed, the run goes on without it ({reason(error)})")
                 return {}
-            note(f"out of memory in evaluation: batch {batch} -> {batch // 2}")
-            args.per_device_eval_batch_size = batch // 2
+        free()
+        note(f"out of memory in evaluation: batch {batch} -> {batch // 2}")
+        args.per_device_eval_batch_size = batch // 2
+        return self.evaluate(*rest, **more)
 
 
 class Guard:
@@ -81,54 +78,47 @@ class Guard:
         self.run, self.asked, self.planned, self.trainer = run, run.args, run.planned, trainer
         self.checkpoints: Checkpoints = run.checkpoints
         found = self.checkpoints.found
-        self.known: dict[str, Any] = dict(found.get("known", {}))
-        """Of before the training: the loss, answers."""
-        self.resumed_from, self.before_s = found.get("step"), found.get("train_s", 0.0)
-        self.start = self.kept = self.resumed_from or 0
-        for name in COUNTS:
-            setattr(trainer, name, found.get(name, 0))
+        # What it looked like before the training and after it: the loss, answers.
+        self.before: dict[str, Any] = found.get("known", {})
+        self.after: dict[str, Any] = {}
+        self.earlier_s, self.start = found.get("train_s", 0.0), found.get("step", 0)
+        # Of the steps that are done: one that is left is made anew.
+        self.counts: dict[str, Any] = {name: found.get(name, 0) for name in COUNTS}
+        vars(trainer).update(self.counts)
         trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
         size = sum(weight.numel() * weight.element_size() for weight in trained)
         self.checkpoint_s, self.push_s = 3 * size / DISK_SPEED, size / UPLOAD_SPEED if run.output_repo else 0.0
-        self.longest_step_s, self.nan_logs = 0.0, 0
+        self.kept, self.due, self.trained_s, self.longest_step_s, self.nan_logs = self.start, False, 0.0, 0.0, 0
         self.began = self.saved_at = self.step_began = time.monotonic()
-        self.due, self.trained_s = False, 0.0
-        self.loss_after: float | None = None
-        self.answers_after: list[str | None] = []
-        self.peaks: dict[str, float] = {}
         self.mark = (self.start, 0, self.began)
-        self.counts: dict[str, Any] = {}
-        self.watchdog = Watchdog(self.planned["compile_s"])
+        self.steps_s: list[float] = []
+        self.peaks: dict[str, float] = {}
 
     # ---- Time ----
 
-    def reserve_s(self) -> float:
-        """Seconds that are needed after the step that is being made: a checkpoint, the model's saving and its push."""
+    def must_stop(self) -> bool:
+        """Whether a signal came, or no time is left but for a step, a checkpoint, the model's saving and its push."""
         # Python takes seconds to end.
         floor = min(60, max(self.asked.timeout_s / 10, LAST_S))
-        return float(1.5 * (2 * self.checkpoint_s + self.push_s) + floor + self.longest_step_s)
-
-    def must_stop(self) -> bool:
+        reserve_s = 1.5 * (2 * self.checkpoint_s + self.push_s) + floor + self.longest_step_s
         if not self.stopped and CLOCK.signalled:
             self.stopped = "signal"
             note("asked to stop: saving")
-        elif not self.stopped and CLOCK.left_s() < self.reserve_s():
+        elif not self.stopped and CLOCK.left_s() < reserve_s:
             self.stopped = "deadline"
             tell(f"deadline in {CLOCK.left_s():.0f}s: stopping")
         return bool(self.stopped)
 
-    def must_leave_step(self) -> bool:
-        """Whether a signal came and this step would not end, and be saved, before the process is killed."""
-        rest = self.longest_step_s - (time.monotonic() - self.step_began)
-        needed = LAST_S + 3 * self.checkpoint_s + max(rest, 0)
-        return bool(CLOCK.signalled) and (not self.longest_step_s or CLOCK.left_s() < needed)
+    def patience_s(self) -> float:
+        """Seconds without the end of a step after which the run has stalled."""
+        compile_s: float = self.planned["compile_s"]
+        return max(900.0, 2 * compile_s, 20 * statistics.median(self.steps_s or [0.0]))
 
     # ---- What the trainer calls ----
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self.began = self.saved_at = time.monotonic()
-        self.watchdog.beat()
-        self.watchdog.watching.set()
+        self.began = self.saved_at = CLOCK.heard = time.monotonic()
+        CLOCK.patience_s = self.patience_s()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         from transformers import set_seed
@@ -136,24 +126,22 @@ class Guard:
         # Only now has the trainer written down what the step before was like.
         if self.due:
             self.save()
-        now = time.monotonic()
+        self.step_began = time.monotonic()
         if self.startup_s is None:
-            self.startup_s, self.began = now - STARTED, now
-            self.mark = (state.global_step, int(self.trainer.tokens_seen), now)
-        self.step_began = now
-        self.counts = {name: getattr(self.trainer, name) for name in COUNTS}
+            self.startup_s, self.began = self.step_began - STARTED, self.step_began
+            self.mark = (state.global_step, int(self.trainer.tokens_seen), self.began)
         set_seed(self.asked.seed + state.global_step)
-        if self.must_leave_step():
-            raise Stop
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if self.must_leave_step():
-            raise Stop
+        # The rest of the step may take longer than a signal allows.
+        control.should_training_stop = bool(CLOCK.signalled) and self.must_stop()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        now = time.monotonic()
+        now = CLOCK.heard = time.monotonic()
         took = now - self.step_began
-        self.watchdog.beat(took)
+        self.counts = {name: getattr(self.trainer, name) for name in COUNTS}
+        self.steps_s = [*self.steps_s[-99:], took]
+        CLOCK.patience_s = self.patience_s()
         self.first_step_s = self.first_step_s or now - self.began
         # The first step compiles, which happens once: it counts until there is another.
         self.longest_step_s = max(self.longest_step_s if state.global_step > self.start + 2 else 0.0, took)
@@ -163,12 +151,12 @@ class Guard:
         self.due = bool(every) and now >= self.saved_at + every
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self.watchdog.beat()
+        CLOCK.heard = time.monotonic()
         if self.must_stop():
             raise Stop
 
     def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self.watchdog.watching.clear()
+        CLOCK.patience_s = math.inf
         if self.asked.checkpoint_minutes and not self.diverged:
             self.save()
 
@@ -196,11 +184,16 @@ class Guard:
         """Keep this step as a checkpoint; where that fails, on a full disk, say, the training goes on."""
         import torch
 
-        trainer, step, self.due = self.trainer, self.trainer.state.global_step, False
-        began, place = time.monotonic(), self.checkpoints.at(trainer.state.global_step)
+        trainer, state, args, self.due = self.trainer, self.trainer.state, self.asked, False
+        began, step, place = time.monotonic(), state.global_step, self.checkpoints.at(state.global_step)
         # Weights may be numbers still where the loss is none any more, and of no use.
         if step == self.kept or not step or self.nan_logs or not is_finite(trainer.model):
             return
+        known = {name: int(value) for name, value in self.counts.items()} | {
+            "step": step, "steps": state.max_steps, "batch_size": args.batch_size,
+            "gradient_accumulation": args.gradient_accumulation, "settings": self.checkpoints.settings,
+            "train_s": self.earlier_s + began - self.began, "known": self.before,
+        }  # fmt: skip
         try:
             shutil.rmtree(place, ignore_errors=True)
             # What `train(resume_from_checkpoint=…)` goes on from, by the names that it looks for.
@@ -209,37 +202,15 @@ class Guard:
                 torch.save(getattr(trainer, name).state_dict(), place / f"{name.removeprefix('lr_')}.pt")
             if trainer.accelerator.scaler:
                 torch.save(trainer.accelerator.scaler.state_dict(), place / "scaler.pt")
-            trainer.state.save_to_json(str(place / "trainer_state.json"))
-            size = self.checkpoints.seal(step, self.record())
+            state.save_to_json(str(place / "trainer_state.json"))
+            size = self.checkpoints.seal(step, known)
         except Exception as error:
             shutil.rmtree(place, ignore_errors=True)
             note(f"step {step} could not be kept in {self.checkpoints.folder} ({reason(error)})")
         else:
             self.kept, self.checkpoint_s = step, time.monotonic() - began
             tell(f"checkpoint step {step} | {self.checkpoint_s:.1f}s | {size / 1e6:.0f} MB")
-        self.watchdog.beat()
-        self.saved_at = time.monotonic()
-
-    def record(self) -> dict[str, Any]:
-        """What goes on beside the trainer's own state."""
-        counted = {name: int(getattr(self.trainer, name)) for name in COUNTS}
-        batch, state = self.asked.batch_size, self.trainer.state
-        return counted | {
-            "step": state.global_step, "steps": state.max_steps, "batch_size": batch,
-            "gradient_accumulation": self.asked.gradient_accumulation, "settings": self.checkpoints.settings,
-            "train_s": self.before_s + time.monotonic() - self.began, "known": self.known,
-        }  # fmt: skip
-
-    def leave_step(self) -> None:
-        """Keep what was learned until this step, which the next attempt makes anew, with the same random numbers."""
-        for name, value in self.counts.items():
-            setattr(self.trainer, name, value)
-        self.watchdog.watching.clear()
-        self.must_stop()
-        self.trainer.model.zero_grad()
-        note(f"step {self.trainer.state.global_step + 1} would take too long: left")
-        if self.asked.checkpoint_minutes:
-            self.save()
+        self.saved_at = CLOCK.heard = time.monotonic()
 
     # ---- From one checkpoint to the end ----
 
@@ -247,27 +218,25 @@ class Guard:
         """Train from the newest checkpoint, or the start, to the end or a stop; begin again where memory runs out."""
         from transformers import TrainerState, set_seed
 
-        trainer, found = self.trainer, self.checkpoints.found
-        path, step = self.checkpoints.at(self.start), self.start
+        trainer, found, step = self.trainer, self.checkpoints.found, self.start
+        path = self.checkpoints.at(step)
         if step:
             tell(f"resumed from step {step}")
         if self.asked.streaming:
             # Skipped as rows: transformers would make batches of all that it skips, and only within one pass.
             seen = step * self.asked.batch_size * self.asked.gradient_accumulation
-            trainer.train_dataset, trainer.args.ignore_data_skip = endless(trainer.train_dataset, seen), True
+            trainer.train_dataset = trainer.train_dataset.repeat(None).skip(seen)
+            trainer.args.ignore_data_skip = True
         # The same order of rows, whatever was drawn while checking.
         set_seed(self.asked.seed)
         try:
-            if self.must_stop() or (found and step >= found["steps"]):
-                if found:
-                    from peft import load_peft_weights, set_peft_model_state_dict
-
-                    set_peft_model_state_dict(trainer.model, load_peft_weights(str(path)))
-                    trainer.state = TrainerState.load_from_json(str(path / "trainer_state.json"))
-            else:
+            if not self.must_stop() and (not found or step < found["steps"]):
                 trainer.train(resume_from_checkpoint=str(path) if step else None)
-        except Stop:
-            self.leave_step()
+            elif found:
+                from peft import load_peft_weights, set_peft_model_state_dict
+
+                set_peft_model_state_dict(trainer.model, load_peft_weights(str(path)))
+                trainer.state = TrainerState.load_from_json(str(path / "trainer_state.json"))
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -283,62 +252,35 @@ class Guard:
 
     # ---- Before and after ----
 
-    def look_before(self, answers: Callable[[], list[str | None]], evaluates: bool) -> None:
-        """Evaluate and answer before anything is learned, unless an earlier attempt did."""
-        take_peak(self.peaks, "load")
-        if evaluates and "loss" not in self.known:
-            phase("evaluate")
-            self.known["loss"] = self.trainer.evaluate().get("eval_loss")
-            take_peak(self.peaks, "evaluate")
-        if "answers" not in self.known:
-            self.known["answers"] = answers()
-            take_peak(self.peaks, "answer")
-
-    def look_after(self, answers: Callable[[], list[str | None]], evaluates: bool) -> None:
-        """The same of what was learned, which an evaluation that fails does not cost."""
+    def look(self, answers: Callable[[], list[str | None]], evaluates: bool) -> dict[str, Any]:
+        """The loss on what is evaluated on, and the answers to the samples, as far as time and memory suffice."""
+        loss = None
+        if not self.peaks:
+            take_peak(self.peaks, "load")
         if evaluates and not self.stopped:
             phase("evaluate")
-            try:
-                self.loss_after = self.trainer.evaluate().get("eval_loss")
-            except Exception as error:
-                note(f"the evaluation failed, the run goes on without it ({reason(error)})")
+            loss = self.trainer.evaluate().get("eval_loss")
             take_peak(self.peaks, "evaluate")
-        self.answers_after = answers()
+        given = answers()
         take_peak(self.peaks, "answer")
+        return {"loss": loss, "answers": given}
 
     def answers(self, asked: list[Any], answer: Callable[[Any], str]) -> list[str | None]:
         """What `answer` makes of each; none where time or memory do not suffice, since no sample is worth a run."""
         given: list[str | None] = []
         for messages in asked:
-            given.append(None)
             try:
-                given[-1] = None if self.must_stop() else answer(messages)
+                given.append(None if self.must_stop() else answer(messages))
             except Exception as error:
+                given.append(None)
                 note(f"a sample is left without an answer ({reason(error)})")
-                if out_of_memory(error):
-                    free()
+                free()
         return given
 
 
 def is_finite(model: Any) -> bool:
     """Whether every weight that is trained is a number."""
     return all(bool(weight.isfinite().all()) for weight in model.parameters() if weight.requires_grad)
-
-
-def endless(rows: Any, seen: int) -> Any:
-    """A stream again and again, shuffled anew for every pass, without the first `seen` rows."""
-    from torch.utils.data import IterableDataset
-
-    class Endless(IterableDataset):  # type: ignore[misc]
-        def __iter__(self) -> Iterator[Any]:
-            return itertools.islice(self.passes(), seen, None)
-
-        def passes(self) -> Iterator[Any]:
-            for number in itertools.count():
-                rows.set_epoch(number)
-                yield from rows
-
-    return Endless()
 
 
 def out_of_memory(error: BaseException) -> bool:

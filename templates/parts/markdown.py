@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,22 +9,26 @@ from typing import Any
 
 from parts.places import is_hub_id
 
-CHAT = """\
-messages = [{{"role": "user", "content": {content}}}]
-inputs = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-)
-"""
-PICTURE_CONTENT = '[{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]'
-ASK = {
-    "chat": CHAT.format(content='"What can you do?"'),
-    "picture": CHAT.format(content=PICTURE_CONTENT),
-    "text": 'inputs = tokenizer("Once upon a time", return_tensors="pt")\n',
-}
-ANSWER = """\
-settings = GenerationConfig.from_pretrained({place})
+SNIPPET = """\
+# pip install transformers accelerate{packages}
+{imports}from transformers import {model_class}, {reader_class}, GenerationConfig
+
+place = {place}
+reader = {reader_class}.from_pretrained(place)
+model = {model_class}.from_pretrained({base}, dtype="auto", device_map="auto"{code})
+{adapt}{ask}
+settings = GenerationConfig.from_pretrained(place)
 output = model.generate(**inputs.to(model.device), generation_config=settings, max_new_tokens=200)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+print(reader.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+ASK_CHAT = """\
+messages = [{"role": "user", "content": CONTENT}]
+inputs = reader.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)"""
+CONTENTS = {
+    "chat": '"What can you do?"',
+    "picture": '[{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]',
+}
 
 
 def card_head(
@@ -44,21 +47,25 @@ def card_head(
     if licence:
         name = licence.get("license_name") if licence["license"] == "other" else licence["license"]
         about += f" The base model's licence holds for it too{f': {code(name)}' if name else ''}."
-    return f"---\n{data}\n---\n\n# {plain(title)}\n\n{about}"
+    return f"---\n{data}\n---\n\n# {title}\n\n{about}"
 
 
-def snippet(loads: str, ask: str, place: str, trusted: bool, **names: Any) -> str:
-    """Code that runs as it stands: loads the model as that template says, asks it as `ask` says, prints its answer."""
-    sees = ask == "picture"
-    loads = loads.format(
-        place=place,
-        code=", trust_remote_code=True" if trusted else "",
-        auto_model="AutoModelForImageTextToText" if sees else "AutoModelForCausalLM",
-        auto_tokenizer="AutoProcessor" if sees else "AutoTokenizer",
-        fast_model="FastVisionModel" if sees else "FastLanguageModel",
-        **names,
-    )
-    return loads + ASK[ask] + ANSWER.format(place=place)
+def snippet(place: str, ask: str, trusted: bool, **how: str) -> str:
+    """Code that runs as it stands: loads the model of that place, asks it as `ask` says, prints its answer.
+
+    `how` may say `packages`, `imports`, the `base` that is loaded, and how that is `adapt`ed.
+    """
+    content = CONTENTS.get(ask)
+    return SNIPPET.format_map(
+        {"packages": "", "imports": "", "base": "place", "adapt": ""} | how | {
+            "place": place,
+            "code": ", trust_remote_code=True" if trusted else "",
+            "model_class": "AutoModelForImageTextToText" if ask == "picture" else "AutoModelForCausalLM",
+            "reader_class": "AutoProcessor" if ask == "picture" else "AutoTokenizer",
+            "ask": ASK_CHAT.replace("CONTENT", content) if content
+                   else 'inputs = reader("Once upon a time", return_tensors="pt")',
+        }
+    )  # fmt: skip
 
 
 def linked(name: str, commit: str | None = None, kind: str = "") -> str:
@@ -77,8 +84,3 @@ def code(text: object) -> str:
 def plain(text: object) -> str:
     """The text as text on one line, whatever it holds."""
     return re.sub(r"([\\`*_~|<>\[\]#$])", r"\\\1", " ".join(str(text).split()))
-
-
-def literal(text: str) -> str:
-    """The text as Python writes it."""
-    return json.dumps(text) if text.isascii() else repr(text)

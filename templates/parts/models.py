@@ -35,51 +35,39 @@ def find_gpu(args: Any) -> bool:
     import torch
 
     found = args.device == "auto" and torch.cuda.is_available()
-    if not found and hasattr(args, "image_size"):
-        hint = "Use a machine with one; a text model can also be trained with --device cpu."
-        raise UserError("no usable CUDA GPU was found, and Unsloth trains vision models on a GPU only.", hint, status=3)
-    if not found and args.device == "auto":
-        raise UserError("no usable CUDA GPU was found here.", "Use a machine with one, or add --device cpu.", status=3)
+    if not found and (args.device == "auto" or hasattr(args, "image_size")):
+        hint = "Use a machine with one, or train a text model with --device cpu: vision models need a GPU."
+        raise UserError("no usable CUDA GPU was found here.", hint, status=3)
     return bool(found)
 
 
 def check_model(model: str, revision: str | None, trusted: bool = False) -> dict[str, Any]:
     """The model's config.json; `UserError` of status 3 where there is none to be read, or it names foreign code."""
-    path = Path(model, "config.json")
-    if not Path(model).is_dir():
-        path = fetch_config(model, revision)
-        if trusted:
-            check_code(model, revision)
-    elif not path.is_file():
-        raise UserError(f"{model} is no model: it has no config.json.", "Name a model's folder, or a repo.", status=3)
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    from huggingface_hub import errors, hf_hub_download, list_repo_files
 
+    is_here = Path(model).is_dir()
 
-def fetch_config(model: str, revision: str | None) -> Path:
-    """Ask for the smallest file of a Hub model, whose absence has a short explanation."""
-    from huggingface_hub import errors, hf_hub_download
+    def read(name: str) -> dict[str, Any]:
+        path = Path(model, name) if is_here else hf_hub_download(model, name, revision=revision)
+        found: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        return found
 
     try:
-        return Path(hf_hub_download(model, "config.json", revision=revision))
+        config = read("config.json")
+        files = list_repo_files(model, revision=revision) if trusted and not is_here else []
+        configs = {name: read(name) for name in files if "/" not in name and name.endswith("config.json")}
     except errors.GatedRepoError as error:
         hint = f"Accept its terms at https://huggingface.co/{model} with the account of your HF_TOKEN."
         raise UserError(f"{model} is gated and this account has no access.", hint, status=3) from error
     except Exception as error:
         hint = "Check the name, the revision, the token and the network."
         raise UserError(f"the model {model} can't be read ({reason(error)}).", hint, status=3) from error
-
-
-def check_code(model: str, revision: str | None) -> None:
-    """Refuse code of another repo: the revision pins the model's own, and of the other one the newest would be run."""
-    from huggingface_hub import hf_hub_download, list_repo_files
-
-    for name in list_repo_files(model, revision=revision):
-        if "/" not in name and name.endswith("config.json"):
-            content = json.loads(Path(hf_hub_download(model, name, revision=revision)).read_text(encoding="utf-8"))
-            if "--" in json.dumps(content.get("auto_map")):
-                hint = "Copy the code into a repo of your own, beside the model."
-                raise UserError(f"{name} of {model} names code of another repo, which nothing pins.", hint, status=3)
+    # The revision pins the model's own code, and of another repo the newest would be run.
+    for name, content in configs.items():
+        if "--" in json.dumps(content.get("auto_map")):
+            hint = "Copy the code into a repo of your own, beside the model."
+            raise UserError(f"{name} of {model} names code of another repo, which nothing pins.", hint, status=3)
+    return config
 
 
 def take_peak(peaks: dict[str, float], name: str) -> None:
@@ -98,10 +86,3 @@ def free() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-
-
-def device_name() -> str:
-    """The GPU that is trained on, or cpu."""
-    import torch
-
-    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "cpu"

@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from parts.places import is_commit
+from parts.places import HUB_ID, is_commit
 from parts.say import UserError
 
 Chosen = TypeVar("Chosen")
@@ -31,18 +31,13 @@ AT_LEAST = {"eval_rows": 0, "weight_decay": 0, "seed": 0, "sample_rows": 0, "che
 BELOW_1 = ("warmup_ratio", "lora_dropout")
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}.", "--help lists every flag.", status=2)
-
-
 def read_options(kind: type[Chosen], argv: Sequence[str], description: str = "") -> Chosen:
     """What the command line chose, over the defaults of `kind`: `Annotated[TYPE, "help"] = VALUE` declares a flag.
 
     Flags may be spelled as in Python, --max_steps. Of two stop criteria the one that is given replaces the chosen one;
     only in a Job somebody ends the script after `timeout_s`.
     """
-    parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     hints = get_type_hints(kind, vars(sys.modules[kind.__module__]), include_extras=True)
     for option in fields(kind):  # type: ignore[arg-type]
         declared, told = get_args(hints[option.name])
@@ -94,7 +89,13 @@ def check_options(args: Any) -> None:
     if args.merge == "4bit" and (args.load_in != "4bit" or args.device == "cpu"):
         where = "there are none on a CPU" if args.device == "cpu" else "they come with --load-in 4bit"
         refuse(args, "merge", f"it is made of the 4-bit weights that are trained, and {where}")
-    check_repos(args)
+    if args.merged_repo and not args.merge:
+        refuse(args, "merged_repo", "it says where a merged model goes; add --merge 16bit")
+    if args.merged_repo and args.merged_repo in (args.output_repo, getattr(args, "adapter", None)):
+        refuse(args, "merged_repo", ADAPTER_THERE)
+    for name in ("output_repo", "merged_repo"):
+        if getattr(args, name) and not HUB_ID.fullmatch(getattr(args, name)):
+            refuse(args, name, "should be NAME or NAMESPACE/NAME")
 
 
 def check_data(args: Any) -> None:
@@ -111,21 +112,3 @@ def check_data(args: Any) -> None:
         refuse(args, "dataset", "there is no such file or folder")
     if dataset.is_file() and dataset.suffix not in FILE_LOADERS:
         refuse(args, "dataset", f"a file should end in {', '.join(FILE_LOADERS)}")
-
-
-def check_repos(args: Any) -> None:
-    """Refuse names that are no repo's, a merged model in the adapter's repo, and a push without a token."""
-    if args.merged_repo and not args.merge:
-        refuse(args, "merged_repo", "it says where a merged model goes; add --merge 16bit")
-    if args.merged_repo and args.merged_repo in (args.output_repo, getattr(args, "adapter", None)):
-        refuse(args, "merged_repo", ADAPTER_THERE)
-    # What the Hub's client reads at its import is not settled yet.
-    home = os.environ.get("HF_HOME", Path.home() / ".cache/huggingface")
-    token_file = Path(os.environ.get("HF_TOKEN_PATH", Path(home) / "token"))
-    for name in ("output_repo", "merged_repo"):
-        repo, flag = getattr(args, name), name.replace("_", "-")
-        if repo and not re.fullmatch(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", repo, re.ASCII):
-            refuse(args, name, "should be NAME or NAMESPACE/NAME")
-        if repo and not os.environ.get("HF_TOKEN") and not token_file.is_file():
-            hint = f"Run `hf auth login` or set HF_TOKEN, or leave --{flag} away."
-            raise UserError(f"--{flag} needs a Hugging Face token, and there is none.", hint, status=2)

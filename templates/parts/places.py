@@ -19,7 +19,7 @@ from parts.say import UserError, note, reason
 OWN = ".launch"
 # Seconds between two signs of life on a volume, where nothing can be locked.
 ALIVE_S = 50.0
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
 
 def volume() -> Path | None:

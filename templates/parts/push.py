@@ -9,7 +9,6 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Collection
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,32 +25,33 @@ def open_repo(name: str, private: bool, create: bool = True) -> str:
 
     Raises `UserError` of status 3 where it can't be written to, or is public although it should be private.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import RepositoryNotFoundError
 
+    if not get_token():
+        raise UserError(
+            f"{name} can't be written to without a token.", "Run `hf auth login` or set HF_TOKEN.", status=2
+        )
     api = HfApi()
     try:
-        me = persist("asking who this token belongs to", api.whoami)
-        name = name if "/" in name else f"{me['name']}/{name}"
+        if "/" not in name:
+            name = f"{persist('asking who this token belongs to', api.whoami)['name']}/{name}"
         try:
             found = persist(f"looking up {name}", lambda: api.model_info(name))
         except RepositoryNotFoundError:
             if create:
                 persist(f"creating {name}", lambda: api.create_repo(name, private=private, exist_ok=True))
-        else:
-            if found.id != name:
-                note(f"{name} is now called {found.id}")
-            name = found.id
-            if private and not found.private:
-                hint = "Make it private on its page, or choose another --output-repo."
-                raise UserError(f"--private: {name} is there already, and public.", hint, status=3)
-            persist(f"asking for {name}", lambda: api.auth_check(name, write=True))
-    except UserError:
-        raise
+            return name
+        if found.id != name:
+            note(f"{name} is now called {found.id}")
+        persist(f"asking for {name}", lambda: api.auth_check(found.id, write=True))
     except Exception as error:
         hint = "Check the name, the token and the network, or leave --output-repo away."
         raise UserError(f"{name} can't be written to ({reason(error)}).", hint, status=3) from error
-    return name
+    if private and not found.private:
+        hint = "Make it private on its page, or choose another --output-repo."
+        raise UserError(f"--private: {found.id} is there already, and public.", hint, status=3)
+    return str(found.id)
 
 
 def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str] = ()) -> str:
@@ -68,8 +68,8 @@ def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str]
         # What the Hub holds already is left out of the commit, so that a lost answer makes no second one, which
         # `upload_folder` does. The Hub refuses to delete what is gone, as after a lost answer.
         gone = sorted({*stale}.intersection(api.list_repo_files(repo)).difference(files)) if stale else []
-        added = [CommitOperationAdd(path, folder / path) for path in files]
-        changes: list[Any] = [*added, *(CommitOperationDelete(path) for path in gone)]
+        changes: list[Any] = [CommitOperationAdd(path, folder / path) for path in files]
+        changes += [CommitOperationDelete(path) for path in gone]
         api.create_commit(repo, changes, commit_message="Trained with launch")
         found = api.verify_repo_checksums(repo, local_dir=folder)
         wrong = {*found.extra_paths, *(mismatch["path"] for mismatch in found.mismatches)}.intersection(files)
@@ -86,6 +86,8 @@ def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str]
 
 def persist(what: str, act: Callable[[], Answer]) -> Answer:
     """What `act` returns, tried again after failures of the service or the network, never after a refusal (4xx)."""
+    from huggingface_hub import is_offline_mode
+
     attempt, waited = 0, 0.0
     while True:
         attempt += 1
@@ -95,8 +97,7 @@ def persist(what: str, act: Callable[[], Answer]) -> Answer:
             # The client wraps some refusals. An error of the network has no response; nor has one of the content store.
             response = getattr(error, "response", getattr(error.__cause__, "response", None))
             status = getattr(response, "status_code", 500)
-            offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
-            if attempt == ATTEMPTS or offline or (status < 500 and status not in (408, 429)):
+            if attempt == ATTEMPTS or is_offline_mode() or (status < 500 and status not in (408, 429)):
                 raise
             wait = pause(getattr(response, "headers", {}), attempt)
             waited += wait
@@ -108,35 +109,28 @@ def persist(what: str, act: Callable[[], Answer]) -> Answer:
 
 def pause(headers: Any, attempt: int) -> float:
     """Seconds to wait after that attempt: what the service asks for, else twice as long every time, and uneven."""
-    said = headers.get("retry-after", "")
-    asked = re.match(r"\d+", said) or re.search(r"(?<=\bt=)\d+", headers.get("ratelimit", ""))
+    asked = re.match(r"\d+", headers.get("retry-after", "")) or re.search(r"(?<=\bt=)\d+", headers.get("ratelimit", ""))
     # Not from the seeded generator, on which the order of the rows depends.
     share = random.SystemRandom().uniform(0.5, 1)
-    if asked:
-        return int(asked[0]) + share
-    try:
-        return max(parsedate_to_datetime(said).timestamp() - time.time(), 0) + share
-    except ValueError:
-        return min(2.0**attempt, LONGEST_WAIT_S) * share
+    return int(asked[0]) + share if asked else min(2.0**attempt, LONGEST_WAIT_S) * share
 
 
 def rescue(folder: Path, repo: str, files: Collection[str]) -> str:
     """What to do where these files could not be pushed: one command for another machine, or for this one."""
-    data = Path(os.environ.get("LAUNCH_DATA_DIR", "/data")).resolve()
-    place, name = folder.resolve(), repo.split("/")[-1]
+    job, data = os.environ.get("JOB_ID"), Path(os.environ.get("LAUNCH_DATA_DIR", "/data")).resolve()
+    place, name, bucket = folder.resolve(), repo.split("/")[-1], os.environ.get("LAUNCH_ARTIFACTS")
     # Nothing that lies beside them.
     upload = f"hf upload --private {' '.join(f'--include {shlex.quote(name)}' for name in sorted(files))} {repo}"
-    if "JOB_ID" in os.environ and data.is_dir() and not place.is_relative_to(data):
+    if job and data.is_dir() and not place.is_relative_to(data):
         # Elsewhere it would go with the container.
         for file in files:
             (data / "output" / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(place / file, data / "output" / file)
         place = data / "output"
-    if "JOB_ID" not in os.environ or not place.is_relative_to(data):
+    if not job or not place.is_relative_to(data):
         return f"The model is kept; this pushes it: {upload} {shlex.quote(str(place))} ."
-    inside, bucket = place.relative_to(data).as_posix(), os.environ.get("LAUNCH_ARTIFACTS")
+    inside = place.relative_to(data).as_posix()
     if not bucket:
-        job = os.environ["JOB_ID"]
         return f"The model is kept in {inside}/ of the Job's bucket; this names it: hf jobs inspect {job}"
     fetch = f"hf buckets sync {shlex.quote(f'{bucket}/{inside}')} {name}"
     return f"The model is kept in the Job's bucket; this fetches and pushes it: {fetch} && {upload} {name} ."

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,37 @@ NOT_RECORDED = ("output_dir", "samples")
 
 
 def write_record(folder: Path, args: Any, result: dict[str, Any], model: Any, saved: list[str]) -> None:
-    """Write run.json and the script itself into the folder. Raises nothing."""
+    """Write run.json and the script itself into the folder; of environment variables the names only. Raises nothing."""
     # One that was there is of other weights.
     with spared(folder / RECORD):
         script = Path(__file__).resolve()
         (folder / script.name).write_bytes(script.read_bytes())
-        record = describe_run(folder, script, args, result, model, saved)
+        plan, dataset, named = read_plan(script), Path(args.dataset).expanduser(), args.dataset
+        variables = sorted(plan["env"]) if plan else []
+        if plan:
+            plan["env"] = {}
+            # A file that was sent along lies elsewhere here, under its own name.
+            if dataset.exists() and Path(plan["dataset"]).name.replace(" ", "_") == dataset.name.replace(" ", "_"):
+                named = plan["dataset"]
+        commit = getattr(model.config, "_commit_hash", None) or commit_of(args.model, args.revision, "model")
+        words = {args.dataset: named, f"--dataset={args.dataset}": f"--dataset={named}"}
+        record = {
+            "version": 1,
+            "launcher": (plan or {}).get("launcher"),
+            "plan": plan,
+            "script": {"name": script.name, "sha256": sha256(script)},
+            "args": [words.get(word, word) for word in sys.argv[1:]],
+            "inputs": {named: sha256(dataset)} if dataset.is_file() else {},
+            "env": variables,
+            "flavor": plan["flavor"] if plan else os.environ.get("ACCELERATOR"),
+            "revisions": {"model": commit, "dataset": commit_of(args.dataset, args.dataset_revision, "dataset")},
+            "packages": {found.name: found.version for found in distributions()},
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "device": result["device"],
+            "files": {path: sha256(folder / path) for path in (*saved, script.name) if path != CARD},
+            "result": finite({name: value for name, value in result.items() if name not in NOT_RECORDED}),
+        }
         draft = folder / f".{RECORD}"
         draft.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         draft.replace(folder / RECORD)
@@ -39,43 +66,6 @@ def spared(path: Path) -> Iterator[None]:
     except Exception as error:
         path.unlink(missing_ok=True)
         note(f"{path.name} could not be written, the run goes on without it ({reason(error)})")
-
-
-def describe_run(
-    folder: Path, script: Path, args: Any, result: dict[str, Any], model: Any, saved: list[str]
-) -> dict[str, Any]:
-    """What run.json says; of environment variables the names only, in the plan too."""
-    import platform
-    from importlib.metadata import distributions
-
-    plan, dataset, given = read_plan(script), Path(args.dataset).expanduser(), sys.argv[1:]
-    named, variables = args.dataset, list[str]()
-    if plan:
-        variables, plan["env"] = sorted(plan["env"]), {}
-        # A file that was sent along lies elsewhere here, under its own name.
-        if dataset.exists() and Path(plan["dataset"]).name.replace(" ", "_") == dataset.name.replace(" ", "_"):
-            named = plan["dataset"]
-    commit = getattr(model.config, "_commit_hash", None) or commit_of(args.model, args.revision, "model")
-    words = {args.dataset: named, f"--dataset={args.dataset}": f"--dataset={named}"}
-    files = sorted([*(path for path in saved if path != CARD), script.name])
-    packages = {found.name: found.version for found in distributions()}
-    return {
-        "version": 1,
-        "launcher": (plan or {}).get("launcher"),
-        "plan": plan,
-        "script": {"name": script.name, "sha256": sha256(script)},
-        "args": [words.get(word, word) for word in given],
-        "inputs": {named: sha256(dataset)} if dataset.is_file() else {},
-        "env": variables,
-        "flavor": plan["flavor"] if plan else os.environ.get("ACCELERATOR"),
-        "revisions": {"model": commit, "dataset": commit_of(args.dataset, args.dataset_revision, "dataset")},
-        "packages": dict(sorted(packages.items())),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": result["device"],
-        "files": {path: sha256(folder / path) for path in files},
-        "result": finite({name: value for name, value in result.items() if name not in NOT_RECORDED}),
-    }
 
 
 def read_plan(script: Path) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from parts.card import write_card
 from parts.checkpoints import DONE, Checkpoints, open_checkpoints, result_before
 from parts.clock import CLOCK, LAST_S, deadline
 from parts.guard import Guard
-from parts.models import device_name, free, set_environment
+from parts.models import free, set_environment
 from parts.places import claim, output_folder
 from parts.push import push, rescue
 from parts.record import CARD, PICTURE, RECORD, write_record
@@ -33,21 +33,20 @@ PACKAGES = ("unsloth", "trl", "transformers", "datasets", "peft", "torch")
 
 @dataclass
 class Run:
-    """One attempt. Until it is `ready` to train, a signal or the deadline ends it at once: there is nothing to save."""
+    """One attempt; `saved` are the files of the model, as they were saved in the output folder.
+
+    Until it is `ready` to train, a signal or the deadline ends it at once: there is nothing to save.
+    """
 
     args: Any
     planned: dict[str, Any]
     output_dir: Path
     checkpoints: Checkpoints
-    output_repo: str | None = None
+    output_repo: str | None
     saved: list[str] = field(default_factory=list)
-    """The files of the model, as they were saved in the output folder."""
     result: dict[str, Any] = field(default_factory=dict)
-    push_s: float = 0.0
-    stopped: str | None = None
+    guard: Guard | None = None
     tracker: Any = None
-    again: bool = False
-    """Whether this process began once more with a smaller batch."""
     url: str | None = None
     push_error: UserError | None = None
     copies_error: UserError | None = None
@@ -60,74 +59,63 @@ class Run:
         """The last words of a run that has to stop before its training ended; the process's status."""
         stopped, whole = "signal" if CLOCK.signalled else "deadline", self.checkpoints.whole
         tell(f"stopped {where} ({stopped}): {next_attempt(bool(whole))}")
-        if self.args.output_repo and whole and (self.output_dir / "adapter_config.json").is_file():
+        if self.output_repo and whole and (self.output_dir / "adapter_config.json").is_file():
             left = {path.name for pattern in ADAPTER for path in self.output_dir.glob(pattern)}
-            note(rescue(self.output_dir, self.args.output_repo, left))
-        result = {
-            "status": "stopped", "stopped": stopped, "attempt": self.checkpoints.attempt,
-            "resumed_from": self.checkpoints.found.get("step"), "steps": whole[-1] if whole else 0,
-            "output_dir": str(self.output_dir.resolve()), "output_repo": self.args.output_repo, "url": None,
-            "pushed": False, "push_error": None,
-        }  # fmt: skip
-        tell(f"RESULT {json.dumps(result)}")
+            note(rescue(self.output_dir, self.output_repo, left))
+        self.result = self.known(stopped) | {"steps": whole[-1] if whole else 0}
+        self.tell()
         return 0
 
-    def describe(
-        self, guard: Guard, asked: list[Any], words: Callable[[Any], str], rows: int | None, eval_rows: int | None
-    ) -> None:
-        """Note what the RESULT says of the training; `asked` are the chats that were answered."""
-        args, trainer, steps = self.args, guard.trainer, guard.trainer.state.global_step
+    def known(self, stopped: str | None) -> dict[str, Any]:
+        """What RESULT says wherever the run ends."""
+        return {
+            "status": "stopped" if stopped else "done",
+            "stopped": stopped,
+            "attempt": self.checkpoints.attempt,
+            "resumed_from": self.checkpoints.found.get("step"),
+            "output_dir": str(self.output_dir.resolve()),
+            "output_repo": self.output_repo,
+        }
+
+    def describe(self, guard: Guard, asked: list[Any], words: Callable[[Any], str], rows: Any, eval_rows: Any) -> None:
+        """Note what the RESULT says of the training, and write record and card beside the model.
+
+        `asked` are the chats that were answered, `rows` those that were trained on.
+        """
+        import torch
+
+        self.guard, args, trainer, steps = guard, self.args, guard.trainer, guard.trainer.state.global_step
         chosen = type(args)()
         as_planned = all(getattr(args, name, None) == getattr(chosen, name, None) for name in DECIDES_MEMORY)
         first_step_s, own_steps = guard.first_step_s or guard.trained_s, steps - guard.start
         logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-10:]
-        train_s = guard.before_s + guard.trained_s
-        stopped = guard.stopped if steps < trainer.state.max_steps or not steps else None
-        self.push_s, self.stopped = guard.push_s, guard.stopped
-        # Another attempt may have been asked for fewer.
-        known = [*guard.known["answers"], *(None for _ in asked)][: len(asked)]
-        told = [(words(messages[-2]), words(messages[-1])) for messages in asked]
+        train_s, tokens = guard.earlier_s + guard.trained_s, int(guard.counts["tokens_seen"])
+        # A stream has no length; another attempt may have been asked for fewer answers.
+        count, eval_count = (len(data) if hasattr(data, "__len__") else None for data in (rows, eval_rows))
+        before = [*guard.before["answers"], *(None for _ in asked)]
         samples = [
-            {"prompt": prompt[:SHOWN], "expected": expected[:SHOWN], "before": before, "after": after}
-            for (prompt, expected), before, after in zip(told, known, guard.answers_after, strict=True)
+            {"prompt": words(prompt)[:SHOWN], "expected": words(expected)[:SHOWN], "before": first, "after": last}
+            for (*_, prompt, expected), first, last in zip(asked, before, guard.after["answers"], strict=False)
         ]
-        self.result = {
-            "status": "stopped" if stopped else "done",
-            "stopped": stopped,
-            "attempt": self.checkpoints.attempt,
-            "resumed_from": guard.resumed_from,
-            "steps": steps,
-            "rows": rows,
-            "eval_rows": eval_rows,
-            "batch_size": args.batch_size,
-            "gradient_accumulation": args.gradient_accumulation,
-            "tokens_seen": int(trainer.tokens_seen),
-            "tokens_trained": int(trainer.tokens_trained),
+        self.result = self.known(guard.stopped if steps < trainer.state.max_steps or not steps else None) | {
+            "steps": steps, "rows": count, "eval_rows": eval_count,
+            "batch_size": args.batch_size, "gradient_accumulation": args.gradient_accumulation,
+            "tokens_seen": tokens, "tokens_trained": int(guard.counts["tokens_trained"]),
             "train_loss": sum(logged) / len(logged) if logged else None,
-            "eval_loss_before": guard.known.get("loss"),
-            "eval_loss": guard.loss_after,
-            "samples": samples,
-            "tokens_per_second": int(trainer.tokens_seen) / max(train_s, 1e-3),
-            "train_s": train_s,
-            "startup_s": guard.startup_s,
+            "eval_loss_before": guard.before["loss"], "eval_loss": guard.after["loss"], "samples": samples,
+            "tokens_per_second": tokens / max(train_s, 1e-3), "train_s": train_s, "startup_s": guard.startup_s,
             "first_step_s": first_step_s,
             "step_s": (guard.trained_s - first_step_s) / (own_steps - 1) if own_steps > 1 else None,
-            "largest_batch_tokens": trainer.largest_batch,
-            "peak_gib": max(guard.peaks.values(), default=None),
-            "peaks_gib": guard.peaks,
+            "largest_batch_tokens": guard.counts["largest_batch"],
+            "peak_gib": max(guard.peaks.values(), default=None), "peaks_gib": guard.peaks,
             "predicted_peak_gib": self.planned["peak_gib"] if as_planned else None,
-            "device": device_name(),
-            "output_dir": str(self.output_dir.resolve()),
-            "output_repo": self.output_repo,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "versions": {name: version(name) for name in PACKAGES},
-        }
-
-    def write(self, model: Any, history: list[Any]) -> None:
-        """Write the record and the card beside the model."""
-        if self.result["steps"]:
-            write_record(self.output_dir, self.args, self.result, model, self.saved)
-            left_s = CLOCK.left_s() - 1.5 * self.push_s
-            write_card(self.output_dir, self.args, self.planned, self.result, history, left_s)
+        }  # fmt: skip
+        if steps:
+            write_record(self.output_dir, args, self.result, trainer.model, self.saved)
+            left_s = CLOCK.left_s() - 1.5 * guard.push_s
+            write_card(self.output_dir, args, self.planned, self.result, trainer.state.log_history, left_s)
 
     def push(self) -> None:
         """Push the model, as far as there is time."""
@@ -136,12 +124,11 @@ class Run:
 
             # Not the run's own method: at the process's end Trackio would finish it again, behind the RESULT.
             trackio.finish()
+        steps = self.result["steps"]
         if self.result["stopped"]:
-            kept = self.result["steps"] in self.checkpoints.whole
-            tell(f"stopped after step {self.result['steps']}: {next_attempt(kept)}")
-        if not self.output_repo or not self.result["steps"]:
-            return
-        if CLOCK.signalled and CLOCK.left_s() <= LAST_S + 1.5 * self.push_s:
+            tell(f"stopped after step {steps}: {next_attempt(steps in self.checkpoints.whole)}")
+        no_time = CLOCK.signalled and self.guard and CLOCK.left_s() <= LAST_S + 1.5 * self.guard.push_s
+        if not self.output_repo or not steps or no_time:
             return
         phase("push")
         with CLOCK.or_else(self.cut_off):
@@ -155,25 +142,19 @@ class Run:
         written = [*self.saved, RECORD, CARD, PICTURE, Path(__file__).name]
         return [name for name in written if (self.output_dir / name).is_file()]
 
-    def copy(self) -> None:
-        """Let the copies be made that were asked for, of a model that is trained and pushed."""
-        if not (self.args.merge or self.args.gguf):
-            return
-        why = {"deadline": "no time is left", "signal": "asked to stop", None: "nothing was trained"}
-        stopped = self.stopped or ("signal" if CLOCK.signalled else None)
-        if self.push_error or stopped or not self.result["steps"]:
-            told = "its push failed" if self.push_error else why[stopped]
-            self.result["exports"] = not_made(self.args, f"left out: {told}")
-            return
-        self.result["exports"] = not_made(self.args, "left out: the time was up")
-        made, self.copies_error = make_copies(self.args, self.output_dir, self.output_repo)
-        self.result |= made
-
     def finish(self) -> None:
         """Make the copies and print the RESULT line; raise the error of a run that did not do all it was asked to."""
         with CLOCK.or_else(self.cut_off):
             free()
-            self.copy()
+            if self.args.merge or self.args.gguf:
+                stopped = CLOCK.signalled or (self.guard and self.guard.stopped)
+                why = "its push failed" if self.push_error else "" if self.result["steps"] else "nothing was trained"
+                why = why or ("asked to stop" if CLOCK.signalled else "no time is left" if stopped else "")
+                self.result["exports"] = not_made(self.args, f"left out: {why or 'the time was up'}")
+                if not why:
+                    self.result["exports"], self.copies_error = make_copies(
+                        self.args, self.output_dir, self.output_repo
+                    )
         error = self.tell()
         if error:
             # Not done, and not lost: the last line is the command that goes on.
@@ -213,7 +194,7 @@ def begin(args: Any, planned: dict[str, Any]) -> Run | None:
         return None
     claim(args)
     args, checkpoints = open_checkpoints(args)
-    run = Run(args, planned, output_folder(args), checkpoints, again="LAUNCH_STARTED" in os.environ)
+    run = Run(args, planned, output_folder(args), checkpoints, args.output_repo)
     CLOCK.start(deadline(args.timeout_s, checkpoints.folder))
     run.setup.enter_context(CLOCK.or_else(partial(run.leave, "before the training began"), at_once=True))
     set_environment(args)

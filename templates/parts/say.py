@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import json
 import os
 import re
 import sys
@@ -51,11 +51,5 @@ def reason(error: BaseException) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The same value with null for every number that JSON does not know."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    return value
+    """The value as JSON has it, with null for what is no number there."""
+    return json.loads(json.dumps(value), parse_constant=lambda _: None, parse_float=lambda text: round(float(text), 6))

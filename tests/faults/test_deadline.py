@@ -96,7 +96,7 @@ def test_a_step_that_is_longer_than_a_signal_allows_is_made_anew(
     # A step takes half a minute of its time.
     fate: dict[str, Any] = {"row_s": 4, "signal_in": [2, 2, signal.SIGTERM]}
     first = trainings.run(tmp_path / "asked", **asked, fate=fate)
-    assert "step 2 would take too long: left\n" in first.log
+    assert "asked to stop: saving\n" in first.log
     assert first.checkpoints == [1]
     assert (first.result["stopped"], first.result["steps"]) == ("signal", 1)
     assert distance(weights(tmp_path / "asked"), weights(tmp_path / "asked" / "checkpoints" / "checkpoint-1")) == 0

@@ -96,7 +96,7 @@ def test_a_full_disk_keeps_the_last_adapter(save: Callable[..., Ended], tmp_path
         done = save(folder, 2)
         assert done.code == 1
         assert "No space left on device" in done.error
-        assert f"{shutil.disk_usage(disk).free / 1e9:.3f} GB free" in done.error
+        assert "Make room and run this again" in done.error
         assert contents(folder) == before
         (disk / "other").unlink()
         assert save(folder, 2).code == 0

@@ -20,8 +20,8 @@ RESULT: dict[str, Any] = {
     "predicted_peak_gib": None, "device": "NVIDIA A10G", "output_repo": "me/model", "versions": {"torch": "2.9"},
 }  # fmt: skip
 PLANNED: dict[str, Any] = {
-    "generation": {"temperature": 0.7}, "generation_source": "https://example.org/card", "licence": "apache-2.0",
-    "licence_name": None, "licence_link": None,
+    "generation": {"temperature": 0.7}, "generation_source": "https://example.org/card",
+    "licence": {"license": "apache-2.0"},
 }  # fmt: skip
 
 
@@ -51,12 +51,10 @@ def test_with_few_seconds_left_there_is_a_card_without_a_picture(script: str, tm
     assert "loss.png" not in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
-def test_every_snippet_is_python(script: str, tmp_path: Path) -> None:
+def test_the_snippet_is_python(script: str, tmp_path: Path) -> None:
     text = card(script, tmp_path, "--model", "me/bäse")
-    found = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(found) == 2
-    for snippet in found:
-        ast.parse(snippet)
+    [snippet] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    ast.parse(snippet)
 
 
 def test_another_model_has_neither_licence_nor_settings_of_the_chosen_one(script: str, tmp_path: Path) -> None:
@@ -96,8 +94,8 @@ def test_a_card_that_fails_costs_nothing_and_leaves_no_foreign_one(
 
 
 def test_a_licence_of_its_makers_own_has_its_name_and_its_place(script: str, tmp_path: Path) -> None:
-    told = {"licence": "other", "licence_name": "lfm1.0", "licence_link": "https://example.org/LICENSE"}
-    text = card(script, tmp_path, planned=PLANNED | told)
+    told = {"license": "other", "license_name": "lfm1.0", "license_link": "https://example.org/LICENSE"}
+    text = card(script, tmp_path, planned=PLANNED | {"licence": told})
     assert problems(text) == ([], [])
     assert "license: other\nlicense_name: lfm1.0\nlicense_link: https://example.org/LICENSE\n" in text
     assert "The base model's licence holds for it too: `lfm1.0`." in text

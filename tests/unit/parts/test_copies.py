@@ -82,7 +82,7 @@ def test_a_base_that_is_not_here_and_one_that_sees_nothing_are_refused(tmp_path:
         adapter.find_base(folder, blind, None, "vision", False, True)
     assert not adapter.find_base(None, blind, None, None, False, True).sees
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"it has no config\.json") as error:
+    with pytest.raises(UserError, match=r"No such file .*config\.json") as error:
         adapter.find_base(None, str(tmp_path / "empty"), None, None, False, True)
     assert error.value.status == 3
 
@@ -200,5 +200,5 @@ def test_a_merged_copy_is_used_as_its_model_is_asked(ask: str, asks: str) -> Non
     assert asks in text
     assert "accelerate bitsandbytes" in text
     assert "trust_remote_code=True" in text
-    assert 'snapshot_download("me/m", allow_patterns="merged/*") + "/merged"' in text
+    assert """snapshot_download('me/m', allow_patterns="merged/*") + "/merged\"""" in text
     compile(text, "snippet", "exec")

@@ -34,8 +34,8 @@ def test_what_the_exporter_made_and_said_is_heard(
     failed = f"error: the adapter is whole; again: launch export {tmp_path} --gguf f16"
     body = f"print('== merge')\nprint('RESULT {{\"exports\": [], \"url\": 1}}')\nprint({failed!r})\nsys.exit(1)\n"
     put_exporter(tmp_path, body, monkeypatch)
-    result, error = second.make_copies(options("--gguf", "f16"), tmp_path, "me/model")
-    assert result == {"exports": []}
+    copies, error = second.make_copies(options("--gguf", "f16"), tmp_path, "me/model")
+    assert copies == []
     assert error is not None
     assert error.paragraph == "the adapter is whole; again: launch export me/model --gguf f16"
     assert capsys.readouterr().out == "== merge\n"
@@ -43,12 +43,12 @@ def test_what_the_exporter_made_and_said_is_heard(
 
 def test_of_an_exporter_that_broke_off_no_copy_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_exporter(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)\n", monkeypatch)
-    result, error = second.make_copies(options("--merge", "16bit", "--gguf", "f16"), tmp_path, None)
+    copies, error = second.make_copies(options("--merge", "16bit", "--gguf", "f16"), tmp_path, None)
     said = "export.py ended with status -9"
-    assert [(copy["kind"], copy["name"], copy["error"]) for copy in result["exports"]] == [
+    assert [(copy["kind"], copy["name"], copy["error"]) for copy in copies] == [
         ("merged", "16bit", said), ("gguf", "f16", said),
     ]  # fmt: skip
-    assert result["exports"][0].keys() == MADE.keys()
+    assert copies[0].keys() == MADE.keys()
     assert error is not None
     assert said in error.paragraph
 
@@ -67,6 +67,6 @@ while True:
     time.sleep(60)
 """
     put_exporter(tmp_path, body, monkeypatch)
-    assert second.make_copies(options("--gguf", "f16"), tmp_path, None) == ({"exports": ["stopped"]}, None)
+    assert second.make_copies(options("--gguf", "f16"), tmp_path, None) == (["stopped"], None)
     assert CLOCK.signalled
     assert signal.getsignal(signal.SIGTERM) == CLOCK.on_signal
