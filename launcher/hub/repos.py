@@ -48,7 +48,8 @@ def see(hub: Hub, kind: str, name: str, revision: str | None) -> Seen:
     card = info.card_data
     said = [getattr(card, key, None) for key in ("license", "license_name", "license_link")]
     commit = info.sha if info.sha and COMMIT.fullmatch(info.sha) else None
-    return Seen(commit, *(text if isinstance(text, str) else None for text in said))
+    told = [text if isinstance(text, str) else None for text in said]
+    return Seen(commit, told[0], told[1], told[2], private=bool(info.private))
 
 
 def require_readable(hub: Hub, kind: str, name: str, revision: str | None) -> None:

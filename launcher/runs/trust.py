@@ -43,7 +43,7 @@ UNASKED_USD = 20.0
 """What a stranger's run may cost at most without a question, whatever its record says of that."""
 _RUN_NAME = re.compile(r"\w[\w .-]{0,95}")
 """What a script calls a run: its output folder is named by it."""
-_TAKEN = ("num_gpus", "vram", "host", "host_reason", "duration", "duration_reason", "warnings", "offers")
+_TAKEN = ("num_gpus", "amount", "vram", "host", "host_reason", "duration", "duration_reason", "warnings", "offers")
 """Of a plan, what follows from its decisions."""
 _LEFT_OPEN = (
     "effective_batch_size", "run_name", "output_repo", "merged_repo", "trackio_space", "image", "namespace", "timeout",

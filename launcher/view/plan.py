@@ -95,7 +95,7 @@ def _after(reason: str, value: str) -> str:
 
 def _stop(plan: Plan) -> str:
     steps = plan.decisions.max_steps.value
-    return f"{steps}" if steps is not None else f"{plan.asked.num_train_epochs:g} epochs"
+    return f"{steps}" if steps is not None else f"{plan.decisions.num_train_epochs.value:g} epochs"
 
 
 def _machine(plan: AnyPlan, catalog: Catalog) -> str:
