@@ -426,6 +426,7 @@ class ExportSpec(BaseModel):
     merged_repo: RepoName | None = None
     output_repo: RepoName | None = None
     private: bool | None = None
+    overwrite: bool = False
     flavor: str = "auto"
     timeout: Duration | None = None
     image: Image | None = None

@@ -164,8 +164,8 @@ def warnings(asked: RunSpec, placed: Placed, amount: Amount) -> tuple[str, ...]:
     machine, found = fit.flavor, []
     if asked.num_train_epochs is None and amount.rows and (amount.passes or 0) > _MANY_PASSES:
         found.append(
-            f"{amount.steps} steps are {amount.passes:.0f} passes over {amount.rows - amount.held_out} rows, which it "
-            "will know by heart: --num-train-epochs 3 makes three of them"
+            f"{amount.steps} steps are {amount.passes:.0f} passes over {amount.rows - amount.held_out} rows: "
+            "--num-train-epochs 3 would be usual"
         )
     if machine.num_gpus > 1:
         found.append(f"the script trains on one GPU: {machine.num_gpus - 1} of {machine.name}'s would idle")

@@ -116,7 +116,14 @@ def _own(plan: Plan, planner: Planner, trusts: bool) -> Plan:
     said, own = plan.decisions.timeout_s.value, here.decisions.timeout_s
     timeout_s = Decision(said, _RECORDED) if 0 < said < own.value else own
     image = Decision(plan.decisions.image.value, _RECORDED) if trusts and plan.decisions.image.value else Decision(None)
-    none: dict[str, object] = {"env": {}, "label": {}, "namespace": None, "max_cost": None, "dataset_rows": None}
+    none: dict[str, object] = {
+        "env": {},
+        "label": {},
+        "namespace": None,
+        "max_cost": None,
+        "dataset_rows": None,
+        "overwrite": False,
+    }
     none |= {"image": image.value}
     plan = plan.changed({"timeout_s": timeout_s.value})
     values = {name: getattr(plan.decisions, name).value for name in type(plan.decisions).model_fields}
