@@ -55,9 +55,6 @@ def agree(request: JobRequest, checked: Checked, asking: Asking, *, quiet: bool,
 
     tables = asking.tables or catalog.load()
     asks = request.flavor != LOCAL and not (asking.yes or unasked) and at_terminal()
-    if asking.doubt and not asks:
-        most = math.ceil(request.plan.cost.max_usd * 100) / 100
-        raise RefusedError(asking.doubt, f"To start it all the same, add --max-cost {most:.2f}")
 
     def show(whole: bool) -> None:
         doubts = (*filter(None, [asking.doubt]), *checked.doubts)
@@ -69,6 +66,9 @@ def agree(request: JobRequest, checked: Checked, asking: Asking, *, quiet: bool,
 
     if not quiet:
         show(asking.verbose)
+    if asking.doubt and not asks:
+        most = math.ceil(request.plan.cost.max_usd * 100) / 100
+        raise RefusedError(asking.doubt, f"To start it all the same, add --max-cost {most:.2f}")
     while asks:
         err().print("Start? [Y/n/?] ", end="", markup=False)
         said = sys.stdin.readline()

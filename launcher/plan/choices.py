@@ -186,7 +186,7 @@ def eval_rows(asked: RunSpec, rows: int | None) -> Decision[int | None]:
     """
     if asked.eval_rows is not None or asked.eval_split is not None:
         return Decision(asked.eval_rows or 0, ASKED)
-    most = "a loss on rows that were not trained on; at most a tenth of them"
+    most = "a loss on rows not trained on; a tenth at most"
     if rows is None:
         return Decision(None, most)
     held_out = min(DEFAULT_EVAL_ROWS, rows // DEFAULT_EVAL_SHARE)

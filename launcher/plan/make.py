@@ -85,7 +85,7 @@ def make_plan(
         duration=fit.duration,
         duration_reason=places.duration(asked, placed.fit, wanted.words),
         cost=duration.cost(fit.flavor, fit.duration.total_s, timeout_s.value),
-        warnings=(*places.warnings(asked, placed, amount), *choices.namesakes(asked), *model.notes),
+        warnings=(*choices.namesakes(asked), *places.warnings(asked, placed, amount), *model.notes),
         offers=tuple(other.offer() for other in placed.fits),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable
 
@@ -26,7 +27,10 @@ _FASTER = 0.8
 def answer(
     request: JobRequest, checked: Checked, catalog: Catalog, doubts: Iterable[str], *, width: int, asks: bool
 ) -> Text:
-    """The lines: what, on which data, how often, where, for how much, and where it goes; then what to beware of."""
+    """The lines: what, on which data, how often, where, for how much, and where it goes; then what to beware of.
+
+    Where it `asks` they leave room for the question; else every warning is there.
+    """
     plan = request.plan
     rows = _export(plan) if plan.task == "export" else _training(plan)
     if request.resumes:
@@ -34,8 +38,8 @@ def answer(
     rows += _machine(plan, catalog) + (_cost(request, catalog) if plan.cost.usd_per_hour else [])
     rows += _result(plan, checked.repo)
     lines = [Text.assemble((name.ljust(_LABEL), "bold"), _cut(plain(value), width - _LABEL)) for name, value in rows]
-    room = LINES - len(lines) - asks
-    return Text("\n").join([*lines, *_warnings([*doubts, *plan.warnings], room, width, asks)])
+    room = LINES - 1 - len(lines) if asks else math.inf
+    return Text("\n").join([*lines, *_warnings([*doubts, *plan.warnings], room, width)])
 
 
 def _training(plan: Plan) -> list[tuple[str, str]]:
@@ -140,16 +144,16 @@ def _result(plan: AnyPlan, repo: Place | None) -> list[tuple[str, str]]:
     return [*rows, ("merged", _name(merged))] if merged and merged != name else rows
 
 
-def _warnings(texts: list[str], room: int, width: int, asks: bool) -> list[Text]:
-    """As many of them as there is room for, whole; then how many more there are, and how they are seen."""
-    wrapped = [textwrap.wrap(f"! {plain(text)}", width, subsequent_indent="  ") for text in texts]
+def _warnings(texts: list[str], room: float, width: int) -> list[Text]:
+    """As many of them as there is room for, whole; then how many more there are."""
+    # What is copied is not broken, but left to the terminal.
+    whole = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    wrapped = [whole.wrap(f"! {plain(text)}") for text in texts]
     shown: list[str] = []
     for number, lines in enumerate(wrapped):
-        rest = len(wrapped) - number - 1
-        if len(shown) + len(lines) + bool(rest) > room:
-            more = len(wrapped) - number
-            shown.append(f"! {more} warning{'s' if more > 1 else ''}{' more' if number else ''}: "
-                         f"{'?' if asks else '--verbose'} shows {'them' if more > 1 else 'it'}")  # fmt: skip
+        more = len(wrapped) - number
+        if sum(-(-len(line) // width) for line in shown + lines) + (more > 1) > room:
+            shown.append(f"! {more} warning{'s' if more > 1 else ''}{' more' if number else ''}: ? shows all")
             break
         shown += lines
     return [Text(line, style="yellow") for line in shown]
