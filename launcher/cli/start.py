@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -132,18 +133,23 @@ def rerun(
     quiet: Quiet = False,
 ) -> None:
     """Start a run anew, with the script that it had, byte for byte."""
-    from launcher import jobs
+    from launcher import catalog, jobs
     from launcher.catalog import machine
     from launcher.hub.client import Hub
     from launcher.runs import again
 
     hub = Hub()
-    tables = todays_tables(None if local else hub)
+
+    @cache
+    def todays() -> Catalog:
+        return todays_tables(hub)
 
     def planned(asked: RunSpec) -> Plan:
-        return api.plan(asked, online=not asked.local, tables=tables)
+        return api.plan(asked, online=not asked.local, tables=None if asked.local else todays())
 
-    found = again.find(name, tables, planned, trust_script, again.Places(output_repo, merged_repo))
+    known = catalog.load()
+    found = again.find(name, known, planned, trust_script, again.Places(output_repo, merged_repo))
+    tables = known if local or found.request.flavor == machine.LOCAL else todays()
     request = again.adapt(found.request, tables, timeout, flavor)
     if not found.own:
         again.require_own_places(request.plan, hub)
