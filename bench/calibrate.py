@@ -124,7 +124,7 @@ def _row(
     plan: Plan, result: Mapping[str, Any], length: int, date: str, catalog: Catalog, source: str
 ) -> dict[str, Any]:
     vision = plan.decisions.modality.value == "vision"
-    evaluated = bool(plan.decisions.eval_rows.value or plan.options.eval_split)
+    evaluated = plan.decisions.eval_rows.value != 0 or bool(plan.options.eval_split)
     peaks = result.get("peaks_gib") or {}
     return {
         "model": _model(plan, catalog),

@@ -85,7 +85,7 @@ class Options:
     adapter_revision: Annotated[str | None, "Branch, tag or commit of the adapter."] = None
     modality: Annotated[Literal["text", "vision"] | None, "Else as its run.json says."] = None
     output_repo: Annotated[str | None, "Where the result is pushed, NAME or NAMESPACE/NAME."] = None
-    private: Annotated[bool, "Create the output repo as private."] = False
+    private: Annotated[bool, "Create the output repo as private; so it is where the data is from here, or private."] = False
     merge: Annotated[Literal["16bit", "4bit"] | None, "Merge the adapter into the model, as a copy of its own."] = None
     merged_repo: Annotated[str | None, "Where the merged model is pushed (else merged/ in the repo)."] = None
     gguf: Annotated[tuple[Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"], ...], "Export as a GGUF file of that type, such as q4_k_m; may be repeated."] = ()
@@ -1731,7 +1731,7 @@ def check_options(args: Any) -> None:
         end = 1 if name in BELOW_1 else LARGEST
         if name in ABOVE_0 and value is not None and not 0 < value < end:
             refuse(args, name, f"should be above 0 and below {end:,}")
-        if name in AT_LEAST and not AT_LEAST[name] <= value < end:
+        if name in AT_LEAST and value is not None and not AT_LEAST[name] <= value < end:
             refuse(args, name, f"should be at least {AT_LEAST[name]} and below {end:,}")
     if args.trust_remote_code and not is_commit(args.revision):
         refuse(args, "revision", "--trust-remote-code needs the 40 digits of the commit that was read")

@@ -86,7 +86,7 @@ class Options:
     dataset_split: Annotated[str, "Split to train on."] = "train"
     dataset_revision: Annotated[str | None, "Branch, tag or commit of the dataset."] = None
     eval_split: Annotated[str | None, "Split to evaluate on."] = None
-    eval_rows: Annotated[int, "Rows held out for evaluation (0: none)."] = 64
+    eval_rows: Annotated[int | None, "Rows held out for evaluation (0: none; else 64, at most a tenth)."] = None
     streaming: Annotated[bool, "Read the dataset as a stream; needs --max-steps."] = True
     train_on: Annotated[Literal["assistant", "all"], "Tokens that count in the loss."] = "assistant"
     image_size: Annotated[int, "Longest side of an image in pixels; larger ones are shrunk."] = 768
@@ -112,7 +112,7 @@ class Options:
     finetune_attention_modules: Annotated[bool, "Vision models: adapt the attention."] = True
     finetune_mlp_modules: Annotated[bool, "Vision models: adapt the MLPs."] = True
     output_repo: Annotated[str | None, "Where the result is pushed, NAME or NAMESPACE/NAME."] = None
-    private: Annotated[bool, "Create the output repo as private."] = False
+    private: Annotated[bool, "Create the output repo as private; so it is where the data is from here, or private."] = False
     merge: Annotated[Literal["16bit", "4bit"] | None, "Merge the adapter into the model, as a copy of its own."] = None
     merged_repo: Annotated[str | None, "Where the merged model is pushed (else merged/ in the repo)."] = None
     gguf: Annotated[tuple[Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"], ...], "Export as a GGUF file of that type, such as q4_k_m; may be repeated."] = ()
@@ -1028,7 +1028,7 @@ def check_options(args: Any) -> None:
         end = 1 if name in BELOW_1 else LARGEST
         if name in ABOVE_0 and value is not None and not 0 < value < end:
             refuse(args, name, f"should be above 0 and below {end:,}")
-        if name in AT_LEAST and not AT_LEAST[name] <= value < end:
+        if name in AT_LEAST and value is not None and not AT_LEAST[name] <= value < end:
             refuse(args, name, f"should be at least {AT_LEAST[name]} and below {end:,}")
     if args.trust_remote_code and not is_commit(args.revision):
         refuse(args, "revision", "--trust-remote-code needs the 40 digits of the commit that was read")
@@ -1064,6 +1064,10 @@ def check_data(args: Any) -> None:
 
 # ---- Data ------------------------------------------------------------------------------------------------------------
 # The dataset's rows: from the Hub or from here, whole or as a stream, each with its number.
+
+
+# Held out of a large dataset where nobody said how many.
+EVAL_ROWS = 64
 
 
 def read_split(args: Any, split: str) -> Any:
@@ -1126,13 +1130,20 @@ def number_rows(rows: Any, args: Any, pictures: bool) -> Any:
     return rows.add_column("row_number", list(range(len(rows))))
 
 
+def held_out(rows: int, asked: int | None) -> int:
+    """Of so many rows those that are not trained on: a tenth at most unless more was asked for, and never over half."""
+    return min(EVAL_ROWS, rows // 10) if asked is None else min(asked, rows // 2)
+
+
 def read_rows(args: Any, pictures: bool = False) -> tuple[Any, Any]:
     """The rows to train on and those to evaluate on, or none: the head of a stream, else drawn with the seed."""
     rows, eval_rows = number_rows(read_split(args, args.dataset_split), args, pictures), None
-    count = 0 if args.eval_split else args.eval_rows
+    count = 0 if args.eval_split else EVAL_ROWS if args.eval_rows is None else args.eval_rows
     if not args.streaming:
-        # Never more than half is held out, and no more rows are prepared than the steps will read.
-        count = min(count, len(rows) // 2)
+        wanted, count = count, 0 if args.eval_split else held_out(len(rows), args.eval_rows)
+        if count < wanted:
+            note(f"{count} of {len(rows)} rows are held out, not {wanted}: there are too few")
+        # No more rows are prepared than the steps will read.
         order = random.Random(args.seed).sample(range(len(rows)), len(rows))
         if args.max_steps and not getattr(args, "packing", False):
             order = order[: count + args.max_steps * args.batch_size * args.gradient_accumulation]

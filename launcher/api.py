@@ -6,6 +6,7 @@ built on these functions; `launcher` itself exports them.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -13,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from launcher.catalog import Catalog
     from launcher.jobs.base import Backend, Job, JobRequest
     from launcher.jobs.events import Event, Line
     from launcher.plan.record import AnyPlan, ExportPlan, Plan
@@ -20,13 +22,17 @@ if TYPE_CHECKING:
     from launcher.spec import ExportSpec, RunSpec
 
 
-def plan(spec: RunSpec | None = None, *, online: bool = False, user: str | None = None, **options: Any) -> Plan:
+def plan(
+    spec: RunSpec | None = None, *, online: bool = False, user: str | None = None,
+    tables: Catalog | None = None, **options: Any,
+) -> Plan:  # fmt: skip
     """Decide everything that was left open of a run: the options of the command line, in Python's spelling.
 
     `options` win over those of a `spec`. Where `online`, the Hub is asked for the dataset's size and for commits;
     otherwise only for the configuration of a model that the catalog does not know. `user` is the account that output
-    repos without a namespace belong to, where it is known. Raises `RequestError` for what can't be meant, and
-    `RefusedError` for a run that fits nowhere, or not where it was asked to run.
+    repos without a namespace belong to, where it is known. With either the run is to be submitted, and gets a name that
+    no other has. `tables` are other models and machines than those that are known here. Raises `RequestError` for what
+    can't be meant, and `RefusedError` for a run that fits nowhere, or not where it was asked to run.
     """
     from launcher import catalog, home
     from launcher.catalog import machine
@@ -39,9 +45,10 @@ def plan(spec: RunSpec | None = None, *, online: bool = False, user: str | None 
     hub = Hub()
     return make.make_plan(
         asked,
-        catalog.load(),
+        tables or catalog.load(),
         today=_today(),
         user=user,
+        unique=f"{datetime.now(UTC):%H%M}-{secrets.token_hex(2)}" if user or online else None,
         here=machine.here() if asked.local else None,
         fetch_config=partial(repos.config, hub),
         fetch_weights=partial(repos.weights, hub),
@@ -51,7 +58,7 @@ def plan(spec: RunSpec | None = None, *, online: bool = False, user: str | None 
     )
 
 
-def plan_export(asked: ExportSpec, user: str | None = None) -> ExportPlan:
+def plan_export(asked: ExportSpec, user: str | None = None, tables: Catalog | None = None) -> ExportPlan:
     """The same for an export of an adapter that was trained before; the Hub is asked where the adapter is there."""
     from launcher import catalog, home
     from launcher.catalog import machine
@@ -65,7 +72,7 @@ def plan_export(asked: ExportSpec, user: str | None = None) -> ExportPlan:
     return export.make_plan(
         asked,
         adapter,
-        catalog.load(),
+        tables or catalog.load(),
         today=_today(),
         user=user,
         here=machine.here() if asked.local else None,
@@ -95,14 +102,20 @@ def submit(plan: AnyPlan | JobRequest, backend: Backend | None = None) -> Job:
     Raises what would make it fail before anything is paid for: `RequestError`, or `RefusedError` where a token, access
     or room is missing; and `ServiceError`, which says whether there may be a Job all the same.
     """
-    from launcher import jobs
-    from launcher.catalog.machine import LOCAL
     from launcher.jobs.base import JobRequest
 
     request = plan if isinstance(plan, JobRequest) else request_of(plan)
-    backend = backend or jobs.get("local" if request.flavor == LOCAL else "hub")
+    backend = backend or backend_of(request)
     backend.check(request)
     return backend.submit(request)
+
+
+def backend_of(request: JobRequest) -> Backend:
+    """What runs it: this machine, or the Jobs of the account that is logged in."""
+    from launcher import jobs
+    from launcher.catalog.machine import LOCAL
+
+    return jobs.get("local" if request.flavor == LOCAL else "hub")
 
 
 def follow(run: Job | str) -> Iterator[Event | Outcome]:

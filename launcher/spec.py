@@ -37,9 +37,11 @@ DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 _REPO_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LABEL = re.compile(r"[A-Za-z0-9._-]{1,100}")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)", re.ASCII)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])", re.ASCII)
 _LONGEST_S = 366 * 86400
-_UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_MOST_HOURS = 24
+"""A bare number up to which a timeout was meant in hours, if not in minutes."""
 
 MODEL, DATA, TRAINING, LORA, OUTPUT, MACHINE = "Model", "Data", "Training", "LoRA", "Output", "Machine"
 
@@ -62,13 +64,16 @@ def _option(
 
 
 def seconds(text: str) -> int:
-    """Seconds of a duration written as the Jobs command line takes it: `5400`, `90m`, `1.5h`, `1d`."""
-    match = _DURATION.fullmatch(text.strip())
+    """Seconds of a duration written as the Jobs command line takes it, but never without its unit: `90m`, `1.5h`."""
+    text = text.strip()
+    if text.isdecimal() and text.isascii():  # the service takes it for seconds, and hardly anybody means them
+        units = "h or m" if float(text) <= _MOST_HOURS else "m or s"
+        one, other = (f"{text[:20]}{unit}" for unit in units.split(" or "))
+        raise ValueError(f"a number without its unit: write {one} or {other}")
+    match = _DURATION.fullmatch(text)
     value = float(match[1]) * _UNIT_SECONDS[match[2]] if match else 0.0
     if not 1 <= value <= _LONGEST_S:
-        raise ValueError(
-            "should be a number of seconds, or one with s, m, h or d behind it, such as 90m or 2h; at most a year"
-        )
+        raise ValueError("should be a number with s, m, h or d behind it, such as 90m or 2h; at most a year")
     return round(value)
 
 
@@ -196,8 +201,9 @@ class RunSpec(BaseModel):
     dataset_rows: int | None = _option("Rows in the dataset, where it can't be looked up.", DATA, gt=0)
     eval_split: Part | None = _option("Split to evaluate on.", DATA, scripts=TRAINING_SCRIPTS, open=True)
     eval_rows: int | None = _option(
-        "Rows held out for evaluation (0: none).", DATA, ge=0, le=100_000, scripts=TRAINING_SCRIPTS
-    )
+        "Rows held out for evaluation (0: none; else 64, at most a tenth).", DATA, ge=0, le=100_000,
+        scripts=TRAINING_SCRIPTS, open=True
+    )  # fmt: skip
     streaming: bool | None = _option("Read the dataset as a stream; needs --max-steps.", DATA, scripts=TRAINING_SCRIPTS)
     train_on: Literal["assistant", "all"] = _option(
         "Tokens that count in the loss.", DATA, default="assistant", scripts=TRAINING_SCRIPTS
@@ -263,7 +269,10 @@ class RunSpec(BaseModel):
         "Where the result is pushed, NAME or NAMESPACE/NAME.", OUTPUT, scripts=SCRIPTS, open=True
     )
     push: bool = _option("Push the result to the Hub.", OUTPUT, default=True)
-    private: bool = _option("Create the output repo as private.", OUTPUT, default=False, scripts=SCRIPTS)
+    private: bool | None = _option(
+        "Create the output repo as private; so it is where the data is from here, or private.", OUTPUT, scripts=SCRIPTS
+    )
+    overwrite: bool = _option("Push into a repo that holds the model of another run.", OUTPUT, default=False)
     merge: Literal["16bit", "4bit"] | None = _option(
         "Merge the adapter into the model, as a copy of its own.", OUTPUT, scripts=SCRIPTS, open=True
     )
@@ -417,6 +426,7 @@ class ExportSpec(BaseModel):
     merged_repo: RepoName | None = None
     output_repo: RepoName | None = None
     private: bool | None = None
+    overwrite: bool = False
     flavor: str = "auto"
     timeout: Duration | None = None
     image: Image | None = None

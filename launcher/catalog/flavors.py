@@ -88,9 +88,14 @@ def path() -> Path:
     return home.cache() / "flavors.json"
 
 
+def taken_now(listed: Iterable[Listed]) -> Kept:
+    """The list with its time; `pydantic.ValidationError` for one of no machines."""
+    return Kept(taken=datetime.now(UTC).replace(microsecond=0), flavors=tuple(listed))
+
+
 def keep(listed: Iterable[Listed]) -> Kept:
     """Write the list to its file, whole or not at all; `RefusedError` where that can't be."""
-    kept = Kept(taken=datetime.now(UTC).replace(microsecond=0), flavors=tuple(listed))
+    kept = taken_now(listed)
     try:
         path().parent.mkdir(parents=True, exist_ok=True)
         home.write(path(), kept.model_dump_json(indent=1) + "\n")
@@ -120,6 +125,11 @@ def laid_over(tables: Catalog) -> Catalog:
         what = error.strerror if isinstance(error, OSError) else "it is not a list that this version wrote"
         notice = f"{path()} is left aside: {what}. `launch flavors --refresh` writes it anew."
         return tables.model_copy(update={"notices": (*tables.notices, notice)})
+    return over(tables, kept)
+
+
+def over(tables: Catalog, kept: Kept) -> Catalog:
+    """The catalog with that list's machines in place of the shipped ones."""
     taken = f"the service's list of {kept.taken.day} {kept.taken:%B %Y, %H:%M} UTC"
     return tables.model_copy(update={"flavors": merged(tables.flavors, kept.flavors), "flavors_from": taken})
 

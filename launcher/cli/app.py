@@ -9,8 +9,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from launcher import __version__, api
-from launcher.cli import follow, runs, start, tables
-from launcher.cli.options import CONTEXT, Commands, Detach, Json, Quiet, takes_spec
+from launcher.cli import ask, follow, runs, start, tables
+from launcher.cli.ask import Asking
+from launcher.cli.options import CONTEXT, Commands, Detach, Json, Quiet, Verbose, Yes, takes_spec
 from launcher.errors import LauncherError, RequestError, ServiceError
 from launcher.spec import RunSpec
 from launcher.text import held, mask
@@ -108,6 +109,8 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Everything but the submission: no network, no token.")
     ] = False,
+    yes: Yes = False,
+    verbose: Verbose = False,
     detach: Detach = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -117,7 +120,7 @@ def run(
 ) -> None:
     """Fine-tune a language or vision-language model on Hugging Face Jobs.
 
-    [bold]launch --model qwen3-8b[/] plans the run, shows the plan, submits one self-contained script and follows it.
+    [bold]launch --model qwen3-8b[/] plans the run, says what it will be and cost, asks, submits one script, follows it.
     [bold]launch demo[/] does it here, on the CPU, with no account.
     """
     if ctx.invoked_subcommand:
@@ -138,12 +141,12 @@ def run(
 
     hub = Hub()
     user = hub.user if not asked.local else None
-    start.say_notices()
-    plan = api.plan(asked, user=user, online=not asked.local)
-    if not quiet:
-        start.show_plan(plan)
+    tables = start.todays_tables(None if asked.local else hub)
+    plan = api.plan(asked, user=user, online=not asked.local, tables=tables)
+    ask.require_dataset(plan, yes)
     backend = jobs.get("local" if asked.local else "hub", hub)
-    follow.submit(plan, backend, detach=detach, as_json=as_json, quiet=quiet)
+    asking = Asking(yes, verbose, tables)
+    follow.submit(plan, backend, detach=detach, as_json=as_json, quiet=quiet, asking=asking)
 
 
 for command in (

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from launcher import api
+from launcher.cli import ask
+from launcher.cli.ask import Asking
 from launcher.cli.signals import Terminated, exit_code
 from launcher.errors import JobFailedError
 from launcher.view.console import err, out
@@ -40,9 +42,16 @@ def submit(
     as_json: bool = False,
     quiet: bool = False,
     terse: bool = False,
+    asking: Asking | None = None,
 ) -> None:
-    """Check the run, start it, and follow it unless `detach`."""
-    job = api.submit(plan, backend)
+    """Check the run, show what it will be, start it where that is agreed to, and follow it unless `detach`."""
+    from launcher.jobs.base import JobRequest
+
+    request = plan if isinstance(plan, JobRequest) else api.request_of(plan)
+    backend = backend or api.backend_of(request)
+    checked = backend.check(request)
+    ask.agree(request, checked, asking or Asking(), quiet=quiet, unasked=detach or as_json or quiet)
+    job = backend.submit(request)
     if not quiet:
         err().print(f"{job.id} {job.url}", markup=False, soft_wrap=True)
     if not detach:

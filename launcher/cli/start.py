@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,16 +12,18 @@ import typer
 
 from launcher import api
 from launcher.cli import follow
+from launcher.cli.ask import Asking
 from launcher.cli.follow import print_json, say
-from launcher.cli.options import Detach, Json, Quiet, RunName, takes_spec
-from launcher.errors import RefusedError, RequestError
+from launcher.cli.options import Detach, Json, Quiet, RunName, Verbose, Yes, takes_spec
+from launcher.errors import RequestError
 from launcher.spec import RunSpec, build_export
 from launcher.view.console import err, out
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from launcher.jobs.base import JobRequest
+    from launcher.catalog import Catalog
+    from launcher.hub.client import Hub
     from launcher.plan.record import AnyPlan, Plan
 
 
@@ -74,7 +76,6 @@ def demo(as_json: Json = False) -> None:
         model_folder(lambda line: status.update(f"getting the model ready (once): {line.strip()[:60]}"))
     say_notices()
     made = api.plan(spec())
-    show_plan(made)
     follow.submit(made, as_json=as_json, terse=True)
     err().print(
         "That was the script a Job gets. On a GPU: [bold]launch --model qwen3-8b --dry-run[/] says what it takes."
@@ -85,19 +86,25 @@ def resume(
     job: RunName,
     timeout: Annotated[str | None, typer.Option(help="Another timeout, such as 4h.", metavar="TEXT")] = None,
     flavor: Annotated[str | None, typer.Option(help="Another flavor with as many GPUs.", metavar="NAME")] = None,
+    yes: Yes = False,
+    verbose: Verbose = False,
     detach: Detach = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Go on with a run that failed, was stopped or reached its deadline, from its last checkpoint."""
-    from launcher import catalog, jobs
+    from launcher import jobs
+    from launcher.hub.client import Hub
     from launcher.runs.again import adapt, recall
     from launcher.runs.find import find_run
 
-    found = find_run(job)
-    backend = jobs.get(found.backend)
-    request = adapt(recall(backend, found.address), catalog.load(), timeout, flavor)
-    follow.submit(request, backend, detach=detach, as_json=as_json, quiet=quiet)
+    found, hub = find_run(job), Hub()
+    backend = jobs.get(found.backend, hub)
+    before = recall(backend, found.address)
+    tables = todays_tables(None if found.backend == "local" else hub)
+    request = adapt(before, tables, timeout, flavor)
+    asking = Asking(yes, verbose, tables)
+    follow.submit(request, backend, detach=detach, as_json=as_json, quiet=quiet, asking=asking)
 
 
 def rerun(
@@ -119,6 +126,8 @@ def rerun(
     trust_script: Annotated[
         str | None, typer.Option(help="SHA-256 of a script that you have read, to run it all the same.", metavar="HASH")
     ] = None,
+    yes: Yes = False,
+    verbose: Verbose = False,
     detach: Detach = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -129,36 +138,31 @@ def rerun(
     from launcher.hub.client import Hub
     from launcher.runs import again
 
-    tables, hub = catalog.load(), Hub()
+    hub = Hub()
+
+    @cache
+    def todays() -> Catalog:
+        return todays_tables(hub)
 
     def planned(asked: RunSpec) -> Plan:
-        return api.plan(asked, online=not asked.local)
+        return api.plan(asked, online=not asked.local, tables=None if asked.local else todays())
 
-    found = again.find(name, tables, planned, trust_script, again.Places(output_repo, merged_repo))
+    known = catalog.load()
+    found = again.find(name, known, planned, trust_script, again.Places(output_repo, merged_repo))
+    tables = known if local or found.request.flavor == machine.LOCAL else todays()
     request = again.adapt(found.request, tables, timeout, flavor)
     if not found.own:
         again.require_own_places(request.plan, hub)
     if local:
         request = again.bring_here(request, machine.here())
-    if not quiet:
-        show_plan(request.plan)
     say(found.notes)
-    if request.flavor != machine.LOCAL:
+    here = request.flavor == machine.LOCAL
+    if not here:
         again.require_within(request, max_cost)
-        if found.doubt and max_cost is None:
-            _require_yes(found.doubt, request, asks=not (quiet or as_json or detach))
-    backend = jobs.get("local" if request.flavor == machine.LOCAL else "hub", hub)
-    follow.submit(request, backend, detach=detach, as_json=as_json, quiet=quiet)
-
-
-def _require_yes(doubt: str, request: JobRequest, asks: bool) -> None:
-    """Ask at a terminal; `RefusedError` where nobody can be asked, or says no."""
-    if asks and sys.stdin.isatty() and err().is_terminal:
-        if typer.confirm(f"{doubt} Start it?", err=True):
-            return
-        raise RefusedError("nothing was started.")
-    most = math.ceil(request.plan.cost.max_usd * 100) / 100
-    raise RefusedError(doubt, f"To start it all the same, add --max-cost {most:.2f}")
+    # Neither to the price of another's run nor to how it differs from its record was a yes said.
+    asking = Asking(yes, verbose, tables, doubt="" if here or max_cost is not None else found.doubt)
+    backend = jobs.get("local" if here else "hub", hub)
+    follow.submit(request, backend, detach=detach, as_json=as_json, quiet=quiet, asking=asking)
 
 
 def export(
@@ -181,11 +185,14 @@ def export(
     private: Annotated[
         bool | None, typer.Option("--private/--no-private", help="Create a new repo as private.", show_default=False)
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Push into a repo that holds another model.")] = False,
     revision: Annotated[str | None, typer.Option(help="Of the adapter's repo.", metavar="TEXT")] = None,
     flavor: Annotated[str | None, typer.Option(help="Jobs flavor; the cheapest that fits.", metavar="NAME")] = None,
     timeout: Annotated[str | None, typer.Option(help="When the Job is killed, such as 2h.", metavar="TEXT")] = None,
     local: Annotated[bool, typer.Option("--local", help="Run here, not on Jobs.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Everything but the submission.")] = False,
+    yes: Yes = False,
+    verbose: Verbose = False,
     detach: Detach = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -196,17 +203,18 @@ def export(
 
     asked = build_export(
         source=source, merge=merge, gguf=gguf, merged_repo=merged_repo, output_repo=output_repo, private=private,
-        revision=revision, flavor=flavor, timeout=timeout, local=local,
+        overwrite=overwrite, revision=revision, flavor=flavor, timeout=timeout, local=local,
     )  # fmt: skip
     hub = Hub()
-    say_notices()
-    made = api.plan_export(asked, None if local or dry_run else hub.user)
+    here = local or dry_run
+    user = None if here else hub.user
+    tables = todays_tables(None if here else hub)
+    made = api.plan_export(asked, user, tables)
     if dry_run:
         show_dry_run(made, as_json)
         return
-    if not quiet:
-        show_plan(made)
-    follow.submit(made, jobs.get("local" if local else "hub", hub), detach=detach, as_json=as_json, quiet=quiet)
+    backend, asking = jobs.get("local" if local else "hub", hub), Asking(yes, verbose, tables)
+    follow.submit(made, backend, detach=detach, as_json=as_json, quiet=quiet, asking=asking)
 
 
 def _needed(asked: RunSpec | None) -> RunSpec:
@@ -239,6 +247,18 @@ def show_dry_run(plan: AnyPlan, as_json: bool) -> None:
 
 def say_notices() -> None:
     """What a user should know of how the tables were read."""
+    todays_tables(None)
+
+
+def todays_tables(hub: Hub | None) -> Catalog:
+    """The tables, with the service's own machines and prices where it is asked; what is wrong with them is said."""
     from launcher import catalog
 
-    say(catalog.load().notices)
+    if hub:
+        from launcher.jobs.service import todays
+
+        tables = todays(hub)
+    else:
+        tables = catalog.load()
+    say(tables.notices)
+    return tables

@@ -108,7 +108,7 @@ def cost(flavor: Flavor, total_s: int, timeout_s: int) -> Cost:
     """
     return Cost(
         usd_per_hour=flavor.usd_per_hour,
-        expected_usd=round(flavor.usd_per_hour * total_s / 3600, 2),
+        expected_usd=round(flavor.usd_per_hour * min(total_s, timeout_s) / 3600, 2),
         max_usd=round(flavor.usd_per_hour * timeout_s / 3600, 2),
     )
 

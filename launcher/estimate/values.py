@@ -62,6 +62,19 @@ class Cost(Value):
     max_usd: float
 
 
+class Amount(Value):
+    """How much a training reads: `steps`, which are `passes` over those of the split's `rows` that are not held out.
+
+    None where the rows are not known; `source` says how they are, or why not.
+    """
+
+    steps: int
+    rows: int | None = None
+    held_out: int = 0
+    passes: float | None = None
+    source: str = ""
+
+
 class Host(Value):
     """What the machine around the GPU must hold, in GB (10^9 bytes)."""
 

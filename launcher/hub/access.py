@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from launcher.errors import RefusedError
@@ -56,6 +57,22 @@ def require_places(hub: Hub, output_repo: str | None, merged_repo: str | None, a
     if merged_repo:
         places = (merged_repo, output_repo, adapter)
         require_apart(*(name if not name or "/" in name else f"{hub.user}/{name}" for name in places))
+
+
+def expiring(me: dict[str, Any], timeout_s: int) -> tuple[str, ...]:
+    """What to say of a token that ends before a Job of that timeout has to: an OAuth login's does."""
+    ends = (me.get("auth") or {}).get("expiresAt") or _token(me).get("expiresAt")
+    try:
+        until = datetime.fromisoformat(str(ends)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return ()
+    killed = datetime.now(UTC) + timedelta(seconds=timeout_s)
+    if until > killed:
+        return ()
+    return (
+        f"your login ends on {until:%d %B, %H:%M} UTC and the Job may run until {killed:%H:%M}: then it can push "
+        f"nothing. A token from {_TOKENS} lasts",
+    )
 
 
 def _require_member(me: dict[str, Any], owner: str, option: str) -> None:

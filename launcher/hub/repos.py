@@ -35,6 +35,30 @@ class Snapshot:
     files: dict[str, bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A model repo that something is pushed to, as it is now; without any files where it is not there yet."""
+
+    name: str
+    exists: bool = False
+    private: bool = False
+    files: frozenset[str] = frozenset()
+
+    @property
+    def holds_model(self) -> bool:
+        """Whether there are weights in it."""
+        return any(name.endswith((".safetensors", ".bin", ".gguf", ".pt", ".pth")) for name in self.files)
+
+
+def place(hub: Hub, name: str) -> Place:
+    """The model repo of that name, which may not be there; its name is the one that it has now."""
+    try:
+        info = look_up(hub, "model", name, None)
+    except RequestError:
+        return Place(name)
+    return Place(info.id, True, bool(info.private), frozenset(item.rfilename for item in info.siblings or ()))
+
+
 def look_up(hub: Hub, kind: str, name: str, revision: str | None) -> ModelInfo | DatasetInfo:
     """What the Hub says of a model or a dataset at a revision (none: its main branch); raises where there is none."""
     ask = hub.api.model_info if kind == "model" else hub.api.dataset_info
@@ -48,7 +72,8 @@ def see(hub: Hub, kind: str, name: str, revision: str | None) -> Seen:
     card = info.card_data
     said = [getattr(card, key, None) for key in ("license", "license_name", "license_link")]
     commit = info.sha if info.sha and COMMIT.fullmatch(info.sha) else None
-    return Seen(commit, *(text if isinstance(text, str) else None for text in said))
+    told = [text if isinstance(text, str) else None for text in said]
+    return Seen(commit, told[0], told[1], told[2], private=bool(info.private))
 
 
 def require_readable(hub: Hub, kind: str, name: str, revision: str | None) -> None:

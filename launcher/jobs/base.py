@@ -21,6 +21,7 @@ from pydantic import AwareDatetime, TypeAdapter
 from launcher.errors import RefusedError, RequestError, ServiceError
 from launcher.hub import session
 from launcher.hub.client import read_token
+from launcher.hub.repos import Place
 from launcher.plan.record import AnyPlan
 from launcher.spec import path_of
 from launcher.text import SHORTEST
@@ -232,6 +233,17 @@ class Left:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a check found out besides: the repo that the result goes to, as it is now, and what may fail all the same.
+
+    The repo is none where nothing is pushed.
+    """
+
+    repo: Place | None = None
+    doubts: tuple[str, ...] = ()
+
+
 class Backend(Protocol):
     """Where scripts run. What a user or a service may cause is raised as a `LauncherError`.
 
@@ -240,8 +252,9 @@ class Backend(Protocol):
 
     name: str
 
-    def check(self, request: JobRequest) -> None:
+    def check(self, request: JobRequest) -> Checked:
         """Raise where the request can't succeed for a reason that can be known before anything is paid for."""
+        ...
 
     def submit(self, request: JobRequest) -> Job:
         """Start the Job and return at once; `check` is not repeated.

@@ -24,9 +24,10 @@ from launcher.errors import RefusedError, RequestError, ServiceError
 from launcher.hub import access
 from launcher.hub.client import Hub
 from launcher.jobs import folder, supervise
-from launcher.jobs.base import MARK_ENV, Job, JobRequest, Left, new_mark, now, require_hidden, secret_values
+from launcher.jobs.base import MARK_ENV, Checked, Job, JobRequest, Left, new_mark, now, require_hidden, secret_values
 from launcher.jobs.environment import find_uv, misleading, uv_run
 from launcher.jobs.folder import COMMAND, NOTES, PLAN, REQUEST, STATUS, Run
+from launcher.jobs.places import require_free
 from launcher.spec import path_of
 from launcher.text import safe
 
@@ -48,7 +49,7 @@ class LocalBackend:
         self.hub = hub or Hub()
         self._grace_s = grace_s
 
-    def check(self, request: JobRequest) -> None:
+    def check(self, request: JobRequest) -> Checked:
         """Raise where uv, disk space, a local file or the value of a secret is missing."""
         if os.name != "posix":
             raise RefusedError(
@@ -60,6 +61,7 @@ class LocalBackend:
         for place in (home.data(), Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache")):
             _check_space(place)
         access.require_places(self.hub, *request.plan.places)
+        return Checked(require_free(self.hub, request))
 
     def submit(self, request: JobRequest) -> Job:
         """Start the script and return once its supervisor lives; it goes on when the launcher ends."""

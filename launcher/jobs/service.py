@@ -8,12 +8,12 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from launcher import home
-from launcher.catalog import flavors
-from launcher.errors import RequestError, ServiceError
+from launcher.catalog import Catalog, flavors, load, shipped
+from launcher.errors import LauncherError, RefusedError, RequestError, ServiceError
 from launcher.hub.client import TIMEOUT_S, Hub, told
 from launcher.jobs import folder, log, recall, submit
 from launcher.jobs import info as infos
-from launcher.jobs.base import LIVE, Job, JobRequest, Left, now
+from launcher.jobs.base import LIVE, Checked, Job, JobRequest, Left, now
 from launcher.jobs.folder import STATUS, Run
 from launcher.spec import REPO_ID
 from launcher.text import held, plain, safe
@@ -30,9 +30,9 @@ class HubBackend:
     def __init__(self, hub: Hub | None = None) -> None:
         self.hub = hub or Hub()
 
-    def check(self, request: JobRequest) -> None:
+    def check(self, request: JobRequest) -> Checked:
         """Raise where the token, the namespaces, the model or the dataset would make the Job fail."""
-        submit.check(self.hub, request)
+        return submit.check(self.hub, request)
 
     def submit(self, request: JobRequest) -> Job:
         """Upload the script with its local files, start one Job, and keep its record in a folder of its id."""
@@ -128,6 +128,25 @@ def hardware(hub: Hub) -> tuple[list[flavors.Listed], list[str]]:
         except (ValueError, TypeError, AttributeError, OverflowError) as error:
             problems.append(plain(str(error).splitlines()[0]))
     return listed, problems
+
+
+def todays(hub: Hub) -> Catalog:
+    """The tables with the machines and prices that the service lists now, which are kept.
+
+    Where it does not say them they are those of before, and a notice of the catalog says so.
+    """
+    try:
+        listed, problems = hardware(hub)
+        why = "" if listed else f"it lists none that this version understands: {'; '.join(problems[:1])}"
+    except LauncherError as error:
+        listed, why = [], error.message
+    if not listed:
+        before = load()
+        said = f"the service did not say its prices ({why.rstrip('.: ')}): those here are of {before.flavors_from}."
+        return before.model_copy(update={"notices": (*before.notices, said)})
+    with suppress(RefusedError):  # a disk that is full does not make them older
+        flavors.keep(listed)
+    return flavors.over(shipped(), flavors.taken_now(listed))
 
 
 def _keep(run: Run, info: JobInfo) -> None:

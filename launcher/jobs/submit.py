@@ -28,6 +28,7 @@ from launcher.jobs.base import (
     ENDED,
     MARK_ENV,
     PLAN_FILE,
+    Checked,
     JobRequest,
     join_artifacts,
     new_mark,
@@ -36,6 +37,7 @@ from launcher.jobs.base import (
     split_artifacts,
 )
 from launcher.jobs.info import by_age, checked, stage_of
+from launcher.jobs.places import require_free
 from launcher.plan.record import Plan
 from launcher.spec import path_of
 
@@ -49,8 +51,8 @@ CLAIM_LOOKS = 8
 """How often it is looked at for the own Job, where another may go on with the same run: two minutes in all."""
 
 
-def check(hub: Hub, request: JobRequest) -> None:
-    """Raise where the token, the namespaces, the model or the dataset would make the Job fail.
+def check(hub: Hub, request: JobRequest) -> Checked:
+    """Raise where the token, the namespaces, the output repo, the model or the dataset would make the Job fail.
 
     A file that was sent along before is not looked for here.
     """
@@ -70,6 +72,8 @@ def check(hub: Hub, request: JobRequest) -> None:
         repos.require_readable(hub, "model", made.adapter.value, made.adapter_revision.value)
     elif not any(item.startswith(f"{ARTIFACTS_MOUNT}/") for item in request.script_args):
         _check_dataset(hub, plan)
+    doubts = access.expiring(hub.account, request.timeout_s)
+    return Checked(require_free(hub, request), doubts)
 
 
 def _check_dataset(hub: Hub, plan: Plan) -> None:

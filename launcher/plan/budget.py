@@ -38,6 +38,8 @@ def timeout(asked: RunSpec, fit: Fit) -> Decision[int]:
     """Seconds until the Job is killed."""
     wanted = seconds(asked, fit.duration.total_s)
     paid = _paid_s(fit, asked.max_cost)
+    if asked.timeout:
+        require_start(wanted.value, fit.duration.startup_s, asked)
     if asked.timeout or asked.local or paid >= wanted.value:
         return wanted
     minutes = wanted.value // 60
@@ -57,6 +59,16 @@ def seconds(asked: Limits, total_s: int) -> Decision[int]:
         f"the expected time x {duration.TIMEOUT_MARGIN:g} and {duration.TIMEOUT_SLACK_S // 60} minutes more, "
         f"never under {duration.TIMEOUT_MIN_S // 60}",
     )
+
+
+def require_start(timeout_s: int, startup_s: int, asked: Limits | None = None) -> None:
+    """Raise `RefusedError` for a timeout within which a Job would not even begin its work."""
+    if timeout_s < startup_s and not (asked and asked.local):
+        raise RefusedError(
+            f"a timeout of {timeout_s} s would end the Job before its first step: its start-up alone takes about "
+            f"{startup_s} s.",
+            f"Leave --timeout away for one that fits, or give at least {math.ceil(startup_s / 300) * 5}m.",
+        )
 
 
 def affords(asked: RunSpec, fit: Fit) -> bool:

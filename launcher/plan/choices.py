@@ -17,9 +17,10 @@ Precision = Literal["4bit", "16bit"]
 
 DEFAULT_DATASET = {"text": "trl-lib/Capybara", "vision": "HuggingFaceH4/llava-instruct-mix-vsft"}
 DEFAULT_MAX_STEPS = 500
+DEFAULT_MOST_PASSES = 3
 DEFAULT_EFFECTIVE_BATCH = 16
 DEFAULT_MAX_LENGTH = 2048
-DEFAULT_EVAL_ROWS = 64
+DEFAULT_EVAL_ROWS, DEFAULT_EVAL_SHARE = 64, 10
 DEFAULT_IMAGE_SIZE = 768
 
 
@@ -98,11 +99,20 @@ def max_length(asked: RunSpec, model: Model) -> Decision[int]:
     return Decision(asked.max_length, ASKED)
 
 
-def max_steps(asked: RunSpec) -> Decision[int | None]:
-    """Optimizer steps; None where passes over the dataset were asked for."""
-    if asked.max_steps is None and asked.num_train_epochs is None:
-        return Decision(DEFAULT_MAX_STEPS, "the default: enough to see a change, little to pay")
-    return Decision(asked.max_steps, ASKED)
+def stop(asked: RunSpec, rows: int | None, per_step: int) -> tuple[Decision[int | None], Decision[float | None]]:
+    """Optimizer steps, or passes over the dataset: the one is None where the other says when it ends.
+
+    `rows` are those of the dataset, where they are known.
+    """
+    if asked.max_steps or asked.num_train_epochs:
+        return Decision(asked.max_steps, ASKED), Decision(asked.num_train_epochs)
+    if asked.dataset and rows:
+        passes = max(min(DEFAULT_MAX_STEPS * per_step // rows, DEFAULT_MOST_PASSES), 1)
+        most = f"as many passes as {DEFAULT_MAX_STEPS} steps make, {DEFAULT_MOST_PASSES} at most and one at least"
+        return Decision(None, f"the default for {rows} rows: {most}"), Decision(float(passes))
+    unknown = "; where its rows are known it is passes over them" if asked.dataset else ""
+    reason = f"the default: enough to see a change, little to pay{unknown}"
+    return Decision(DEFAULT_MAX_STEPS, reason), Decision(None)
 
 
 def effective_batch_size(asked: RunSpec) -> Decision[int]:
@@ -169,26 +179,50 @@ def image_size(asked: RunSpec, modality: Modality) -> Decision[int | None]:
     return Decision(DEFAULT_IMAGE_SIZE, "large enough to read print, small enough to batch")
 
 
-def eval_rows(asked: RunSpec) -> Decision[int]:
-    """Rows held out for evaluation, or used of the evaluation split (0: all of it, or none held out)."""
+def eval_rows(asked: RunSpec, rows: int | None) -> Decision[int | None]:
+    """Rows held out for evaluation, or used of the evaluation split (0: all of it, or none held out).
+
+    None where nobody knows how many there are: the script, which does then, holds out as many as this would.
+    """
     if asked.eval_rows is not None or asked.eval_split is not None:
         return Decision(asked.eval_rows or 0, ASKED)
-    return Decision(DEFAULT_EVAL_ROWS, "a loss on rows that were not trained on")
+    most = "a loss on rows not trained on; a tenth at most"
+    if rows is None:
+        return Decision(None, most)
+    held_out = min(DEFAULT_EVAL_ROWS, rows // DEFAULT_EVAL_SHARE)
+    return Decision(held_out, most if held_out else f"{rows} rows are too few to hold any out")
 
 
-def run_name(asked: RunSpec, model: Model, today: date) -> Decision[str]:
-    """What the run is called."""
+def run_name(asked: RunSpec, model: Model, today: date, unique: str | None) -> Decision[str]:
+    """What the run is called; `unique` tells it from the others of its day, where it is to be submitted."""
     if asked.run_name:
         return Decision(asked.run_name, ASKED)
-    return Decision(f"{slug(model)}-sft-{today:%Y%m%d}", "the model, sft and the date")
+    name = f"{slug(model)}-sft-{today:%Y%m%d}"
+    if unique is None:
+        return Decision(name, "the model, sft and the date; a submission adds what no other has")
+    return Decision(f"{name}-{unique}", "the model, sft, the date and what no other has")
 
 
-def output_repo(asked: RunSpec, run_name: str, user: str | None) -> Decision[str | None]:
+def output_repo(asked: RunSpec, run_name: Decision[str], user: str | None) -> Decision[str | None]:
     """Where the result is pushed; None where nothing is."""
     if not asked.push or (asked.local and asked.output_repo is None):
         return Decision(None, "nothing is pushed")
-    reason = ASKED if asked.output_repo else "the model, sft and the date"
-    return Decision(owned(asked.output_repo or run_name, asked.namespace or user), reason)
+    reason = ASKED if asked.output_repo else "the run's name" if asked.run_name else run_name.reason
+    return Decision(owned(asked.output_repo or run_name.value, asked.namespace or user), reason)
+
+
+def private(asked: RunSpec, pushed: bool, data_is_private: bool) -> Decision[bool]:
+    """Whether a new repo is made private: where it was not said, for what was learned from data that others can't see.
+
+    A file of this machine is such data, and a private dataset of the Hub.
+    """
+    if asked.private is not None:
+        return Decision(asked.private, ASKED)
+    here = asked.dataset is not None and path_of(asked.dataset) is not None
+    if not pushed or not (here or data_is_private):
+        return Decision(False)
+    whose = "from this machine" if here else "private"
+    return Decision(True, f"the data is {whose}; --no-private publishes what is learned from it")
 
 
 def owned(name: str, owner: str | None) -> str:

@@ -10,10 +10,11 @@ from launcher.errors import RequestError, ServiceError
 from launcher.estimate import dataset
 from launcher.estimate.dataset import DataSize
 from launcher.estimate.setup import Setup
+from launcher.estimate.values import Amount
 from launcher.plan import choices
 from launcher.plan.choices import Precision
 from launcher.plan.record import Decision
-from launcher.plan.workload import Workload
+from launcher.plan.workload import Step, Workload
 from launcher.spec import RunSpec, path_of
 
 # What looks up the size of a Hub dataset: (dataset, config, split, revision).
@@ -27,16 +28,30 @@ _DEFAULT_DATASET_GB = {"text": 0.1, "vision": 11.0}
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a run has to do, with the decisions about it; `amount` says it in words."""
+    """What a run has to do, with the decisions about it; `words` say it.
+
+    `rows` are those of the dataset, where they are known from that `source`; `held_out` of them are not trained on.
+    """
 
     workload: Workload
-    amount: str
+    words: str
+    rows: int | None
+    source: str
+    held_out: int
     max_steps: Decision[int | None]
+    num_train_epochs: Decision[float | None]
     max_length: Decision[int]
     image_size: Decision[int | None]
     streaming: Decision[bool]
-    eval_rows: Decision[int]
+    eval_rows: Decision[int | None]
     effective_batch_size: Decision[int]
+
+    def amount(self, step: Step) -> Amount:
+        """How much is read in such steps."""
+        steps, passes = self.workload.work(step).steps, self.num_train_epochs.value
+        if passes is None and self.rows:
+            passes = round(steps * step.dataset_rows / max(self.rows - self.held_out, 1), 2)
+        return Amount(steps=steps, rows=self.rows, held_out=self.held_out, passes=passes, source=self.source)
 
 
 def demand(
@@ -54,13 +69,18 @@ def demand(
     setup = _setup(asked, kind, load_in, max_length.value, image_size.value)
     size = _data_size(asked, kind, look_up)
     tokens, length = _row_tokens(model, setup, size)
-    per_step, steps, eval_rows = choices.effective_batch_size(asked), choices.max_steps(asked), choices.eval_rows(asked)
+    per_step = choices.effective_batch_size(asked)
+    known, source = (asked.dataset_rows, "as was said") if asked.dataset_rows else (size.rows, size.source)
+    (steps, epochs), eval_rows = choices.stop(asked, known, per_step.value), choices.eval_rows(asked, known)
     streaming = choices.streaming(asked, kind, steps.value)
-    rows, amount = None, f"{steps.value} steps of {per_step.value} rows of {length}"
-    if asked.num_train_epochs is not None:
-        counted, source = _rows(asked, size)
-        rows = asked.num_train_epochs * counted
-        amount = f"{asked.num_train_epochs:g} epochs of {counted} rows ({source}) of {length}"
+    evaluated = choices.DEFAULT_EVAL_ROWS if eval_rows.value is None else eval_rows.value
+    # The script never holds out more than half.
+    held_out = 0 if asked.eval_split else evaluated if known is None else min(evaluated, known // 2)
+    rows, words = None, f"{steps.value} steps of {per_step.value} rows of {length}"
+    if epochs.value is not None:
+        counted = _required(asked, known, source)
+        rows = epochs.value * max(counted - held_out, 1)
+        words = f"{epochs.value:g} epochs of {counted} rows ({source}) of {length}"
     workload = Workload(
         model=model,
         setup=setup,
@@ -72,14 +92,16 @@ def demand(
         accumulation=asked.gradient_accumulation,
         packing=asked.packing,
         streaming=streaming.value,
-        eval_rows=eval_rows.value or (choices.DEFAULT_EVAL_ROWS if asked.eval_split else 0),
+        eval_rows=evaluated or (choices.DEFAULT_EVAL_ROWS if asked.eval_split else 0),
         eval_steps=asked.eval_steps,
         dataset_gb=0 if streaming.value else _dataset_gb(asked, kind),
         warm_image=warm_image,
         copies=choices.copies(asked),
     )
     workload.check()
-    return Demand(workload, amount, steps, max_length, image_size, streaming, eval_rows, per_step)
+    return Demand(
+        workload, words, known, source, held_out, steps, epochs, max_length, image_size, streaming, eval_rows, per_step
+    )
 
 
 def _setup(asked: RunSpec, kind: Modality, load_in: Precision, max_length: int, image_size: int | None) -> Setup:
@@ -109,17 +131,12 @@ def _row_tokens(model: Model, setup: Setup, size: DataSize) -> tuple[float, str]
     return tokens, f"about {tokens:.0f} tokens{picture} ({source})"
 
 
-def _rows(asked: RunSpec, size: DataSize) -> tuple[int, str]:
-    """Rows of the dataset, and who says so."""
-    if asked.dataset_rows:
-        return asked.dataset_rows, "as was said"
-    if size.rows is not None:
-        return size.rows, size.source
-    if asked.local:
-        return 1, "unknown, and here it matters to nobody"
+def _required(asked: RunSpec, rows: int | None, source: str) -> int:
+    """Rows of the dataset; `RequestError` where they are not known, and somebody pays for them."""
+    if rows is not None or asked.local:
+        return rows or 1
     raise RequestError(
-        "--num-train-epochs needs the number of rows to say how long the run takes, and it is not known "
-        f"({size.source}).",
+        f"--num-train-epochs needs the number of rows to say how long the run takes, and it is not known ({source}).",
         "Add --dataset-rows N, or use --max-steps.",
     )
 

@@ -52,15 +52,17 @@ def make_plan(
     placed = export_place.choose(export, catalog, _given(asked, here, catalog))
     place = placed.place
     timeout_s = budget.seconds(asked, place.duration.total_s)
+    if asked.timeout:
+        budget.require_start(timeout_s.value, place.duration.startup_s, asked)
     said = copies.words(model, made, place.load_in)
     decisions = ExportDecisions(
         adapter=Decision(adapter.place, ASKED if asked.source == adapter.place else f"of {asked.source}"),
         adapter_revision=Decision(adapter.revision),
         model=Decision(adapter.base, "what the adapter was trained on"), revision=Decision(adapter.base_revision),
         modality=modality, load_in=placed.load_in,
-        output_repo=output, merge=Decision(made.merge, said.get("merge", "")),
+        output_repo=output, private=_private(asked, adapter), merge=Decision(made.merge, said.get("merge", "")),
         merged_repo=Decision(merged, ASKED if merged else ""), gguf=Decision(made.gguf, said.get("gguf", "")),
-        private=_private(asked, adapter), run_name=_run_name(adapter, today),
+        run_name=_run_name(adapter, today),
         flavor=placed.flavor, image=container.image, namespace=Decision(payer), secrets=_secrets(asked, made),
         timeout_s=timeout_s, attempts=Decision(1),
     )  # fmt: skip

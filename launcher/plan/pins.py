@@ -27,6 +27,7 @@ class Seen:
     licence: str | None = None
     licence_name: str | None = None
     licence_link: str | None = None
+    private: bool = False
 
 
 # What asks the Hub: (model or dataset, repo, revision or none).

@@ -10,6 +10,7 @@ from launcher import spec
 from launcher.catalog import Flavor
 from launcher.errors import RefusedError
 from launcher.estimate import copies, memory
+from launcher.estimate.values import Amount
 from launcher.plan import budget
 from launcher.plan import limits as remedies
 from launcher.plan import machines as offers
@@ -25,6 +26,8 @@ _SAME = 1.02
 _DOWNLOAD = 1.10
 # Below this share of free memory, and above this many times the cheapest price, a run is warned about.
 _TIGHT = 0.05
+# Passes over the same rows that nobody makes on purpose.
+_MANY_PASSES = 10
 _DEAR = 2.0
 
 
@@ -155,10 +158,15 @@ def _too_large(
     )
 
 
-def warnings(asked: RunSpec, placed: Placed, timeout_s: int) -> tuple[str, ...]:
-    """What fits badly: idle GPUs, the wrong number format, little room, a high price, a short timeout, lost packing."""
+def warnings(asked: RunSpec, placed: Placed, amount: Amount) -> tuple[str, ...]:
+    """What fits badly: few rows, idle GPUs, little room, a high price, a short timeout, packing that is lost."""
     fit = placed.fit
     machine, found = fit.flavor, []
+    if asked.num_train_epochs is None and amount.rows and (amount.passes or 0) > _MANY_PASSES:
+        found.append(
+            f"{amount.steps} steps are {amount.passes:.0f} passes over {amount.rows - amount.held_out} rows: "
+            "--num-train-epochs 3 would be usual"
+        )
     if machine.num_gpus > 1:
         found.append(f"the script trains on one GPU: {machine.num_gpus - 1} of {machine.name}'s would idle")
     if machine.num_gpus and not fit.gpu.bf16:

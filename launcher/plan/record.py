@@ -12,7 +12,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import Field, TypeAdapter, model_serializer, model_validator
 
-from launcher.estimate.values import Cost, Duration, Host, Offer, Value, Vram
+from launcher.estimate.values import Amount, Cost, Duration, Host, Offer, Value, Vram
 from launcher.spec import ExportSpec, RunSpec
 
 T = TypeVar("T")
@@ -20,7 +20,7 @@ T = TypeVar("T")
 ASKED = "asked for"
 """The reason for what the user decided."""
 # Options that say how something else is to be decided: they are in what was asked, and in no decision.
-_GUIDES = frozenset({"prefer", "max_cost", "dataset_rows", "push", "local", "timeout"})
+_GUIDES = frozenset({"prefer", "max_cost", "dataset_rows", "push", "local", "timeout", "overwrite"})
 _IN_JSON = {"label": "labels"}
 _REASONS = {"timeout_s": "timeout"}
 
@@ -55,6 +55,7 @@ class Shared(Value):
     revision: Decision[str | None]
     load_in: Decision[Literal["4bit", "16bit"]]
     output_repo: Decision[str | None]
+    private: Decision[bool]
     merge: Decision[Literal["16bit", "4bit"] | None]
     merged_repo: Decision[str | None]
     gguf: Decision[tuple[str, ...]]
@@ -74,9 +75,10 @@ class Decisions(Shared):
     dataset: Decision[str]
     dataset_revision: Decision[str | None]
     streaming: Decision[bool]
-    eval_rows: Decision[int]
+    eval_rows: Decision[int | None]
     image_size: Decision[int | None]
     max_steps: Decision[int | None]
+    num_train_epochs: Decision[float | None]
     max_length: Decision[int]
     effective_batch_size: Decision[int]
     batch_size: Decision[int]
@@ -92,7 +94,6 @@ class ExportDecisions(Shared):
     adapter: Decision[str]
     adapter_revision: Decision[str | None]
     model: Decision[str]
-    private: Decision[bool]
 
 
 class Planned(Value):
@@ -107,6 +108,7 @@ class Planned(Value):
     decisions: Shared
     facts: Facts
     num_gpus: int
+    amount: Amount | None = None
     vram: Vram
     host: Host
     host_reason: str = ""
@@ -214,7 +216,7 @@ class Planned(Value):
         }
 
 
-_IN_PLANS = ("launcher", "num_gpus", "vram", "host", "duration", "cost", "warnings", "offers", "replaced")
+_IN_PLANS = ("launcher", "num_gpus", "amount", "vram", "host", "duration", "cost", "warnings", "offers", "replaced")
 
 
 class Plan(Planned):
@@ -250,7 +252,8 @@ class Plan(Planned):
         told = {name: value for name, value in values.items() if name in RunSpec.model_fields}
         # What the other options are checked against.
         held: dict[str, Any] = {
-            name: getattr(self.decisions, name).value for name in ("revision", "max_steps", "merge", "gguf")
+            name: getattr(self.decisions, name).value
+            for name in ("revision", "max_steps", "num_train_epochs", "merge", "gguf")
         }
         held["push"] = bool(told.get("output_repo") or told.get("merged_repo")) or self.asked.push
         if {"batch_size", "gradient_accumulation"} & told.keys():

@@ -21,7 +21,7 @@ from launcher.jobs import folder
 from launcher.jobs import request as requests
 from launcher.jobs.base import ARTIFACTS_ENV, ARTIFACTS_MOUNT, DEFAULT_IMAGE, Backend, Job, JobRequest
 from launcher.jobs.folder import REQUEST, Run
-from launcher.plan import export
+from launcher.plan import budget, export
 from launcher.plan.record import AnyPlan
 from launcher.runs import arguments, record, trust, why
 from launcher.runs.find import fetch
@@ -142,6 +142,8 @@ def adapt(request: JobRequest, catalog: Catalog, timeout: str | None, flavor: st
     timeout_s = _timeout_s(plan, args) or plan.decisions.timeout_s.value
     if timeout:
         timeout_s = _seconds(timeout)
+        if request.flavor != LOCAL:
+            budget.require_start(timeout_s, plan.duration.startup_s)
         args = arguments.changed(plan, args, {"timeout_s": str(timeout_s)})
     machine = _machine(plan, catalog, flavor) if flavor else catalog.flavors.get(request.flavor)
     changed = plan.changed({"flavor": flavor or request.flavor, "timeout_s": timeout_s})

@@ -38,7 +38,7 @@ SECTIONS = {
     "on which machine": ("flavor", "num_gpus", "image", "namespace", "labels", "env", "secrets", "attempts"),
 }  # fmt: skip
 # What follows from the rest, or is no decision.
-FOLLOWS = ("launcher", "timeout_s", "vram", "host", "duration", "cost", "warnings")
+FOLLOWS = ("launcher", "timeout_s", "amount", "vram", "host", "duration", "cost", "warnings")
 # Compared as what they are, or as long as the table of flavors.
 LEFT_OUT = ("reasons", "offers", "asked", "replaced")
 _REASONS = {"timeout_s": "timeout", "num_train_epochs": "max_steps", "gradient_accumulation": "effective_batch_size"}

@@ -43,7 +43,7 @@ UNASKED_USD = 20.0
 """What a stranger's run may cost at most without a question, whatever its record says of that."""
 _RUN_NAME = re.compile(r"\w[\w .-]{0,95}")
 """What a script calls a run: its output folder is named by it."""
-_TAKEN = ("num_gpus", "vram", "host", "host_reason", "duration", "duration_reason", "warnings", "offers")
+_TAKEN = ("num_gpus", "amount", "vram", "host", "host_reason", "duration", "duration_reason", "warnings", "offers")
 """Of a plan, what follows from its decisions."""
 _LEFT_OPEN = (
     "effective_batch_size", "run_name", "output_repo", "merged_repo", "trackio_space", "image", "namespace", "timeout",
@@ -116,7 +116,14 @@ def _own(plan: Plan, planner: Planner, trusts: bool) -> Plan:
     said, own = plan.decisions.timeout_s.value, here.decisions.timeout_s
     timeout_s = Decision(said, _RECORDED) if 0 < said < own.value else own
     image = Decision(plan.decisions.image.value, _RECORDED) if trusts and plan.decisions.image.value else Decision(None)
-    none: dict[str, object] = {"env": {}, "label": {}, "namespace": None, "max_cost": None, "dataset_rows": None}
+    none: dict[str, object] = {
+        "env": {},
+        "label": {},
+        "namespace": None,
+        "max_cost": None,
+        "dataset_rows": None,
+        "overwrite": False,
+    }
     none |= {"image": image.value}
     plan = plan.changed({"timeout_s": timeout_s.value})
     values = {name: getattr(plan.decisions, name).value for name in type(plan.decisions).model_fields}

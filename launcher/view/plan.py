@@ -15,9 +15,11 @@ from launcher.catalog import Catalog, Flavor
 from launcher.estimate import copies
 from launcher.estimate.duration import AFTER
 from launcher.estimate.values import Offer
+from launcher.hub.repos import Place
+from launcher.jobs.base import Checked
 from launcher.plan.record import AnyPlan, ExportPlan, Plan
 from launcher.text import plain
-from launcher.view.tables import gpus, grid, minutes, table
+from launcher.view.tables import gpus, grid, minutes, passes, table
 
 CELLS = 60
 _VALUES = 29
@@ -29,17 +31,18 @@ _MARKS = ("█▓▒░▞▤▥▦", "#=+x%o@&")
 _RESERVE, _FREE = ("╱", "/"), ("·", ".")
 
 
-def plan_view(plan: AnyPlan, catalog: Catalog) -> RenderableType:
-    """The whole screen."""
-    parts: list[RenderableType] = [_decisions(plan, catalog), Text(), _resources(plan, catalog)]
-    parts += [Text(plain(f"warning: {text}"), style="yellow") for text in plan.warnings]
+def plan_view(plan: AnyPlan, catalog: Catalog, checked: Checked | None = None) -> RenderableType:
+    """The whole screen; `checked` is what the Hub said of where the result goes, where it was asked."""
+    checked = checked or Checked()
+    parts: list[RenderableType] = [_decisions(plan, catalog, checked.repo), Text(), _resources(plan, catalog)]
+    parts += [Text(plain(f"warning: {text}"), style="yellow") for text in (*checked.doubts, *plan.warnings)]
     # Without a price there is nothing to compare: this machine costs nothing.
     if plan.cost.usd_per_hour and plan.offers:
         parts += [Text(), _offers(plan, catalog)]
     return Group(*parts)
 
 
-def _decisions(plan: AnyPlan, catalog: Catalog) -> Table:
+def _decisions(plan: AnyPlan, catalog: Catalog, repo: Place | None) -> Table:
     made = plan.decisions
     rows = _export(plan, catalog) if plan.task == "export" else _training(plan, catalog)
     if made.image.value:
@@ -51,6 +54,11 @@ def _decisions(plan: AnyPlan, catalog: Catalog) -> Table:
     if made.gguf.value:
         rows.append(("gguf", ", ".join(made.gguf.value), made.gguf.reason))
     rows.append(("result", made.output_repo.value or "stays where it was made", made.output_repo.reason))
+    if made.output_repo.value or made.merged_repo.value:
+        # An existing repo stays as it is.
+        state = ("existing, " if repo.exists else "new, ") if repo else ""
+        private = repo.private if repo and repo.exists else made.private.value
+        rows.append(("", state + ("private" if private else "public"), made.private.reason))
     view = grid("bold", "")
     for name, value, reason in rows:
         # A long name pushes its reason aside instead of narrowing the column of all the others.
@@ -77,6 +85,7 @@ def _training(plan: Plan, catalog: Catalog) -> list[tuple[str, str, str]]:
         ("model", plan.facts.repo, made.modality.reason),
         ("weights", f"{made.load_in.value}, LoRA r={plan.asked.lora_r}", made.load_in.reason),
         ("dataset", data, made.dataset.reason),
+        ("held out", _held_out(plan), made.eval_rows.reason),
         ("steps", _stop(plan), made.max_steps.reason),
         ("rows", f"at most {made.max_length.value} tokens", made.max_length.reason),
         ("batch", batch, made.batch_size.reason),
@@ -95,7 +104,18 @@ def _after(reason: str, value: str) -> str:
 
 def _stop(plan: Plan) -> str:
     steps = plan.decisions.max_steps.value
-    return f"{steps}" if steps is not None else f"{plan.asked.num_train_epochs:g} epochs"
+    amount = plan.amount
+    if steps is None:
+        return f"{plan.decisions.num_train_epochs.value:g} epochs" + (f", {amount.steps} steps" if amount else "")
+    return f"{steps}" + (f", {passes(amount.passes)}" if amount and amount.passes else "")
+
+
+def _held_out(plan: Plan) -> str:
+    if plan.asked.eval_split:
+        return f"the split {plan.asked.eval_split}"
+    rows = plan.amount.rows if plan.amount else None
+    of = f" of {rows} rows" if rows else ""
+    return f"{plan.amount.held_out if plan.amount else plan.decisions.eval_rows.value}{of}"
 
 
 def _machine(plan: AnyPlan, catalog: Catalog) -> str:
@@ -123,6 +143,7 @@ def _resources(plan: AnyPlan, catalog: Catalog) -> Table:
             view.add_row("" if number else "time", Text(text))
         cost = f"about ${plan.cost.expected_usd:.2f}; ${plan.cost.max_usd:.2f} if it runs into its timeout"
         view.add_row("cost", Text(cost))
+        view.add_row("", Text(f"prices are those of {catalog.flavors_from}", style="dim"))
     return view
 
 

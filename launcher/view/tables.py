@@ -39,6 +39,11 @@ def minutes(total_s: float) -> str:
     return f"{whole} min" if whole < 90 else f"{whole // 60} h {whole % 60:02d} min"
 
 
+def passes(count: float) -> str:
+    """How often the data is read: `1 pass`, `0.53 passes`, `80 passes`."""
+    return "1 pass" if count == 1 else f"{count:,.0f} passes" if count >= 10 else f"{count:.2g} passes"
+
+
 def models_table(models: Iterable[Model]) -> Table:
     """The catalog's models, a line each."""
     view = table("model", "repo", "for", ">parameters", ">context", "licence")

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from parts.options import FILE_LOADERS
-from parts.say import UserError, reason
+from parts.say import UserError, note, reason
+
+# Held out of a large dataset where nobody said how many.
+EVAL_ROWS = 64
 
 
 def read_split(args: Any, split: str) -> Any:
@@ -71,13 +74,20 @@ def number_rows(rows: Any, args: Any, pictures: bool) -> Any:
     return rows.add_column("row_number", list(range(len(rows))))
 
 
+def held_out(rows: int, asked: int | None) -> int:
+    """Of so many rows those that are not trained on: a tenth at most unless more was asked for, and never over half."""
+    return min(EVAL_ROWS, rows // 10) if asked is None else min(asked, rows // 2)
+
+
 def read_rows(args: Any, pictures: bool = False) -> tuple[Any, Any]:
     """The rows to train on and those to evaluate on, or none: the head of a stream, else drawn with the seed."""
     rows, eval_rows = number_rows(read_split(args, args.dataset_split), args, pictures), None
-    count = 0 if args.eval_split else args.eval_rows
+    count = 0 if args.eval_split else EVAL_ROWS if args.eval_rows is None else args.eval_rows
     if not args.streaming:
-        # Never more than half is held out, and no more rows are prepared than the steps will read.
-        count = min(count, len(rows) // 2)
+        wanted, count = count, 0 if args.eval_split else held_out(len(rows), args.eval_rows)
+        if count < wanted:
+            note(f"{count} of {len(rows)} rows are held out, not {wanted}: there are too few")
+        # No more rows are prepared than the steps will read.
         order = random.Random(args.seed).sample(range(len(rows)), len(rows))
         if args.max_steps and not getattr(args, "packing", False):
             order = order[: count + args.max_steps * args.batch_size * args.gradient_accumulation]

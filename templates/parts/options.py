@@ -80,7 +80,7 @@ def check_options(args: Any) -> None:
         end = 1 if name in BELOW_1 else LARGEST
         if name in ABOVE_0 and value is not None and not 0 < value < end:
             refuse(args, name, f"should be above 0 and below {end:,}")
-        if name in AT_LEAST and not AT_LEAST[name] <= value < end:
+        if name in AT_LEAST and value is not None and not AT_LEAST[name] <= value < end:
             refuse(args, name, f"should be at least {AT_LEAST[name]} and below {end:,}")
     if args.trust_remote_code and not is_commit(args.revision):
         refuse(args, "revision", "--trust-remote-code needs the 40 digits of the commit that was read")

@@ -65,7 +65,9 @@ def whoami(state: State, request: Request) -> Response:
                 {"type": "org", "id": object_id(org), "name": org, "fullname": org.title(), "roleInOrg": "write"}
                 for org in user.orgs
             ],
-            "auth": {"type": "access_token", "accessToken": token},
+            "auth": {"type": "oauth", "expiresAt": user.expires_at}
+            if user.expires_at
+            else {"type": "access_token", "accessToken": token},
         }
     )
 

@@ -88,9 +88,14 @@ class Hub(State):
         role: str = "write",
         orgs: Iterable[str] = (),
         permissions: Iterable[str] = (),
+        expires_at: str | None = None,
     ) -> User:
-        """A user with one more token, by default a fresh one, whose role is write, read or fineGrained."""
-        user = User(name, token or f"hf_{secrets.token_hex(17)}", role, tuple(orgs), frozenset(permissions))
+        """A user with one more token, by default a fresh one, whose role is write, read or fineGrained.
+
+        One that `expires_at` a time is of an OAuth login.
+        """
+        fresh = token or f"hf_{secrets.token_hex(17)}"
+        user = User(name, fresh, role, tuple(orgs), frozenset(permissions), expires_at)
         self.users[user.token] = user
         return user
 

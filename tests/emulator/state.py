@@ -38,6 +38,8 @@ class User:
     orgs: tuple[str, ...] = ()
     permissions: frozenset[str] = frozenset()
     """Of a fine-grained token, such as `repo.write` and `job.write`."""
+    expires_at: str | None = None
+    """When the token of an OAuth login ends."""
 
     def may(self, permission: str) -> bool:
         return self.role == "write" or (self.role == "fineGrained" and permission in self.permissions)

@@ -285,7 +285,7 @@ def test_a_job_gets_its_secrets_and_nothing_shows_them(hub: Hub, launch_home: Pa
         home = Path(environment["HF_HOME"])
         home.mkdir(parents=True)
         (home / "token").write_text(hub.token)
-    args = ["--model", "qwen3-8b", "--secrets", "WANDB_API_KEY", "--detach", "--json"]
+    args = ["--model", "qwen3-8b", "--secrets", "WANDB_API_KEY", "--yes", "--detach", "--json"]
     done = subprocess.run([LAUNCH, *args], env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     [job] = hub.jobs.values()

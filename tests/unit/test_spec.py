@@ -29,6 +29,8 @@ def test_a_model_alone_is_a_complete_request() -> None:
         ({"lora_dropout": 1.0}, "--lora-dropout 1.0"),
         ({"timeout": "soon"}, "--timeout 'soon'"),
         ({"timeout": "0m"}, "--timeout '0m'"),
+        ({"timeout": "2"}, "write 2h or 2m"),
+        ({"timeout": "90"}, "write 90m or 90s"),
         ({"output_repo": "a/b/c"}, "NAMESPACE/NAME"),
         ({"output_repo": "me/../x"}, "NAMESPACE/NAME"),
         ({"trackio_space": "just-a-name"}, "--trackio-space"),
@@ -56,7 +58,7 @@ def test_the_value_of_a_misplaced_secret_is_not_repeated() -> None:
     assert "s3cr3t-value" not in caught.value.message + caught.value.hint
 
 
-@pytest.mark.parametrize(("text", "expected"), [("90", 90), ("90s", 90), ("90m", 5400), ("1.5h", 5400), ("1d", 86400)])
+@pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("90m", 5400), ("1.5h", 5400), ("1d", 86400)])
 def test_durations_are_written_as_on_the_jobs_command_line(text: str, expected: int) -> None:
     assert spec.seconds(text) == expected
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from parts.data import check_own
+from parts.data import check_own, held_out
 from parts.say import UserError
+
+from launcher import spec
+from launcher.plan import choices
 
 
 @pytest.mark.parametrize(
@@ -48,3 +51,10 @@ def test_a_folder_holds_its_files_itself_or_in_the_hubs_cache(tmp_path: Path) ->
     other = tmp_path / "snapshots" / "rows"
     with pytest.raises(UserError, match="no file of its own"):
         check_own({"train": [str(other / ".." / ".." / "secret.txt")]}, other, "rows")
+
+
+@pytest.mark.parametrize(("rows", "count"), [(0, 0), (9, 0), (72, 7), (640, 64), (15_806, 64)])
+def test_a_tenth_is_held_out_at_most_as_the_plan_says(rows: int, count: int) -> None:
+    planned = choices.eval_rows(spec.build({"model": "qwen3-8b"}), rows)
+    assert held_out(rows, None) == planned.value == count
+    assert held_out(rows, 64) == min(64, rows // 2)

@@ -20,6 +20,7 @@ from launcher.plan import machines as offers
 from launcher.plan import make as planner
 from launcher.plan.demand import TYPICAL_ROW_TOKENS, LookUp
 from launcher.plan.record import Plan
+from launcher.render import render
 
 TABLES = catalog.shipped()
 TODAY = date(2026, 11, 24)
@@ -500,3 +501,53 @@ def test_a_plain_upload_is_loaded_and_a_dynamic_one_only_by_name() -> None:
     assert any("is assumed" in text for text in named.warnings)
     with pytest.raises(RequestError, match="stored in 4 bits"):
         plan("unsloth/Qwen3-8B-unsloth-bnb-4bit", load_in="16bit")
+
+
+# ---- How much is trained on ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rows", "passes"), [(100, 3), (2_666, 3), (4_000, 2), (8_001, 1), (100_000, 1)])
+def test_named_data_whose_rows_are_known_is_passed_over(rows: int, passes: int) -> None:
+    made = plan(dataset="org/data", look_up=counted(rows, 500.0))
+    assert (made.decisions.max_steps.value, made.options.num_train_epochs) == (None, passes)
+    assert made.amount is not None
+    assert (made.amount.rows, made.amount.passes) == (rows, passes)
+    assert made.amount.held_out == made.decisions.eval_rows.value == min(64, rows // 10)
+    assert made.reasons["max_steps"]
+    assert f'num_train_epochs: Annotated[float | None, "Passes over the dataset."] = {passes}.0' in render(
+        made, TABLES.stack
+    )
+
+
+def test_the_default_data_and_what_nobody_counted_get_steps() -> None:
+    assert plan(look_up=counted(15_806, 500.0)).decisions.max_steps.value == 500
+    made = plan(dataset="org/data")
+    assert (made.decisions.max_steps.value, made.decisions.eval_rows.value) == (500, None)
+    assert made.amount is not None and made.amount.passes is None
+    assert "passes" in made.reasons["max_steps"]
+
+
+def test_steps_are_said_as_passes_and_too_many_warned_about() -> None:
+    made = plan(dataset="org/data", look_up=counted(100, 500.0), max_steps=500, packing=False)
+    assert made.amount is not None and made.amount.passes == pytest.approx(500 * 16 / 90, abs=0.01)
+    assert any(text.startswith("500 steps are 89 passes over 90 rows") for text in made.warnings)
+    assert not any("passes over" in text for text in plan(dataset="org/data", look_up=counted(100, 500.0)).warnings)
+    asked = plan(dataset="org/data", look_up=counted(100, 500.0), num_train_epochs=50)
+    assert not any("passes over" in text for text in asked.warnings)
+
+
+def test_what_was_learned_here_is_private_unless_it_is_said_otherwise(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a row"}\n')
+    assert [plan(dataset=str(rows), private=said).decisions.private.value for said in (None, True, False)] == [
+        True, True, False,
+    ]  # fmt: skip
+    assert plan(dataset="org/data").decisions.private.value is False
+    assert plan(dataset=str(rows), push=False).decisions.private.value is False
+
+
+def test_a_timeout_below_the_start_up_is_refused() -> None:
+    with pytest.raises(RefusedError, match="before its first step") as caught:
+        plan(timeout="1m")
+    assert "at least" in caught.value.hint
+    assert plan(timeout="20m").decisions.timeout_s.value == 1200

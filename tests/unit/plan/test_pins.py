@@ -65,7 +65,8 @@ def test_a_branch_is_resolved_and_a_commit_is_left_alone() -> None:
     made, asked = plan(known, revision="v2", dataset_revision="c" * 40)
     assert made.decisions.revision.value == COMMITS["model"]
     assert made.decisions.dataset_revision.value == "c" * 40
-    assert [revision for _, _, revision in asked] == ["v2"]
+    # Of the dataset it is asked too whether others can see it.
+    assert [revision for _, _, revision in asked] == ["v2", "c" * 40]
     assert made.reasons["revision"] == "v2, as it was on 24 November 2026"
     assert made.reasons["dataset_revision"] == "asked for"
 

@@ -438,7 +438,7 @@ def test_anothers_repo_is_not_pushed_to(hub: Hub, monkeypatch: pytest.MonkeyPatc
     kept = runs.load(job.id).plan()
     assert kept.task == "sft"
     recorded = files(kept, content["sft_text.py"].decode(), args=job.spec["command"][3:])
-    hub.add_repo("tester/mine", files=recorded)
+    hub.add_repo("tester/mine", files=recorded, private=True)
     assert again(monkeypatch, "tester/mine") == 0
     assert list(hub.jobs.values())[1].spec["command"] == job.spec["command"]
     assert again(monkeypatch, "else/model", "--output-repo", "no good name") == 2
@@ -464,7 +464,7 @@ def test_anothers_merged_copy_goes_where_one_may_write(
     assert sent(hub) == [content["sft_text.py"]] * 2
     # What they record can be run again as it is.
     recorded = files(planned(**MERGING), content["sft_text.py"].decode(), args=inside.spec["command"][3:])
-    hub.add_repo("tester/mine", files=recorded)
+    hub.add_repo("tester/mine", files=recorded, private=True)
     assert again(monkeypatch, "tester/mine") == 0
     assert list(hub.jobs.values())[2].spec["command"] == inside.spec["command"]
 

@@ -19,7 +19,7 @@ from launcher.render import script_options
 from launcher.runs import record, trust
 from launcher.spec import SCRIPTS
 from tests.emulator import Hub
-from tests.faults.command import launch
+from tests.faults.command import at_terminal, launch
 from tests.unit import sample
 from tests.unit.runs.test_again import TABLES, Printed, again, files, honest, hub, planned
 
@@ -156,7 +156,7 @@ def test_a_repo_of_ones_own_is_not_pushed_to_because_a_record_says_so(
 
 
 def test_a_record_in_ones_own_repo_pushes_there(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.add_repo("tester/mine", files=files(planned(output_repo="tester/mine")))
+    hub.add_repo("tester/mine", files=files(planned(output_repo="tester/mine")), private=True)
     assert again(monkeypatch, "tester/mine") == 0
     assert len(hub.jobs) == 1
 
@@ -193,7 +193,7 @@ def lying(**changes: Any) -> Plan:
 def test_the_price_is_of_what_will_run(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
     hub.add_repo("else/model", files=files(lying()))
     rate = TABLES.flavors["h200x8"].usd_per_hour
-    assert launch(monkeypatch, "rerun", "else/model", "--detach") == 3
+    assert launch(monkeypatch, "rerun", "else/model", "--detach", "-v") == 3
     said = " ".join(capsys.readouterr().err.split())
     assert not hub.jobs
     found, notes = request([], lying())
@@ -224,18 +224,12 @@ def test_the_most_that_it_may_cost_holds(hub: Hub, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(("said", "status"), [("y", 0), ("n", 3)])
 def test_at_a_terminal_one_is_asked(hub: Hub, monkeypatch: pytest.MonkeyPatch, said: str, status: int) -> None:
     hub.add_repo("else/model", files=files(lying()))
-    asked = list[str]()
-
-    def confirm(text: str, **_: object) -> bool:
-        asked.append(text)
-        return said == "y"
-
-    monkeypatch.setattr("typer.confirm", confirm)
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setattr("launcher.cli.follow.follow", lambda *_, **__: None)
-    assert launch(monkeypatch, "rerun", "else/model") == status
-    assert "its record says $0.20 at most" in asked[0]
+    found, screen = at_terminal("rerun", "else/model", says=f"{said}\n")
+    assert found == status
+    assert "its record says $0.20 at most" in " ".join(screen.split())
+    # That was said to no price yet.
+    assert launch(monkeypatch, "rerun", "else/model", "--yes") == 3
     assert len(hub.jobs) == (status == 0)
 
 
