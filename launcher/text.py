@@ -15,10 +15,11 @@ MASK = "***"
 SHORTEST = 6
 """Characters below which a value is too common a word to be looked for."""
 
-# The Hub's tokens, and those of the services that a training script talks to: what follows the prefix is random. With
-# a dash where the command line has read a token as an option.
+# The Hub's tokens, those of its logins too, and those of the services that a training script talks to: what follows the
+# prefix is random. With a dash where the command line has read a token as an option.
 _TOKEN = re.compile(
     r"(?<![A-Za-z0-9])(?:(?:hf|api_org)_[A-Za-z0-9]{16,}|(?:hf-|gh[opsur][_-])[A-Za-z0-9]{30,}|github_pat_\w{30,}"
+    r"|hf[_-](?:oauth|jwt)[_-](?=[a-z._~+/=-]*[A-Z0-9])[\w.~+/=-]{16,}"
     r"|sk-(?:[a-z0-9]+-){0,2}\w{24,}|AKIA[A-Z0-9]{16})",
     re.ASCII,
 )

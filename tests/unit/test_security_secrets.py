@@ -37,6 +37,8 @@ OTHER = "k3y-that-nobody-may-see-0123456789"
 SHAPES = (
     HUB_TOKEN,
     "api_org_" + "Canary7" * 5,
+    "hf_oauth_" + "Canary7-Canary_7." * 3,
+    "hf_jwt_eyJhbGciOiJFZERTQSJ9.Canary7_Canary7.Canary7-Canary7",
     "ghp_" + "Canary7" * 6,
     "github_pat_" + "Canary_7" * 5,
     "sk-" + "Canary7" * 4,
@@ -74,6 +76,7 @@ def test_a_known_secret_is_masked_in_any_text(secret: str, text: str) -> None:
         "qwen3-8b",
         "hf-internal-testing/tiny",
         "hf_dataset",
+        "hf_oauth_expiration_minutes",
         "sk-hynix-instruct-dataset-for-everyone",
         "https://host:80/a@b",
         "https://h/a:b@c",
