@@ -10,7 +10,7 @@ import typer
 
 from launcher import __version__, api
 from launcher.cli import follow, runs, start, tables
-from launcher.cli.options import CONTEXT, Commands, Detach, Json, Quiet, takes_spec
+from launcher.cli.options import CONTEXT, Commands, Detach, Json, Quiet, Yes, takes_spec
 from launcher.errors import LauncherError, RequestError, ServiceError
 from launcher.spec import RunSpec
 from launcher.text import held, mask
@@ -108,6 +108,11 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Everything but the submission: no network, no token.")
     ] = False,
+    rehearse: Annotated[
+        bool,
+        typer.Option("--rehearse", help="First run the script here, on a tiny twin of the model; with --yes go on."),
+    ] = False,
+    yes: Yes = False,
     detach: Detach = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -129,21 +134,27 @@ def run(
     if asked is None:
         print(ctx.get_help())
         raise typer.Exit(2)
+    if dry_run and rehearse:
+        raise RequestError("--dry-run runs nothing, and --rehearse runs the script here.", "Give one of them.")
     if dry_run:
         start.say_notices()
         start.show_dry_run(api.plan(asked), as_json)
         return
     from launcher import jobs
-    from launcher.hub.client import Hub
+    from launcher.hub.client import Hub, read_token
 
     hub = Hub()
-    user = hub.user if not asked.local else None
+    # A rehearsal alone needs no account.
+    online = not asked.local and (yes or not rehearse or bool(read_token()))
     start.say_notices()
-    plan = api.plan(asked, user=user, online=not asked.local)
+    plan = api.plan(asked, user=hub.user if online else None, online=online)
     if not quiet:
         start.show_plan(plan)
+    rehearsed = follow.rehearse(plan, hub, goes_on=yes, as_json=as_json, quiet=quiet) if rehearse else None
+    if rehearse and not yes:
+        return
     backend = jobs.get("local" if asked.local else "hub", hub)
-    follow.submit(plan, backend, detach=detach, as_json=as_json, quiet=quiet)
+    follow.submit(plan, backend, detach=detach, as_json=as_json, quiet=quiet, rehearsed=rehearsed)
 
 
 for command in (

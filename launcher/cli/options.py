@@ -23,6 +23,7 @@ from launcher.text import mask
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the result.")]
 Detach = Annotated[bool, typer.Option("--detach", "-d", help="Submit and return; don't follow.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Start it without the question.")]
 RunName = Annotated[str, typer.Argument(help="A run's id or a Job's, or `last`.", metavar="RUN", show_default=False)]
 
 # What TRL's and transformers' own scripts call the same thing.
