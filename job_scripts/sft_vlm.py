@@ -994,7 +994,7 @@ def read_options(kind: type[Chosen], argv: Sequence[str], description: str = "")
     words = [word.partition("=") for word in argv]
     argv = [(name.replace("_", "-") if name.startswith("--") else name) + eq + value for name, eq, value in words]
     given = vars(parser.parse_args(argv))
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    given = {name: tuple(filter(None, value)) if isinstance(value, list) else value for name, value in given.items()}
     if given.get("max_steps") and given.get("num_train_epochs"):
         parser.error("--max-steps and --num-train-epochs both say when to stop: give one of them")
     if given.keys() & {"max_steps", "num_train_epochs"}:
@@ -1006,14 +1006,16 @@ def read_options(kind: type[Chosen], argv: Sequence[str], description: str = "")
 
 def flag_of(declared: Any) -> dict[str, Any]:
     """How argparse reads a value of that type."""
+    none: tuple[str, ...] = ()
     if get_origin(declared) in (types.UnionType, Union):
-        [declared] = [one for one in get_args(declared) if one is not type(None)]
+        # `--merge=` leaves away what was chosen, as `--output-repo=` does.
+        [declared], none = [one for one in get_args(declared) if one is not type(None)], ("",)
     if declared is bool:
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(declared) is tuple:
-        return {"action": "append", "choices": get_args(get_args(declared)[0])}
+        return {"action": "append", "choices": (*get_args(get_args(declared)[0]), "")}
     if get_origin(declared) is Literal:
-        return {"choices": get_args(declared)}
+        return {"choices": get_args(declared) + none}
     return {"type": declared}
 
 

@@ -109,6 +109,10 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Everything but the submission: no network, no token.")
     ] = False,
+    rehearse: Annotated[
+        bool,
+        typer.Option("--rehearse", help="First run the script here, on a tiny twin of the model; with --yes go on."),
+    ] = False,
     yes: Yes = False,
     verbose: Verbose = False,
     detach: Detach = False,
@@ -132,21 +136,34 @@ def run(
     if asked is None:
         print(ctx.get_help())
         raise typer.Exit(2)
+    if dry_run and rehearse:
+        raise RequestError("--dry-run runs nothing, and --rehearse runs the script here.", "Give one of them.")
     if dry_run:
         start.say_notices()
         start.show_dry_run(api.plan(asked), as_json)
         return
     from launcher import jobs
-    from launcher.hub.client import Hub
+    from launcher.hub.client import Hub, read_token
 
     hub = Hub()
-    user = hub.user if not asked.local else None
-    tables = start.todays_tables(None if asked.local else hub)
-    plan = api.plan(asked, user=user, online=not asked.local, tables=tables)
+    # A rehearsal alone needs no account.
+    online = not asked.local and (yes or not rehearse or bool(read_token()))
+    user = hub.user if online else None
+    tables = start.todays_tables(hub if online else None)
+    plan = api.plan(asked, user=user, online=online, tables=tables)
+    rehearsed = None
+    if rehearse:
+        if not quiet:
+            start.show_plan(plan)
+        rehearsed = follow.rehearse(plan, hub, goes_on=yes, as_json=as_json, quiet=quiet)
+        if not yes:
+            return
     ask.require_dataset(plan, yes)
     backend = jobs.get("local" if asked.local else "hub", hub)
     asking = Asking(yes, verbose, tables)
-    follow.submit(plan, backend, detach=detach, as_json=as_json, quiet=quiet, asking=asking)
+    follow.submit(
+        plan, backend, detach=detach, as_json=as_json, quiet=quiet, asking=asking, rehearsed=rehearsed
+    )
 
 
 for command in (

@@ -18,7 +18,9 @@ from launcher.view.console import err, out
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from launcher.hub.client import Hub
     from launcher.jobs.base import Backend, Job, JobRequest
+    from launcher.jobs.rehearse import Rehearsed
     from launcher.plan.record import AnyPlan
     from launcher.runs.outcome import Outcome
 
@@ -43,6 +45,7 @@ def submit(
     quiet: bool = False,
     terse: bool = False,
     asking: Asking | None = None,
+    rehearsed: Rehearsed | None = None,
 ) -> None:
     """Check the run, show what it will be, start it where that is agreed to, and follow it unless `detach`."""
     from launcher.jobs.base import JobRequest
@@ -55,16 +58,47 @@ def submit(
     if not quiet:
         err().print(f"{job.id} {job.url}", markup=False, soft_wrap=True)
     if not detach:
-        follow(job, as_json=as_json, quiet=quiet, terse=terse)
+        follow(job, as_json=as_json, quiet=quiet, terse=terse, rehearsed=rehearsed)
     elif as_json:
-        print_json(job.as_dict())
+        print_json(job.as_dict() | _shown(rehearsed))
     else:
         err().print(f"[dim]follow it with[/] launch logs -f {job.id}", soft_wrap=True)
         if quiet:
             print(job.id)
 
 
-def follow(job: Job, *, as_json: bool, quiet: bool, terse: bool = False) -> None:
+def rehearse(plan: AnyPlan, hub: Hub, *, goes_on: bool, as_json: bool, quiet: bool) -> Rehearsed:
+    """Rehearse the run here, and show how it goes and what it showed: the result, where nothing `goes_on` from it."""
+    from contextlib import closing
+
+    from launcher.catalog.machine import LOCAL
+    from launcher.jobs.base import Job, now
+    from launcher.jobs.events import Line
+    from launcher.jobs.rehearse import rehearse as rehearsal
+    from launcher.view.live import Live
+    from launcher.view.tables import rehearsal_view
+
+    job = Job(
+        id="rehearsal", url="", backend=LOCAL, stage="RUNNING", message=None, flavor=LOCAL, labels={}, created_at=now()
+    )
+    with closing(rehearsal(api.request_of(plan), hub)) as items, Live(err(), job, 0, quiet=quiet, terse=False) as live:
+        for item in items:
+            if isinstance(item, Line):
+                live.update(item)
+            else:
+                found = item
+    if as_json and not goes_on:
+        print_json(_shown(found))
+    elif not (quiet and goes_on):
+        (err() if goes_on else out()).print(rehearsal_view(found), soft_wrap=True)
+    return found
+
+
+def _shown(rehearsed: Rehearsed | None) -> dict[str, Any]:
+    return {"rehearsal": rehearsed.as_dict()} if rehearsed else {}
+
+
+def follow(job: Job, *, as_json: bool, quiet: bool, terse: bool = False, rehearsed: Rehearsed | None = None) -> None:
     """Show a run until it ends, print its outcome and exit by it."""
     from launcher.jobs.events import Line
     from launcher.view.live import Live
@@ -78,7 +112,7 @@ def follow(job: Job, *, as_json: bool, quiet: bool, terse: bool = False) -> None
                     outcome = item
     except KeyboardInterrupt as stop:
         _interrupted(job, stop)
-    _finish(outcome.job or job, outcome, as_json)
+    _finish(outcome.job or job, outcome, as_json, rehearsed)
 
 
 def explain(job: Job, as_json: bool) -> None:
@@ -121,9 +155,9 @@ def _interrupted(job: Job, stop: KeyboardInterrupt) -> NoReturn:
     raise typer.Exit(exit_code(stop))
 
 
-def _finish(job: Job, outcome: Outcome, as_json: bool) -> None:
+def _finish(job: Job, outcome: Outcome, as_json: bool, rehearsed: Rehearsed | None) -> None:
     if as_json:
-        ending = {"status": outcome.status, "cause": outcome.cause, "next": list(outcome.next)}
+        ending = {"status": outcome.status, "cause": outcome.cause, "next": list(outcome.next), **_shown(rehearsed)}
         print_json(job.as_dict() | {"result": outcome.result} | ending)
     if outcome.exit_code:
         failure = JobFailedError(outcome.message, outcome.hint)

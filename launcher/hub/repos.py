@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from huggingface_hub import DatasetInfo, ModelInfo
+
+# What a model's tokenizer, processor and config are read from; an index of weights would be looked for them.
+_SMALL = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+_WEIGHTS = ("*.index.json", "adapter_*", "original/*", "onnx/*", "params.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +166,14 @@ def snapshot(hub: Hub, repo: str, revision: str | None, names: Collection[str], 
         paths = [hub.ask(action, partial(_fetch, hub, info.id, name, info.sha, folder), what) for name in wanted]
         files = {name: path.read_bytes() for name, path in zip(wanted, paths, strict=True)}
     return Snapshot(info.id, info.sha, bool(info.private), frozenset(sizes), files)
+
+
+def fetch_all_but_weights(hub: Hub, repo: str, commit: str, folder: Path) -> None:
+    """Put the small files of a model into the folder: its config, its tokenizer, its chat template; no code."""
+    action, what = f"reading the tokenizer of {repo}", f"the model '{repo}'"
+    ask = partial(hub.api.snapshot_download, repo, revision=commit, local_dir=folder, ignore_patterns=[*_WEIGHTS])
+    hub.ask(action, partial(ask, allow_patterns=[*_SMALL]), what)
+    rmtree(folder / ".cache", ignore_errors=True)  # what the client notes of a download that went on
 
 
 def _words(kind: str, name: str) -> tuple[str, str]:

@@ -6,11 +6,18 @@ packages from another index, and what comes from there runs with the user's toke
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterable
 
-from launcher.errors import RefusedError
+from launcher import home
+from launcher.errors import RefusedError, ServiceError
+
+_HEADER = re.compile(r"# /// script\n.*?^# ///$", re.DOTALL | re.MULTILINE)
 
 _KEPT = frozenset({
     "UV_CACHE_DIR", "UV_COMPILE_BYTECODE", "UV_CONCURRENT_DOWNLOADS", "UV_HTTP_TIMEOUT", "UV_HTTP_RETRIES",
@@ -46,3 +53,40 @@ def find_uv() -> str:
         if found := shutil.which("uv"):
             return found
         raise RefusedError("uv, which runs the script, is not there.", "Install it: `pip install uv`.") from error
+
+
+def variables() -> dict[str, str]:
+    """The variables of this shell without the misleading ones."""
+    hidden = misleading(os.environ)
+    return {name: value for name, value in os.environ.items() if name not in hidden}
+
+
+def stack_python(script: str) -> str:
+    """The Python of the environment that the header of a script asks for; made, in a minute or so, where there is none.
+
+    `uv run` makes one for each path that a script lies at: this one serves all scripts with that header. Raises
+    `ServiceError` where the packages can't be had.
+    """
+    found = _HEADER.search(script)
+    assert found is not None
+    # Of a Job's machine nothing is installed.
+    header = found[0].partition("#\n# [tool.hf-jobs]")[0].removesuffix("# ///").rstrip() + "\n# ///\n"
+    place = home.cache() / "stacks" / f"{hashlib.sha256(header.encode()).hexdigest()[:12]}.py"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    home.write(place, header)
+    _ask_uv("sync", "--quiet", "--python", sys.executable, "--script", str(place))
+    return _ask_uv("python", "find", "--script", str(place)).strip()
+
+
+def _ask_uv(*words: str) -> str:
+    command = [find_uv(), "--no-config", *words]
+    done = subprocess.run(
+        command, env=variables(), stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8",
+        errors="replace", check=False,
+    )  # fmt: skip
+    if done.returncode:
+        said = " ".join(done.stderr.split()) or f"uv ended with {done.returncode}"
+        raise ServiceError(
+            f"the training stack could not be installed: {said[-500:]}", "Look at the network and the free disk."
+        )
+    return done.stdout

@@ -58,8 +58,7 @@ class LocalBackend:
         find_uv()
         _check_paths(request)
         require_hidden(request, secret_values(request.secrets))
-        for place in (home.data(), Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache")):
-            _check_space(place)
+        require_space()
         access.require_places(self.hub, *request.plan.places)
         return Checked(require_free(self.hub, request))
 
@@ -248,12 +247,13 @@ def _check_paths(request: JobRequest) -> None:
             raise RequestError(f"--{option} {name}: there is no such file or folder.", "Give a path that exists.")
 
 
-def _check_space(place: Path) -> None:
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free / 1e9
-    if free < NEEDED_GB:
-        raise RefusedError(
-            f"there are {free:.1f} GB free at {place}, and a run needs {NEEDED_GB} GB.",
-            "Make room, or set LAUNCH_HOME and UV_CACHE_DIR to a larger disk.",
-        )
+def require_space() -> None:
+    """Raise `RefusedError` where the disks of runs and of uv have too little room for a run."""
+    for place in (home.data(), Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache")):
+        there = next(path for path in (place, *place.parents) if path.exists())
+        free = shutil.disk_usage(there).free / 1e9
+        if free < NEEDED_GB:
+            raise RefusedError(
+                f"there are {free:.1f} GB free at {there}, and a run needs {NEEDED_GB} GB.",
+                "Make room, or set LAUNCH_HOME and UV_CACHE_DIR to a larger disk.",
+            )

@@ -16,6 +16,7 @@ from launcher.errors import unknown
 if TYPE_CHECKING:
     from launcher.catalog.flavors import Change
     from launcher.jobs.base import Job
+    from launcher.jobs.rehearse import Rehearsed
     from launcher.plan.record import AnyPlan
 
 _SAMPLE_LENGTH = 120
@@ -125,6 +126,14 @@ def result_view(
     view.add_row("model", Text(result.get("url") or result.get("output_dir") or "its RESULT does not say where"))
     samples = result.get("samples") or []
     return Group(view, *([_samples_table(samples)] if samples else []))
+
+
+def rehearsal_view(rehearsed: Rehearsed) -> RenderableType:
+    """What a rehearsal showed, and what it could not."""
+    shown = [Text.assemble(("  ✓ ", "green"), line) for line in rehearsed.proved]
+    left = [Text.assemble(("  – ", "dim"), line) for line in rehearsed.unproved]
+    head = f"Rehearsed here in {minutes(rehearsed.seconds)}, for nothing. It showed:"
+    return Group(Text(head, style="bold"), *shown, Text("What no CPU and no twin can show:", style="bold"), *left)
 
 
 def _export(export: Mapping[str, Any]) -> str:
