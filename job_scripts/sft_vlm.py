@@ -60,10 +60,9 @@ import threading
 import time
 import types
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
-from functools import partial
 from importlib.metadata import distributions, version
 from itertools import chain, groupby, islice, pairwise
 from pathlib import Path
@@ -241,9 +240,7 @@ def main(args: Options) -> Run | None:
     # Unless an earlier attempt did.
     guard.before = guard.before or guard.look(answers, evaluates=eval_data is not None)
     phase("train")
-    # A step that never comes back is not waited for.
-    with CLOCK.or_else(lambda: run.leave("in a step that did not end"), last_s=1.5):
-        guard.train()
+    guard.train()
 
     # ---- Save --------------------------------------------------------------------------------------------------------
 
@@ -672,20 +669,20 @@ def deadline(timeout_s: float, folder: Path) -> float:
 class Clock:
     """Says how much time is left, and ends the process where a library does not come back in time.
 
-    Inside `or_else` a library may wait for as long as it likes, and need not return to Python: when the time is up, a
-    thread of this clock says the last words and ends the process. It also ends one that has not been `heard` of for
-    longer than its `patience_s`.
+    A library may wait for as long as it likes, and need not return to Python: `last_s` before the end, or with
+    `at_once` at a signal, a thread of this clock says the last words and ends the process with the status that they
+    return. It also ends one that has not been `heard` of for longer than its `patience_s`.
     """
 
     def __init__(self) -> None:
         self.deadline, self.signalled = math.inf, 0.0
         self.heard, self.patience_s = 0.0, math.inf
         self.last_words: Callable[[], int] | None = None
-        self.at_once, self.last_s, self.lock = False, LAST_S, threading.RLock()
+        self.at_once, self.last_s, self.lock = False, LAST_S, threading.Lock()
 
-    def start(self, ends: float) -> None:
-        """Begin: from now on a signal asks to stop, and is not the end."""
-        self.deadline = ends
+    def start(self, ends: float, last_words: Callable[[], int]) -> None:
+        """Begin: from now on a signal asks to stop, at once as long as there is nothing to save."""
+        self.deadline, self.last_words, self.at_once = ends, last_words, True
         heard, told = os.pipe()
         os.set_blocking(told, False)
         # It is written to although the main thread is deep in a library, where no handler of Python's is called.
@@ -695,6 +692,11 @@ class Clock:
         # What ends a child is not meant for this process.
         os.register_at_fork(after_in_child=self.forget)
         threading.Thread(target=self.watch, args=(heard,), daemon=True).start()
+
+    def rest(self) -> None:
+        """Leave the last words to whoever calls this, unless they are being said."""
+        with self.lock:
+            self.last_words, self.patience_s = None, math.inf
 
     def forget(self) -> None:
         signal.set_wakeup_fd(-1)
@@ -711,39 +713,15 @@ class Clock:
         """Seconds until the end, as far as it is known."""
         return min(self.deadline, self.signalled + GRACE_S if self.signalled else math.inf) - time.monotonic()
 
-    @contextmanager
-    def or_else(self, last_words: Callable[[], int], at_once: bool = False, last_s: float = LAST_S) -> Iterator[None]:
-        """Inside, once the time is up, `last_words` is called elsewhere, and the status it returns is the process's.
-
-        With `at_once` a signal is enough: there is nothing to save. They are said `last_s` before the end.
-        """
-        outer = self.last_words, self.at_once, self.last_s
-        self.last_words, self.at_once, self.last_s = last_words, at_once, last_s
-        try:
-            yield
-        finally:
-            # Or it is at its last words.
-            with self.lock:
-                self.last_words, self.at_once, self.last_s = outer
-
     def watch(self, heard: int) -> None:
         while True:
             if select.select([heard], [], [], 0.5)[0] and SIGNALS & {*os.read(heard, 512)}:
                 self.signalled = self.signalled or time.monotonic()
-            if self.left_s() < self.last_s or (self.at_once and self.signalled):
-                with self.lock:
-                    if self.last_words:
-                        self.end(self.last_words)
-            if time.monotonic() - self.heard > self.patience_s:
-                self.end(self.stalled)
-
-    def stalled(self) -> int:
-        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        told = (
-            f"error: stalled: no step has ended for {time.monotonic() - self.heard:.0f} s. The stacks above show where"
-        )
-        tell(f"{told} it hangs; run this again: it goes on from the last checkpoint.", sys.stderr)
-        return 1
+            with self.lock:
+                if time.monotonic() - self.heard > self.patience_s:
+                    self.end(self.stalled)
+                if self.last_words and (self.left_s() < self.last_s or (self.at_once and self.signalled)):
+                    self.end(self.last_words)
 
     def end(self, last_words: Callable[[], int]) -> None:
         status = 1
@@ -752,6 +730,12 @@ class Clock:
         finally:
             sys.stdout.flush()
             os._exit(status)
+
+    def stalled(self) -> int:
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        told = f"error: stalled: no step has ended for {time.monotonic() - self.heard:.0f} s."
+        tell(f"{told} The stacks above show where; run this again: it goes on from the last checkpoint.", sys.stderr)
+        return 1
 
 
 CLOCK = Clock()
@@ -765,8 +749,10 @@ def errors_told() -> Iterator[None]:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         yield
-    except (UserError, KeyboardInterrupt) as end:
-        CLOCK.last_words = None
+    except BaseException as end:
+        CLOCK.rest()
+        if not isinstance(end, UserError | KeyboardInterrupt):
+            raise
         problem = end if isinstance(end, UserError) else UserError("interrupted.", status=130)
         problem.tell()
         sys.exit(problem.status)
@@ -2296,10 +2282,7 @@ PACKAGES = ("unsloth", "trl", "transformers", "datasets", "peft", "torch")
 
 @dataclass
 class Run:
-    """One attempt; `saved` are the files of the model, as they were saved in the output folder.
-
-    Until it is `ready` to train, a signal or the deadline ends it at once: there is nothing to save.
-    """
+    """One attempt; `saved` are the files of the model, as they were saved in the output folder."""
 
     args: Any
     planned: dict[str, Any]
@@ -2313,21 +2296,10 @@ class Run:
     url: str | None = None
     push_error: UserError | None = None
     copies_error: UserError | None = None
-    setup: ExitStack = field(default_factory=ExitStack)
 
     def ready(self) -> None:
-        self.setup.close()
-
-    def leave(self, where: str) -> int:
-        """The last words of a run that has to stop before its training ended; the process's status."""
-        stopped, whole = "signal" if CLOCK.signalled else "deadline", self.checkpoints.whole
-        tell(f"stopped {where} ({stopped}): {next_attempt(bool(whole))}")
-        if self.output_repo and whole and (self.output_dir / "adapter_config.json").is_file():
-            left = {path.name for pattern in ADAPTER for path in self.output_dir.glob(pattern)}
-            note(rescue(self.output_dir, self.output_repo, left))
-        self.result = self.known(stopped) | {"steps": whole[-1] if whole else 0}
-        self.tell()
-        return 0
+        """From now on a signal does not end it at once, and a step that never comes back is not waited for."""
+        CLOCK.at_once, CLOCK.last_s = False, 1.5
 
     def known(self, stopped: str | None) -> dict[str, Any]:
         """What RESULT says wherever the run ends."""
@@ -2394,11 +2366,11 @@ class Run:
         if not self.output_repo or not steps or no_time:
             return
         phase("push")
-        with CLOCK.or_else(self.cut_off):
-            try:
-                self.url = push(self.output_dir, self.output_repo, self.written())
-            except UserError as problem:
-                self.push_error = problem
+        CLOCK.last_s = LAST_S
+        try:
+            self.url = push(self.output_dir, self.output_repo, self.written())
+        except UserError as problem:
+            self.push_error = problem
 
     def written(self) -> list[str]:
         """What this run wrote into its folder, and nothing that lies beside it."""
@@ -2407,17 +2379,15 @@ class Run:
 
     def finish(self) -> None:
         """Make the copies and print the RESULT line; raise the error of a run that did not do all it was asked to."""
-        with CLOCK.or_else(self.cut_off):
-            free()
-            if self.args.merge or self.args.gguf:
-                stopped = CLOCK.signalled or (self.guard and self.guard.stopped)
-                why = "its push failed" if self.push_error else "" if self.result["steps"] else "nothing was trained"
-                why = why or ("asked to stop" if CLOCK.signalled else "no time is left" if stopped else "")
-                self.result["exports"] = not_made(self.args, f"left out: {why or 'the time was up'}")
-                if not why:
-                    self.result["exports"], self.copies_error = make_copies(
-                        self.args, self.output_dir, self.output_repo
-                    )
+        free()
+        if self.args.merge or self.args.gguf:
+            stopped = CLOCK.signalled or (self.guard and self.guard.stopped)
+            why = "its push failed" if self.push_error else "" if self.result["steps"] else "nothing was trained"
+            why = why or ("asked to stop" if CLOCK.signalled else "no time is left" if stopped else "")
+            self.result["exports"] = not_made(self.args, f"left out: {why or 'the time was up'}")
+            if not why:
+                self.result["exports"], self.copies_error = make_copies(self.args, self.output_dir, self.output_repo)
+        CLOCK.rest()
         error = self.tell()
         if error:
             # Not done, and not lost: the last line is the command that goes on.
@@ -2438,9 +2408,18 @@ class Run:
         return error
 
     def cut_off(self) -> int:
-        """The last words of a run whose time was up before the Hub had answered."""
-        if self.output_repo and self.result["steps"] and not self.url and not self.push_error:
-            kept = rescue(self.output_dir, self.output_repo, self.written())
+        """The last words where the time is up before the run has said them; the process's status."""
+        pushes = self.output_repo and not self.url and not self.push_error
+        if not self.result:
+            stopped, whole = "signal" if CLOCK.signalled else "deadline", self.checkpoints.whole
+            where = "before the training began" if CLOCK.at_once else "in a step that did not end"
+            tell(f"stopped {where} ({stopped}): {next_attempt(bool(whole))}")
+            if pushes and whole and (self.output_dir / "adapter_config.json").is_file():
+                left = {path.name for pattern in ADAPTER for path in self.output_dir.glob(pattern)}
+                note(rescue(self.output_dir, str(self.output_repo), left))
+            self.result = self.known(stopped) | {"steps": whole[-1] if whole else 0}
+        elif pushes and self.result["steps"]:
+            kept = rescue(self.output_dir, str(self.output_repo), self.written())
             self.push_error = UserError(f"the push to {self.output_repo} did not end in time.", kept)
         error = self.tell()
         if error:
@@ -2458,8 +2437,7 @@ def begin(args: Any, planned: dict[str, Any]) -> Run | None:
     claim(args)
     args, checkpoints = open_checkpoints(args)
     run = Run(args, planned, output_folder(args), checkpoints, args.output_repo)
-    CLOCK.start(deadline(args.timeout_s, checkpoints.folder))
-    run.setup.enter_context(CLOCK.or_else(partial(run.leave, "before the training began"), at_once=True))
+    CLOCK.start(deadline(args.timeout_s, checkpoints.folder), run.cut_off)
     set_environment(args)
     return run
 

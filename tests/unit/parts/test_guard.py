@@ -253,7 +253,7 @@ def test_an_evaluation_takes_fewer_rows_where_memory_runs_out(torch: None, capsy
 STALLED = """
 import time
 from parts.clock import CLOCK
-CLOCK.start(float("inf"))
+CLOCK.start(float("inf"), lambda: 0)
 CLOCK.heard, CLOCK.patience_s = time.monotonic(), 1
 def hang_here():
     for _ in range(3):
