@@ -61,10 +61,10 @@ class Run:
             "output_repo": self.output_repo,
         }
 
-    def describe(self, guard: Guard, asked: list[Any], words: Callable[[Any], str], rows: Any, eval_rows: Any) -> None:
+    def describe(self, guard: Guard, words: Callable[[Any], str], rows: Any, eval_rows: Any) -> None:
         """Note what the RESULT says of the training, and write record and card beside the model.
 
-        `asked` are the chats that were answered, `rows` those that were trained on.
+        `words` are a message's, `rows` those that were trained on.
         """
         import torch
 
@@ -76,10 +76,10 @@ class Run:
         train_s, tokens = guard.earlier_s + guard.trained_s, int(guard.counts["tokens_seen"])
         # A stream has no length; another attempt may have been asked for fewer answers.
         count, eval_count = (len(data) if hasattr(data, "__len__") else None for data in (rows, eval_rows))
-        before = [*guard.before["answers"], *(None for _ in asked)]
+        before = [*guard.before["answers"], *(None for _ in guard.asked)]
         samples = [
             {"prompt": words(prompt)[:SHOWN], "expected": words(expected)[:SHOWN], "before": first, "after": last}
-            for (*_, prompt, expected), first, last in zip(asked, before, guard.after["answers"], strict=False)
+            for (*_, prompt, expected), first, last in zip(guard.asked, before, guard.after["answers"], strict=False)
         ]
         self.result = self.known(guard.stopped if steps < trainer.state.max_steps or not steps else None) | {
             "steps": steps, "rows": count, "eval_rows": eval_count,
