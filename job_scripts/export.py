@@ -445,7 +445,7 @@ def finite(value: Any) -> Any:
 
 
 # ---- Models ----------------------------------------------------------------------------------------------------------
-# The machine and the model: known to be there and to be allowed before anything is loaded.
+# The machine and the model, known to be there before anything is loaded, and what they are trained with.
 
 
 def set_environment(args: Any) -> None:
@@ -2061,8 +2061,8 @@ def failed_copies(copies: Sequence[Copy], where: str, merged_repo: str | None) -
     return UserError(f"{message}.", f"Try again with: launch export {shlex.quote(where)} {' '.join(words)}")
 
 
-# ---- Markdown --------------------------------------------------------------------------------------------------------
-# What cards are made of: their head, code that asks a model, and what anybody named as Markdown that means no more.
+# ---- Card ------------------------------------------------------------------------------------------------------------
+# Model cards: what was trained on what, how and how well, how to use it, and what anybody named as plain Markdown.
 
 SNIPPET = """\
 # pip install transformers accelerate{packages}

@@ -157,9 +157,7 @@ def main(args: Options) -> Run | None:
 
     if not on_gpu:
         # Packed rows would read each other without the GPU's attention kernels.
-        wanted = {"4-bit weights": args.load_in == "4bit", "packing": args.packing, args.optim: "8bit" in args.optim}
-        left_out = [name for name, is_wanted in wanted.items() if is_wanted]
-        note(f"on the CPU: {', '.join(f'no {name}' for name in left_out) or 'as asked'}")
+        note("on the CPU: no 4-bit weights, no packing, no 8-bit optimizer")
     model, tokenizer = FastLanguageModel.from_pretrained(
         args.model,
         revision=args.revision,
@@ -629,66 +627,6 @@ def errors_told() -> Iterator[None]:
         problem = end if isinstance(end, UserError) else UserError("interrupted.", status=130)
         problem.tell()
         sys.exit(problem.status)
-
-
-# ---- Config ----------------------------------------------------------------------------------------------------------
-# The trainer's settings, and the tracker of its metrics.
-
-
-def make_config(run: Any, on_gpu: bool, evaluates: bool, **more: Any) -> Any:
-    """What both kinds of model are trained with; `more` is of one kind."""
-    from trl import SFTConfig
-    from unsloth import is_bfloat16_supported
-
-    args = run.args
-    return SFTConfig(
-        output_dir=str(run.checkpoints.folder),
-        max_steps=args.max_steps or -1,
-        num_train_epochs=args.num_train_epochs or 1,
-        per_device_train_batch_size=args.batch_size,
-        gradient_accumulation_steps=args.gradient_accumulation,
-        gradient_checkpointing=on_gpu,
-        # Evaluation must fit wherever training did.
-        per_device_eval_batch_size=min(args.batch_size, 2),
-        prediction_loss_only=True,
-        eval_strategy="steps" if evaluates and args.eval_steps else "no",
-        eval_steps=args.eval_steps,
-        max_length=args.max_length,
-        learning_rate=args.learning_rate,
-        lr_scheduler_type=args.lr_scheduler_type,
-        warmup_steps=args.warmup_ratio,
-        weight_decay=args.weight_decay,
-        optim=args.optim if on_gpu else "adamw_torch",
-        bf16=on_gpu and is_bfloat16_supported(),
-        fp16=on_gpu and not is_bfloat16_supported(),
-        use_cpu=not on_gpu,
-        seed=args.seed,
-        logging_steps=args.logging_steps,
-        logging_nan_inf_filter=False,
-        # The guard does it, and outlives a disk that is full.
-        save_strategy="no",
-        disable_tqdm=True,
-        report_to="none",
-        **more,
-    )
-
-
-def open_tracker(run: Any) -> None:
-    """Give the run its tracker, or none: a dashboard that can't be reached must not cost the training."""
-    if not run.args.trackio_project:
-        return
-    import trackio
-
-    try:
-        run.tracker = trackio.init(
-            run.args.trackio_project,
-            run.args.run_name,
-            space_id=run.args.trackio_space,
-            config=vars(run.args),
-            resume="allow" if run.checkpoints.found or os.environ.get("LAUNCH_STARTED") else "never",
-        )
-    except Exception as error:
-        note(f"trackio is off, the run goes on without it ({type(error).__name__}: {error})")
 
 
 # ---- Places ----------------------------------------------------------------------------------------------------------
@@ -1169,7 +1107,7 @@ def read_checkpoint(place: Path) -> dict[str, Any]:
 
 
 # ---- Models ----------------------------------------------------------------------------------------------------------
-# The machine and the model: known to be there and to be allowed before anything is loaded.
+# The machine and the model, known to be there before anything is loaded, and what they are trained with.
 
 
 def set_environment(args: Any) -> None:
@@ -1228,6 +1166,62 @@ def check_model(model: str, revision: str | None, trusted: bool = False) -> dict
             hint = "Copy the code into a repo of your own, beside the model."
             raise UserError(f"{name} of {model} names code of another repo, which nothing pins.", hint, status=3)
     return config
+
+
+def make_config(run: Any, on_gpu: bool, evaluates: bool, **more: Any) -> Any:
+    """What both kinds of model are trained with; `more` is of one kind."""
+    from trl import SFTConfig
+    from unsloth import is_bfloat16_supported
+
+    args = run.args
+    return SFTConfig(
+        output_dir=str(run.checkpoints.folder),
+        max_steps=args.max_steps or -1,
+        num_train_epochs=args.num_train_epochs or 1,
+        per_device_train_batch_size=args.batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation,
+        gradient_checkpointing=on_gpu,
+        # Evaluation must fit wherever training did.
+        per_device_eval_batch_size=min(args.batch_size, 2),
+        prediction_loss_only=True,
+        eval_strategy="steps" if evaluates and args.eval_steps else "no",
+        eval_steps=args.eval_steps,
+        max_length=args.max_length,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type=args.lr_scheduler_type,
+        warmup_steps=args.warmup_ratio,
+        weight_decay=args.weight_decay,
+        optim=args.optim if on_gpu else "adamw_torch",
+        bf16=on_gpu and is_bfloat16_supported(),
+        fp16=on_gpu and not is_bfloat16_supported(),
+        use_cpu=not on_gpu,
+        seed=args.seed,
+        logging_steps=args.logging_steps,
+        logging_nan_inf_filter=False,
+        # The guard does it, and outlives a disk that is full.
+        save_strategy="no",
+        disable_tqdm=True,
+        report_to="none",
+        **more,
+    )
+
+
+def open_tracker(run: Any) -> None:
+    """Give the run its tracker, or none: a dashboard that can't be reached must not cost the training."""
+    if not run.args.trackio_project:
+        return
+    import trackio
+
+    try:
+        run.tracker = trackio.init(
+            run.args.trackio_project,
+            run.args.run_name,
+            space_id=run.args.trackio_space,
+            config=vars(run.args),
+            resume="allow" if run.checkpoints.found or os.environ.get("LAUNCH_STARTED") else "never",
+        )
+    except Exception as error:
+        note(f"trackio is off, the run goes on without it ({type(error).__name__}: {error})")
 
 
 def take_peak(peaks: dict[str, float], name: str) -> None:
@@ -1329,8 +1323,6 @@ class Guard:
         self.steps_s: list[float] = []
         self.peaks: dict[str, float] = {}
 
-    # ---- Time ----
-
     def must_stop(self) -> bool:
         """Whether a signal came, or no time is left but for a step, a checkpoint, the model's saving and its push."""
         # Python takes seconds to end.
@@ -1348,8 +1340,6 @@ class Guard:
         """Seconds without the end of a step after which the run has stalled."""
         compile_s: float = self.planned["compile_s"]
         return max(900.0, 2 * compile_s, 20 * statistics.median(self.steps_s or [0.0]))
-
-    # ---- What the trainer calls ----
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         self.began = self.saved_at = CLOCK.heard = time.monotonic()
@@ -1413,8 +1403,6 @@ class Guard:
                 self.diverged, control.should_training_stop = step, True
         self.mark = (step, seen, now)
 
-    # ---- Checkpoints ----
-
     def save(self) -> None:
         """Keep this step as a checkpoint; where that fails, on a full disk, say, the training goes on."""
         import torch
@@ -1446,8 +1434,6 @@ class Guard:
             self.kept, self.checkpoint_s = step, time.monotonic() - began
             tell(f"checkpoint step {step} | {self.checkpoint_s:.1f}s | {size / 1e6:.0f} MB")
         self.saved_at = CLOCK.heard = time.monotonic()
-
-    # ---- From one checkpoint to the end ----
 
     def train(self) -> None:
         """Train from the newest checkpoint, or the start, to the end or a stop; begin again where memory runs out."""
@@ -1484,8 +1470,6 @@ class Guard:
             raise UserError(f"{message}: stopped. {kept}", "Lower --learning-rate, or raise --warmup-ratio.")
         if not is_finite(trainer.model):
             raise UserError("the trained weights are no numbers: nothing is saved.", "Lower --learning-rate.")
-
-    # ---- Before and after ----
 
     def look(self, evaluates: bool) -> dict[str, Any]:
         """The loss on what is evaluated on, and the answers to what is asked, as far as time and memory suffice."""
@@ -1718,81 +1702,6 @@ def rescue(folder: Path, repo: str, files: Collection[str]) -> str:
     return f"The model is kept in the Job's bucket; this fetches and pushes it: {fetch} && {upload} {name} ."
 
 
-# ---- Markdown --------------------------------------------------------------------------------------------------------
-# What cards are made of: their head, code that asks a model, and what anybody named as Markdown that means no more.
-
-SNIPPET = """\
-# pip install transformers accelerate{packages}
-{imports}from transformers import {model_class}, {reader_class}, GenerationConfig
-
-place = {place}
-reader = {reader_class}.from_pretrained(place)
-model = {model_class}.from_pretrained({base}, dtype="auto", device_map="auto"{code})
-{adapt}{ask}
-settings = GenerationConfig.from_pretrained(place)
-output = model.generate(**inputs.to(model.device), generation_config=settings, max_new_tokens=200)
-print(reader.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
-ASK_CHAT = """\
-messages = [{"role": "user", "content": CONTENT}]
-inputs = reader.apply_chat_template(
-    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-)"""
-CONTENTS = {
-    "chat": '"What can you do?"',
-    "picture": '[{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]',
-}
-
-
-def card_head(
-    title: str, about: str, model: str, relation: str, sees: bool, datasets: Sequence[str], licence: dict[str, Any],
-    **more: Any,
-) -> str:  # fmt: skip
-    """A card's metadata, title and first words; `licence` are the fields of the `model` that it builds on."""
-    from huggingface_hub import ModelCardData
-
-    if is_hub_id(model):
-        more |= {"base_model": model, "base_model_relation": relation}
-    data = ModelCardData(
-        datasets=[name for name in datasets if is_hub_id(name)] or None,
-        pipeline_tag="image-text-to-text" if sees else "text-generation", **licence, **more,
-    )  # fmt: skip
-    if licence:
-        name = licence.get("license_name") if licence["license"] == "other" else licence["license"]
-        about += f" The base model's licence holds for it too{f': {code(name)}' if name else ''}."
-    return f"---\n{data}\n---\n\n# {title}\n\n{about}"
-
-
-def snippet(place: str, ask: str, trusted: bool, **how: str) -> str:
-    """Code that runs as it stands: loads the model of that place, asks it as `ask` says, prints its answer.
-
-    `how` may say `packages`, `imports`, the `base` that is loaded, and how that is `adapt`ed.
-    """
-    content = CONTENTS.get(ask)
-    return SNIPPET.format_map(
-        {"packages": "", "imports": "", "base": "place", "adapt": ""} | how | {
-            "place": place,
-            "code": ", trust_remote_code=True" if trusted else "",
-            "model_class": "AutoModelForImageTextToText" if ask == "picture" else "AutoModelForCausalLM",
-            "reader_class": "AutoProcessor" if ask == "picture" else "AutoTokenizer",
-            "ask": ASK_CHAT.replace("CONTENT", content) if content
-                   else 'inputs = reader("Once upon a time", return_tensors="pt")',
-        }
-    )  # fmt: skip
-
-
-def linked(name: str, commit: str | None = None, kind: str = "") -> str:
-    """A Hub repo with its address and commit, or the name of what lay on the machine."""
-    if not is_hub_id(name):
-        return f"{code(Path(name).name)} (not on the Hub)"
-    return f"[{code(name)}](https://huggingface.co/{kind}{name})" + (f" at {code(commit[:12])}" if commit else "")
-
-
-def code(text: object) -> str:
-    """The text as code, on one line, that ends neither a table's cell nor the code."""
-    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(text)).replace("|", "¦").replace("`", "ˋ")
-    return f"`{text}`"
-
-
 # ---- Record ----------------------------------------------------------------------------------------------------------
 # The record: run.json and the script itself beside the model, all that it takes to run this again.
 
@@ -1953,10 +1862,30 @@ def save(folder: Path, *parts: Any) -> list[str]:
 
 
 # ---- Card ------------------------------------------------------------------------------------------------------------
-# The model card: what was trained on what, how, how well, and how to use it, with a picture of the losses.
+# Model cards: what was trained on what, how and how well, how to use it, and what anybody named as plain Markdown.
 
 # Matplotlib's import and, on a new machine, its list of fonts.
 PICTURE_S = 30
+SNIPPET = """\
+# pip install transformers accelerate{packages}
+{imports}from transformers import {model_class}, {reader_class}, GenerationConfig
+
+place = {place}
+reader = {reader_class}.from_pretrained(place)
+model = {model_class}.from_pretrained({base}, dtype="auto", device_map="auto"{code})
+{adapt}{ask}
+settings = GenerationConfig.from_pretrained(place)
+output = model.generate(**inputs.to(model.device), generation_config=settings, max_new_tokens=200)
+print(reader.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+ASK_CHAT = """\
+messages = [{"role": "user", "content": CONTENT}]
+inputs = reader.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)"""
+CONTENTS = {
+    "chat": '"What can you do?"',
+    "picture": '[{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]',
+}
 
 
 def write_card(
@@ -2059,6 +1988,56 @@ def draw_losses(path: Path, result: dict[str, Any], history: list[dict[str, Any]
     axes.set_ylim(bottom=0)
     axes.legend()
     figure.savefig(path, format="png")
+
+
+def card_head(
+    title: str, about: str, model: str, relation: str, sees: bool, datasets: Sequence[str], licence: dict[str, Any],
+    **more: Any,
+) -> str:  # fmt: skip
+    """A card's metadata, title and first words; `licence` are the fields of the `model` that it builds on."""
+    from huggingface_hub import ModelCardData
+
+    if is_hub_id(model):
+        more |= {"base_model": model, "base_model_relation": relation}
+    data = ModelCardData(
+        datasets=[name for name in datasets if is_hub_id(name)] or None,
+        pipeline_tag="image-text-to-text" if sees else "text-generation", **licence, **more,
+    )  # fmt: skip
+    if licence:
+        name = licence.get("license_name") if licence["license"] == "other" else licence["license"]
+        about += f" The base model's licence holds for it too{f': {code(name)}' if name else ''}."
+    return f"---\n{data}\n---\n\n# {title}\n\n{about}"
+
+
+def snippet(place: str, ask: str, trusted: bool, **how: str) -> str:
+    """Code that runs as it stands: loads the model of that place, asks it as `ask` says, prints its answer.
+
+    `how` may say `packages`, `imports`, the `base` that is loaded, and how that is `adapt`ed.
+    """
+    content = CONTENTS.get(ask)
+    return SNIPPET.format_map(
+        {"packages": "", "imports": "", "base": "place", "adapt": ""} | how | {
+            "place": place,
+            "code": ", trust_remote_code=True" if trusted else "",
+            "model_class": "AutoModelForImageTextToText" if ask == "picture" else "AutoModelForCausalLM",
+            "reader_class": "AutoProcessor" if ask == "picture" else "AutoTokenizer",
+            "ask": ASK_CHAT.replace("CONTENT", content) if content
+                   else 'inputs = reader("Once upon a time", return_tensors="pt")',
+        }
+    )  # fmt: skip
+
+
+def linked(name: str, commit: str | None = None, kind: str = "") -> str:
+    """A Hub repo with its address and commit, or the name of what lay on the machine."""
+    if not is_hub_id(name):
+        return f"{code(Path(name).name)} (not on the Hub)"
+    return f"[{code(name)}](https://huggingface.co/{kind}{name})" + (f" at {code(commit[:12])}" if commit else "")
+
+
+def code(text: object) -> str:
+    """The text as code, on one line, that ends neither a table's cell nor the code."""
+    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(text)).replace("|", "¦").replace("`", "ˋ")
+    return f"`{text}`"
 
 
 # ---- Second ----------------------------------------------------------------------------------------------------------

@@ -96,8 +96,6 @@ class Guard:
         self.steps_s: list[float] = []
         self.peaks: dict[str, float] = {}
 
-    # ---- Time ----
-
     def must_stop(self) -> bool:
         """Whether a signal came, or no time is left but for a step, a checkpoint, the model's saving and its push."""
         # Python takes seconds to end.
@@ -115,8 +113,6 @@ class Guard:
         """Seconds without the end of a step after which the run has stalled."""
         compile_s: float = self.planned["compile_s"]
         return max(900.0, 2 * compile_s, 20 * statistics.median(self.steps_s or [0.0]))
-
-    # ---- What the trainer calls ----
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         self.began = self.saved_at = CLOCK.heard = time.monotonic()
@@ -180,8 +176,6 @@ class Guard:
                 self.diverged, control.should_training_stop = step, True
         self.mark = (step, seen, now)
 
-    # ---- Checkpoints ----
-
     def save(self) -> None:
         """Keep this step as a checkpoint; where that fails, on a full disk, say, the training goes on."""
         import torch
@@ -213,8 +207,6 @@ class Guard:
             self.kept, self.checkpoint_s = step, time.monotonic() - began
             tell(f"checkpoint step {step} | {self.checkpoint_s:.1f}s | {size / 1e6:.0f} MB")
         self.saved_at = CLOCK.heard = time.monotonic()
-
-    # ---- From one checkpoint to the end ----
 
     def train(self) -> None:
         """Train from the newest checkpoint, or the start, to the end or a stop; begin again where memory runs out."""
@@ -251,8 +243,6 @@ class Guard:
             raise UserError(f"{message}: stopped. {kept}", "Lower --learning-rate, or raise --warmup-ratio.")
         if not is_finite(trainer.model):
             raise UserError("the trained weights are no numbers: nothing is saved.", "Lower --learning-rate.")
-
-    # ---- Before and after ----
 
     def look(self, evaluates: bool) -> dict[str, Any]:
         """The loss on what is evaluated on, and the answers to what is asked, as far as time and memory suffice."""
