@@ -1737,7 +1737,7 @@ def check_options(args: Any) -> None:
 
 
 # ---- Saving ----------------------------------------------------------------------------------------------------------
-# The model on the disk: room for it is known before the training, and it is saved whole or not at all.
+# The model on the disk: there is room for it, it is saved whole, and run.json says how to make it again.
 
 # transformers knows no presence penalty.
 ONLY_OLLAMA = {"presence_penalty"}

@@ -14,8 +14,7 @@ from typing import Any
 
 from parts.clock import STARTED
 from parts.places import is_hub_id
-from parts.record import CARD, PICTURE, RECORD, spared
-from parts.saving import recommended
+from parts.saving import CARD, PICTURE, RECORD, recommended, spared
 from parts.say import finite
 
 # Matplotlib's import and, on a new machine, its list of fonts.

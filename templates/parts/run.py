@@ -17,7 +17,7 @@ from parts.guard import Guard
 from parts.models import free, set_environment
 from parts.places import claim, output_folder
 from parts.push import push, rescue
-from parts.record import CARD, PICTURE, RECORD, write_record
+from parts.saving import CARD, PICTURE, RECORD, write_record
 from parts.say import UserError, finite, note, phase, reason, tell
 from parts.second import make_copies, not_made
 
