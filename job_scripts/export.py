@@ -161,15 +161,6 @@ class Found:
     llama_cpp: Path | None
 
 
-@dataclass
-class Merged:
-    """A merged copy: where it is, what was found of it, and what it answers, as far as that is known."""
-
-    folder: Path
-    checked: str
-    seen: Seen
-
-
 class Export:
     """What was asked for, and what became of it so far: all that RESULT tells."""
 
@@ -286,8 +277,8 @@ def merge_apart(options: Options, found: Found, kinds: Sequence[str], work: Path
 
 def check_merged_copies(
     export: Export, found: Found, trained: Trained, kinds: Sequence[str], work: Path
-) -> dict[str, Merged]:
-    """The merged copies that answer as the trained model, each loaded with plain transformers; others fail."""
+) -> dict[str, tuple[str, Seen]]:
+    """What was found of each merged copy, loaded with plain transformers, and what it answers; others fail."""
     merged = {}
     for kind in kinds:
         if kind in trained.errors:
@@ -295,7 +286,7 @@ def check_merged_copies(
             continue
         words = (work / kind, trained.seen, found.base.sees, export.options.trust_remote_code)
         try:
-            merged[kind] = Merged(work / kind, *apart(check_merged, *words))
+            merged[kind] = apart(check_merged, *words)
         except DifferentError as error:
             export.fail_rest(reason(error), kind)
         except RuntimeError as error:
@@ -303,8 +294,7 @@ def check_merged_copies(
                 export.fail_rest(f"it can't be loaded again ({reason(error)})", kind)
                 continue
             # What was trained in 4 bits may not fit in 16.
-            told = f"not loaded again, for want of memory ({reason(error)})"
-            merged[kind] = Merged(work / kind, told, trained.seen)
+            merged[kind] = f"not loaded again, for want of memory ({reason(error)})", trained.seen
     return merged
 
 
@@ -312,26 +302,27 @@ def check_merged_copies(
 
 
 def make(
-    copy: Copy, export: Export, found: Found, trained: Trained, merged: dict[str, Merged], place: Path, work: Path
-) -> None:
+    copy: Copy, export: Export, found: Found, trained: Trained, merged: dict[str, tuple[str, Seen]], place: Path,
+    work: Path,
+) -> None:  # fmt: skip
     """Convert what was merged if it is a GGUF file, put it in its place, and push it; the copy notes what became of it."""
     pushed = found.whole_bytes * copy.bits / 16 / UPLOAD_SPEED if found.repo or found.merged_repo else 0
     require_time(2 * found.whole_bytes / DISK_SPEED + pushed)
-    source = merged[copy.source]
+    checked, seen = merged[copy.source]
     try:
         if copy.kind == "merged":
-            # GGUF files are made of it too.
-            source.folder = land(source.folder, place / MERGED)
-            files = every_file(source.folder)
-            copy.path, copy.checked = MERGED, source.checked
-            copy.gib = sum((source.folder / path).stat().st_size for path in files) / 2**30
+            folder = land(work / copy.name, place / MERGED)
+            copy.path, copy.checked = MERGED, checked
+            copy.gib = sum((folder / path).stat().st_size for path in every_file(folder)) / 2**30
             copy.repo = found.merged_repo or found.repo
             if copy.repo:
-                push_merged(source.folder, copy.repo, alone=bool(found.merged_repo))
+                push_merged(folder, copy.repo, alone=bool(found.merged_repo))
         else:
             assert found.llama_cpp is not None
+            # Of the copy that was asked for too, or of one for this alone.
+            folder = work / copy.source if (work / copy.source).is_dir() else place / MERGED
             file, copy.checked = make_gguf(
-                copy.name, found.stem, source.folder, source.seen, found.base.sees, work, place, found.llama_cpp
+                copy.name, found.stem, folder, seen, found.base.sees, work, place, found.llama_cpp
             )
             copy.path, copy.gib = file.name, file.stat().st_size / 2**30
             if not any(other.kind == "gguf" and not other.error for other in export.copies):
@@ -640,250 +631,6 @@ def errors_told() -> Iterator[None]:
         sys.exit(problem.status)
 
 
-# ---- Push ------------------------------------------------------------------------------------------------------------
-# The push: known to be possible before the training, verified file by file, and kept with a command where it fails.
-
-Answer = TypeVar("Answer")
-# The model is kept anyway, and a GPU costs money while it waits: eight attempts last a few minutes.
-ATTEMPTS, LONGEST_WAIT_S, LONGEST_WAITS_S = 8, 60.0, 900.0
-
-
-def open_repo(name: str, private: bool, create: bool = True) -> str:
-    """The output repo's full name, found there or created, and this token may write to it: known before any training.
-
-    Raises `UserError` of status 3 where it can't be written to, or is public although it should be private.
-    """
-    from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    if not get_token():
-        raise UserError(
-            f"{name} can't be written to without a token.", "Run `hf auth login` or set HF_TOKEN.", status=2
-        )
-    api = HfApi()
-    try:
-        if "/" not in name:
-            name = f"{persist('asking who this token belongs to', api.whoami)['name']}/{name}"
-        try:
-            found = persist(f"looking up {name}", lambda: api.model_info(name))
-        except RepositoryNotFoundError:
-            if create:
-                persist(f"creating {name}", lambda: api.create_repo(name, private=private, exist_ok=True))
-            return name
-        if found.id != name:
-            note(f"{name} is now called {found.id}")
-        persist(f"asking for {name}", lambda: api.auth_check(found.id, write=True))
-    except Exception as error:
-        hint = "Check the name, the token and the network, or leave --output-repo away."
-        raise UserError(f"{name} can't be written to ({reason(error)}).", hint, status=3) from error
-    if private and not found.private:
-        hint = "Make it private on its page, or choose another --output-repo."
-        raise UserError(f"--private: {found.id} is there already, and public.", hint, status=3)
-    return str(found.id)
-
-
-def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str] = ()) -> str:
-    """Upload these files of the folder in one commit, and again until the Hub holds each as it is here; its address.
-
-    Files that are `stale` in the repo are deleted with it.
-    Raises `UserError` with the command that brings the model to the repo later: it stays in the folder.
-    """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-
-    api, folder, files = HfApi(), Path(folder), sorted({*paths})
-
-    def attempt() -> None:
-        # What the Hub holds already is left out of the commit, so that a lost answer makes no second one, which
-        # `upload_folder` does. The Hub refuses to delete what is gone, as after a lost answer.
-        gone = sorted({*stale}.intersection(api.list_repo_files(repo)).difference(files)) if stale else []
-        changes: list[Any] = [CommitOperationAdd(path, folder / path) for path in files]
-        changes += [CommitOperationDelete(path) for path in gone]
-        api.create_commit(repo, changes, commit_message="Trained with launch")
-        found = api.verify_repo_checksums(repo, local_dir=folder)
-        wrong = {*found.extra_paths, *(mismatch["path"] for mismatch in found.mismatches)}.intersection(files)
-        if wrong:
-            raise RuntimeError(f"the Hub does not hold {', '.join(sorted(wrong))} as sent")
-
-    try:
-        persist(f"the push to {repo}", attempt)
-    except Exception as error:
-        raise UserError(f"the push to {repo} failed ({reason(error)}).", rescue(folder, repo, files)) from error
-    note(f"pushed to {repo}, and every file is there as it is here: {', '.join(files)}")
-    return f"{api.endpoint}/{repo}"
-
-
-def persist(what: str, act: Callable[[], Answer]) -> Answer:
-    """What `act` returns, tried again after failures of the service or the network, never after a refusal (4xx)."""
-    from huggingface_hub import is_offline_mode
-
-    attempt, waited = 0, 0.0
-    while True:
-        attempt += 1
-        try:
-            return act()
-        except Exception as error:
-            # The client wraps some refusals. An error of the network has no response; nor has one of the content store.
-            response = getattr(error, "response", getattr(error.__cause__, "response", None))
-            status = getattr(response, "status_code", 500)
-            if attempt == ATTEMPTS or is_offline_mode() or (status < 500 and status not in (408, 429)):
-                raise
-            wait = pause(getattr(response, "headers", {}), attempt)
-            waited += wait
-            if waited > LONGEST_WAITS_S or wait > CLOCK.left_s() - LAST_S:
-                raise
-            note(f"{what} failed ({reason(error)}), trying again in {wait:.0f} s")
-            time.sleep(wait)
-
-
-def pause(headers: Any, attempt: int) -> float:
-    """Seconds to wait after that attempt: what the service asks for, else twice as long every time, and uneven."""
-    asked = re.match(r"\d+", headers.get("retry-after", "")) or re.search(r"(?<=\bt=)\d+", headers.get("ratelimit", ""))
-    # Not from the seeded generator, on which the order of the rows depends.
-    share = random.SystemRandom().uniform(0.5, 1)
-    return int(asked[0]) + share if asked else min(2.0**attempt, LONGEST_WAIT_S) * share
-
-
-def rescue(folder: Path, repo: str, files: Collection[str]) -> str:
-    """What to do where these files could not be pushed: one command for another machine, or for this one."""
-    job, data = os.environ.get("JOB_ID"), Path(os.environ.get("LAUNCH_DATA_DIR", "/data")).resolve()
-    place, name, bucket = folder.resolve(), repo.split("/")[-1], os.environ.get("LAUNCH_ARTIFACTS")
-    # Nothing that lies beside them.
-    upload = f"hf upload --private {' '.join(f'--include {shlex.quote(name)}' for name in sorted(files))} {repo}"
-    if job and data.is_dir() and not place.is_relative_to(data):
-        # Elsewhere it would go with the container.
-        for file in files:
-            (data / "output" / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(place / file, data / "output" / file)
-        place = data / "output"
-    if not job or not place.is_relative_to(data):
-        return f"The model is kept; this pushes it: {upload} {shlex.quote(str(place))} ."
-    inside = place.relative_to(data).as_posix()
-    if not bucket:
-        return f"The model is kept in {inside}/ of the Job's bucket; this names it: hf jobs inspect {job}"
-    fetch = f"hf buckets sync {shlex.quote(f'{bucket}/{inside}')} {name}"
-    return f"The model is kept in the Job's bucket; this fetches and pushes it: {fetch} && {upload} {name} ."
-
-
-# ---- Adapter ---------------------------------------------------------------------------------------------------------
-# The adapter and the model that it is for: found, read, and refused where they can't be what is asked for.
-
-# What the files of an adapter are called, its weights first.
-ADAPTER_FILES = ["adapter_model*", "*.json", "*.jinja", "*.model", "*.txt", "README.md"]
-# Of a model's repo, what is loaded; not what other programs have in it.
-MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
-NOT_LOADED = ["*/*", "consolidated*"]
-
-
-@dataclass(frozen=True)
-class Base:
-    """The model that was trained on, the one of 16 bits that copies are merged into, and whether it is shown pictures.
-
-    `whole` is `name`, or what that 4-bit upload was made of; `config` is the model's config.json.
-    """
-
-    name: str
-    revision: str | None
-    whole: str
-    whole_revision: str | None
-    config: dict[str, Any]
-    sees: bool
-
-
-def fetch_adapter(adapter: str, revision: str | None) -> Path:
-    """The adapter's folder; a repo's is that of its commit in the Hub's cache."""
-    from huggingface_hub import snapshot_download
-
-    folder = Path(adapter)
-    if not folder.is_dir():
-        wanted: dict[str, Any] = {"allow_patterns": ADAPTER_FILES, "ignore_patterns": ["*/*"]}
-        fetch = partial(snapshot_download, adapter, revision=revision, **wanted)
-        try:
-            folder = Path(persist(f"fetching {adapter}", fetch))
-        except Exception as error:
-            hint = "Check the name, the revision, the token and the network."
-            raise UserError(f"the adapter {adapter} can't be read ({reason(error)}).", hint, status=3) from error
-    if not (folder / "adapter_config.json").is_file() or not any(folder.glob("adapter_model*")):
-        hint = "One has adapter_config.json and adapter_model.safetensors."
-        raise UserError(f"{adapter} is no adapter.", hint, status=3)
-    return folder
-
-
-def find_base(
-    adapter: Path | None, name: str | None, revision: str | None, modality: str | None, trusted: bool, needs_whole: bool
-) -> Base:
-    """The model of that name, else what the adapter in the folder and its record say that it was trained on."""
-    settings, record = (
-        json.loads((adapter / file).read_text(encoding="utf-8")) if adapter and (adapter / file).is_file() else {}
-        for file in ("adapter_config.json", "run.json")
-    )
-    name = name or settings["base_model_name_or_path"]
-    revision = revision or settings.get("revision") or record.get("revisions", {}).get("model")
-    if Path(name).is_absolute() and not Path(name).is_dir():
-        hint = "Name the model that it was trained on with --model."
-        raise UserError(f"the adapter was trained on {name}, which is not here.", hint, status=3)
-    config = check_model(name, revision, trusted)
-    modality = modality or (record.get("plan") or {}).get("modality")
-    if modality == "vision" and "vision_config" not in config:
-        raise UserError(f"{name} sees no pictures.", "Add --modality text.", status=2)
-    whole, whole_revision = name, revision
-    if needs_whole and (config.get("quantization_config") or {}).get("quant_method") == "bitsandbytes":
-        whole, whole_revision = find_whole(name)
-    return Base(name, revision, whole, whole_revision, config, modality != "text" and "vision_config" in config)
-
-
-def find_whole(name: str) -> tuple[str, str | None]:
-    """Name and commit of the 16-bit model that a 4-bit upload was made of; `UserError` of status 2 where not known."""
-    from huggingface_hub import HfApi
-
-    short = re.sub(r"-(unsloth-)?bnb-4bit$", "", name, flags=re.IGNORECASE)
-    if short == name or Path(name).is_dir():
-        message = f"--model {name} is in 4 bits itself, and its 16-bit original, which copies need, is not known"
-        raise UserError(f"{message}.", "Name that one, and add --load-in 4bit.", status=2)
-    candidates = [short]
-    try:
-        card = persist(f"looking up {name}", lambda: HfApi().model_info(name)).card_data
-        told = card.base_model if card else None
-        candidates += [told] if isinstance(told, str) else told or []
-    except Exception as error:
-        note(f"the card of {name} can't be read ({reason(error)})")
-    for candidate in candidates:
-        try:
-            return candidate, persist(f"looking up {candidate}", partial(HfApi().model_info, candidate)).sha
-        except Exception as error:
-            note(f"the commit of {candidate} is not known ({reason(error)})")
-    # It may lie in the cache all the same.
-    return short, None
-
-
-def model_bytes(name: str, revision: str | None, config: dict[str, Any]) -> float:
-    """What that model's weights take in 16 bits, by the sizes of its files; 0 where they are not known."""
-    from huggingface_hub import HfApi
-
-    if Path(name).is_dir():
-        sizes = {path.name: path.stat().st_size for path in Path(name).iterdir()}
-    else:
-        try:
-            look = partial(HfApi().model_info, name, revision=revision, files_metadata=True)
-            sizes = {file.rfilename: file.size or 0 for file in persist(f"looking up {name}", look).siblings or ()}
-        except Exception as error:
-            # Without the network it may lie in the cache all the same.
-            note(f"the size of {name} is not known ({reason(error)})")
-            return 0
-    found = sum(size for path, size in sizes.items() if re.fullmatch(r"model.*\.safetensors", path))
-    kinds = [part.get("dtype") or part.get("torch_dtype") for part in (config, config.get("text_config") or {})]
-    return found / 2 if "float32" in kinds else found
-
-
-def fetch_model(name: str, revision: str | None) -> Path:
-    """The folder of that model's files; a repo's is that of its commit in the Hub's cache."""
-    from huggingface_hub import snapshot_download
-
-    if Path(name).is_dir():
-        return Path(name).absolute()
-    wanted: dict[str, Any] = {"allow_patterns": MODEL_FILES, "ignore_patterns": NOT_LOADED}
-    return Path(persist(f"fetching {name}", lambda: snapshot_download(name, revision=revision, **wanted)))
-
-
 # ---- Places ----------------------------------------------------------------------------------------------------------
 # Where things lie: the Job's volume, the output, the disk, and what is a repo on the Hub.
 
@@ -1009,6 +756,250 @@ def sha256(path: Path, *, sync: bool = False) -> str:
         if sync:
             os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- Push ------------------------------------------------------------------------------------------------------------
+# The push: known to be possible before the training, verified file by file, and kept with a command where it fails.
+
+Answer = TypeVar("Answer")
+# The model is kept anyway, and a GPU costs money while it waits: eight attempts last a few minutes.
+ATTEMPTS, LONGEST_WAIT_S, LONGEST_WAITS_S = 8, 60.0, 900.0
+
+
+def open_repo(name: str, private: bool, create: bool = True) -> str:
+    """The output repo's full name, found there or created, and this token may write to it: known before any training.
+
+    Raises `UserError` of status 3 where it can't be written to, or is public although it should be private.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if not get_token():
+        raise UserError(
+            f"{name} can't be written to without a token.", "Run `hf auth login` or set HF_TOKEN.", status=2
+        )
+    api = HfApi()
+    try:
+        if "/" not in name:
+            name = f"{persist('asking who this token belongs to', api.whoami)['name']}/{name}"
+        try:
+            found = persist(f"looking up {name}", lambda: api.model_info(name))
+        except RepositoryNotFoundError:
+            if create:
+                persist(f"creating {name}", lambda: api.create_repo(name, private=private, exist_ok=True))
+            return name
+        if found.id != name:
+            note(f"{name} is now called {found.id}")
+        persist(f"asking for {name}", lambda: api.auth_check(found.id, write=True))
+    except Exception as error:
+        hint = "Check the name, the token and the network, or leave --output-repo away."
+        raise UserError(f"{name} can't be written to ({reason(error)}).", hint, status=3) from error
+    if private and not found.private:
+        hint = "Make it private on its page, or choose another --output-repo."
+        raise UserError(f"--private: {found.id} is there already, and public.", hint, status=3)
+    return str(found.id)
+
+
+def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str] = ()) -> str:
+    """Upload these files of the folder in one commit, and again until the Hub holds each as it is here; its address.
+
+    Files that are `stale` in the repo are deleted with it.
+    Raises `UserError` with the command that brings the model to the repo later: it stays in the folder.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    api, folder, files = HfApi(), Path(folder), sorted({*paths})
+
+    def attempt() -> None:
+        # What the Hub holds already is left out of the commit, so that a lost answer makes no second one, which
+        # `upload_folder` does. The Hub refuses to delete what is gone, as after a lost answer.
+        gone = sorted({*stale}.intersection(api.list_repo_files(repo)).difference(files)) if stale else []
+        changes: list[Any] = [CommitOperationAdd(path, folder / path) for path in files]
+        changes += [CommitOperationDelete(path) for path in gone]
+        api.create_commit(repo, changes, commit_message="Trained with launch")
+        found = api.verify_repo_checksums(repo, local_dir=folder)
+        wrong = {*found.extra_paths, *(mismatch["path"] for mismatch in found.mismatches)}.intersection(files)
+        if wrong:
+            raise RuntimeError(f"the Hub does not hold {', '.join(sorted(wrong))} as sent")
+
+    try:
+        persist(f"the push to {repo}", attempt)
+    except Exception as error:
+        raise UserError(f"the push to {repo} failed ({reason(error)}).", rescue(folder, repo, files)) from error
+    note(f"pushed to {repo}, and every file is there as it is here: {', '.join(files)}")
+    return f"{api.endpoint}/{repo}"
+
+
+def persist(what: str, act: Callable[[], Answer]) -> Answer:
+    """What `act` returns, tried again after failures of the service or the network, never after a refusal (4xx)."""
+    from huggingface_hub import is_offline_mode
+
+    attempt, waited = 0, 0.0
+    while True:
+        attempt += 1
+        try:
+            return act()
+        except Exception as error:
+            # The client wraps some refusals. An error of the network has no response; nor has one of the content store.
+            response = getattr(error, "response", getattr(error.__cause__, "response", None))
+            status = getattr(response, "status_code", 500)
+            if attempt == ATTEMPTS or is_offline_mode() or (status < 500 and status not in (408, 429)):
+                raise
+            wait = pause(getattr(response, "headers", {}), attempt)
+            waited += wait
+            if waited > LONGEST_WAITS_S or wait > CLOCK.left_s() - LAST_S:
+                raise
+            note(f"{what} failed ({reason(error)}), trying again in {wait:.0f} s")
+            time.sleep(wait)
+
+
+def pause(headers: Any, attempt: int) -> float:
+    """Seconds to wait after that attempt: what the service asks for, else twice as long every time, and uneven."""
+    asked = re.match(r"\d+", headers.get("retry-after", "")) or re.search(r"(?<=\bt=)\d+", headers.get("ratelimit", ""))
+    # Not from the seeded generator, on which the order of the rows depends.
+    share = random.SystemRandom().uniform(0.5, 1)
+    return int(asked[0]) + share if asked else min(2.0**attempt, LONGEST_WAIT_S) * share
+
+
+def rescue(folder: Path, repo: str, files: Collection[str]) -> str:
+    """What to do where these files could not be pushed: one command for another machine, or for this one."""
+    data, place, name = volume(), folder.resolve(), repo.split("/")[-1]
+    # Nothing that lies beside them.
+    upload = f"hf upload --private {' '.join(f'--include {shlex.quote(name)}' for name in sorted(files))} {repo}"
+    if not data:
+        return f"The model is kept; this pushes it: {upload} {shlex.quote(str(place))} ."
+    if not place.is_relative_to(data.resolve()):
+        # Elsewhere it would go with the container.
+        for file in files:
+            (data / "output" / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(place / file, data / "output" / file)
+        place = (data / "output").resolve()
+    inside, bucket = place.relative_to(data.resolve()).as_posix(), os.environ.get("LAUNCH_ARTIFACTS")
+    if not bucket:
+        job = os.environ.get("JOB_ID")
+        return f"The model is kept in {inside}/ of the Job's bucket; this names it: hf jobs inspect {job}"
+    fetch = f"hf buckets sync {shlex.quote(f'{bucket}/{inside}')} {name}"
+    return f"The model is kept in the Job's bucket; this fetches and pushes it: {fetch} && {upload} {name} ."
+
+
+# ---- Adapter ---------------------------------------------------------------------------------------------------------
+# The adapter and the model that it is for: found, read, and refused where they can't be what is asked for.
+
+# What the files of an adapter are called, its weights first.
+ADAPTER_FILES = ["adapter_model*", "*.json", "*.jinja", "*.model", "*.txt", "README.md"]
+# Of a model's repo, what is loaded; not what other programs have in it.
+MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
+NOT_LOADED = ["*/*", "consolidated*"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that was trained on, the one of 16 bits that copies are merged into, and whether it is shown pictures.
+
+    `whole` is `name`, or what that 4-bit upload was made of; `config` is the model's config.json.
+    """
+
+    name: str
+    revision: str | None
+    whole: str
+    whole_revision: str | None
+    config: dict[str, Any]
+    sees: bool
+
+
+def fetch_adapter(adapter: str, revision: str | None) -> Path:
+    """The adapter's folder; a repo's is that of its commit in the Hub's cache."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(adapter)
+    if not folder.is_dir():
+        wanted: dict[str, Any] = {"allow_patterns": ADAPTER_FILES, "ignore_patterns": ["*/*"]}
+        fetch = partial(snapshot_download, adapter, revision=revision, **wanted)
+        try:
+            folder = Path(persist(f"fetching {adapter}", fetch))
+        except Exception as error:
+            hint = "Check the name, the revision, the token and the network."
+            raise UserError(f"the adapter {adapter} can't be read ({reason(error)}).", hint, status=3) from error
+    if not (folder / "adapter_config.json").is_file() or not any(folder.glob("adapter_model*")):
+        hint = "One has adapter_config.json and adapter_model.safetensors."
+        raise UserError(f"{adapter} is no adapter.", hint, status=3)
+    return folder
+
+
+def find_base(
+    adapter: Path | None, name: str | None, revision: str | None, modality: str | None, trusted: bool, needs_whole: bool
+) -> Base:
+    """The model of that name, else what the adapter in the folder and its record say that it was trained on."""
+    settings, record = (
+        json.loads((adapter / file).read_text(encoding="utf-8")) if adapter and (adapter / file).is_file() else {}
+        for file in ("adapter_config.json", "run.json")
+    )
+    name = name or settings["base_model_name_or_path"]
+    revision = revision or settings.get("revision") or record.get("revisions", {}).get("model")
+    if Path(name).is_absolute() and not Path(name).is_dir():
+        hint = "Name the model that it was trained on with --model."
+        raise UserError(f"the adapter was trained on {name}, which is not here.", hint, status=3)
+    config = check_model(name, revision, trusted)
+    modality = modality or (record.get("plan") or {}).get("modality")
+    if modality == "vision" and "vision_config" not in config:
+        raise UserError(f"{name} sees no pictures.", "Add --modality text.", status=2)
+    whole, whole_revision = name, revision
+    if needs_whole and (config.get("quantization_config") or {}).get("quant_method") == "bitsandbytes":
+        whole, whole_revision = find_whole(name)
+    return Base(name, revision, whole, whole_revision, config, modality != "text" and "vision_config" in config)
+
+
+def find_whole(name: str) -> tuple[str, str | None]:
+    """Name and commit of the 16-bit model that a 4-bit upload was made of; `UserError` of status 2 where not known."""
+    from huggingface_hub import HfApi
+
+    short = re.sub(r"-(unsloth-)?bnb-4bit$", "", name, flags=re.IGNORECASE)
+    if short == name or Path(name).is_dir():
+        message = f"--model {name} is in 4 bits itself, and its 16-bit original, which copies need, is not known"
+        raise UserError(f"{message}.", "Name that one, and add --load-in 4bit.", status=2)
+    candidates = [short]
+    try:
+        card = persist(f"looking up {name}", lambda: HfApi().model_info(name)).card_data
+        told = card.base_model if card else None
+        candidates += [told] if isinstance(told, str) else told or []
+    except Exception as error:
+        note(f"the card of {name} can't be read ({reason(error)})")
+    for candidate in candidates:
+        try:
+            return candidate, persist(f"looking up {candidate}", partial(HfApi().model_info, candidate)).sha
+        except Exception as error:
+            note(f"the commit of {candidate} is not known ({reason(error)})")
+    # It may lie in the cache all the same.
+    return short, None
+
+
+def model_bytes(name: str, revision: str | None, config: dict[str, Any]) -> float:
+    """What that model's weights take in 16 bits, by the sizes of its files; 0 where they are not known."""
+    from huggingface_hub import HfApi
+
+    if Path(name).is_dir():
+        sizes = {path.name: path.stat().st_size for path in Path(name).iterdir()}
+    else:
+        try:
+            look = partial(HfApi().model_info, name, revision=revision, files_metadata=True)
+            sizes = {file.rfilename: file.size or 0 for file in persist(f"looking up {name}", look).siblings or ()}
+        except Exception as error:
+            # Without the network it may lie in the cache all the same.
+            note(f"the size of {name} is not known ({reason(error)})")
+            return 0
+    found = sum(size for path, size in sizes.items() if re.fullmatch(r"model.*\.safetensors", path))
+    kinds = [part.get("dtype") or part.get("torch_dtype") for part in (config, config.get("text_config") or {})]
+    return found / 2 if "float32" in kinds else found
+
+
+def fetch_model(name: str, revision: str | None) -> Path:
+    """The folder of that model's files; a repo's is that of its commit in the Hub's cache."""
+    from huggingface_hub import snapshot_download
+
+    if Path(name).is_dir():
+        return Path(name).absolute()
+    wanted: dict[str, Any] = {"allow_patterns": MODEL_FILES, "ignore_patterns": NOT_LOADED}
+    return Path(persist(f"fetching {name}", lambda: snapshot_download(name, revision=revision, **wanted)))
 
 
 # ---- Llama cpp -------------------------------------------------------------------------------------------------------
