@@ -115,36 +115,35 @@ DISK_SPEED, UPLOAD_SPEED = 200e6, 40e6
 def main(options: Options) -> int:
     """Refuse what can't be made, merge, then convert, check and push each copy; the status of the process."""
     export = Export(options)
-    CLOCK.start(deadline(options.timeout_s, volume() or Path(tempfile.gettempdir())))
-    # Until something is made there is nothing to lose.
-    with CLOCK.or_else(export.cut_off, at_once=True):
-        phase("check")
-        export.found = found = check(options)
-        if options.dry_run:
-            tell_plan(found, export.copies)
-            return 0
+    CLOCK.start(deadline(options.timeout_s, volume() or Path(tempfile.gettempdir())), export.cut_off)
+    phase("check")
+    export.found = found = check(options)
+    if options.dry_run:
+        tell_plan(found, export.copies)
+        return 0
 
-    with CLOCK.or_else(export.cut_off):
-        all_pushed = bool(found.repo or (found.merged_repo and not options.gguf))
-        place, work = open_places(found.output_dir, is_jobs_own(options), all_pushed)
-        try:
-            phase("merge")
-            kinds = sorted({copy.source for copy in export.copies})
-            export.trained = trained = merge_apart(options, found, kinds, work)
-            merged = check_merged_copies(export, found, trained, kinds, work)
-            for copy in export.copies:
-                if copy.error == NOT_MADE:
-                    phase(f"export {copy.kind} {copy.name}")
-                    make(copy, export, found, trained, merged, place, work)
-        except TimeUpError as end:
-            export.fail_rest(f"left out: {end}")
-        except Exception as error:
-            export.fail_rest(reason(error))
-        shutil.rmtree(work, ignore_errors=True)
-        tell_in_cards(export, found, place)
-        if place != found.output_dir and not any(copy.error for copy in export.copies):
-            # All of it was pushed.
-            shutil.rmtree(place, ignore_errors=True)
+    CLOCK.at_once = False
+    all_pushed = bool(found.repo or (found.merged_repo and not options.gguf))
+    place, work = open_places(found.output_dir, is_jobs_own(options), all_pushed)
+    try:
+        phase("merge")
+        kinds = sorted({copy.source for copy in export.copies})
+        export.trained = trained = merge_apart(options, found, kinds, work)
+        merged = check_merged_copies(export, found, trained, kinds, work)
+        for copy in export.copies:
+            if copy.error == NOT_MADE:
+                phase(f"export {copy.kind} {copy.name}")
+                make(copy, export, found, trained, merged, place, work)
+    except TimeUpError as end:
+        export.fail_rest(f"left out: {end}")
+    except Exception as error:
+        export.fail_rest(reason(error))
+    shutil.rmtree(work, ignore_errors=True)
+    tell_in_cards(export, found, place)
+    if place != found.output_dir and not any(copy.error for copy in export.copies):
+        # All of it was pushed.
+        shutil.rmtree(place, ignore_errors=True)
+    CLOCK.rest()
     return export.tell()
 
 
@@ -160,15 +159,6 @@ class Found:
     repo: str | None
     merged_repo: str | None
     llama_cpp: Path | None
-
-
-@dataclass
-class Merged:
-    """A merged copy: where it is, what was found of it, and what it answers, as far as that is known."""
-
-    folder: Path
-    checked: str
-    seen: Seen
 
 
 class Export:
@@ -287,8 +277,8 @@ def merge_apart(options: Options, found: Found, kinds: Sequence[str], work: Path
 
 def check_merged_copies(
     export: Export, found: Found, trained: Trained, kinds: Sequence[str], work: Path
-) -> dict[str, Merged]:
-    """The merged copies that answer as the trained model, each loaded with plain transformers; others fail."""
+) -> dict[str, tuple[str, Seen]]:
+    """What was found of each merged copy, loaded with plain transformers, and what it answers; others fail."""
     merged = {}
     for kind in kinds:
         if kind in trained.errors:
@@ -296,7 +286,7 @@ def check_merged_copies(
             continue
         words = (work / kind, trained.seen, found.base.sees, export.options.trust_remote_code)
         try:
-            merged[kind] = Merged(work / kind, *apart(check_merged, *words))
+            merged[kind] = apart(check_merged, *words)
         except DifferentError as error:
             export.fail_rest(reason(error), kind)
         except RuntimeError as error:
@@ -304,8 +294,7 @@ def check_merged_copies(
                 export.fail_rest(f"it can't be loaded again ({reason(error)})", kind)
                 continue
             # What was trained in 4 bits may not fit in 16.
-            told = f"not loaded again, for want of memory ({reason(error)})"
-            merged[kind] = Merged(work / kind, told, trained.seen)
+            merged[kind] = f"not loaded again, for want of memory ({reason(error)})", trained.seen
     return merged
 
 
@@ -313,26 +302,27 @@ def check_merged_copies(
 
 
 def make(
-    copy: Copy, export: Export, found: Found, trained: Trained, merged: dict[str, Merged], place: Path, work: Path
-) -> None:
+    copy: Copy, export: Export, found: Found, trained: Trained, merged: dict[str, tuple[str, Seen]], place: Path,
+    work: Path,
+) -> None:  # fmt: skip
     """Convert what was merged if it is a GGUF file, put it in its place, and push it; the copy notes what became of it."""
     pushed = found.whole_bytes * copy.bits / 16 / UPLOAD_SPEED if found.repo or found.merged_repo else 0
     require_time(2 * found.whole_bytes / DISK_SPEED + pushed)
-    source = merged[copy.source]
+    checked, seen = merged[copy.source]
     try:
         if copy.kind == "merged":
-            # GGUF files are made of it too.
-            source.folder = land(source.folder, place / MERGED)
-            files = every_file(source.folder)
-            copy.path, copy.checked = MERGED, source.checked
-            copy.gib = sum((source.folder / path).stat().st_size for path in files) / 2**30
+            folder = land(work / copy.name, place / MERGED)
+            copy.path, copy.checked = MERGED, checked
+            copy.gib = sum((folder / path).stat().st_size for path in every_file(folder)) / 2**30
             copy.repo = found.merged_repo or found.repo
             if copy.repo:
-                push_merged(source.folder, copy.repo, alone=bool(found.merged_repo))
+                push_merged(folder, copy.repo, alone=bool(found.merged_repo))
         else:
             assert found.llama_cpp is not None
+            # Of the copy that was asked for too, or of one for this alone.
+            folder = work / copy.source if (work / copy.source).is_dir() else place / MERGED
             file, copy.checked = make_gguf(
-                copy.name, found.stem, source.folder, source.seen, found.base.sees, work, place, found.llama_cpp
+                copy.name, found.stem, folder, seen, found.base.sees, work, place, found.llama_cpp
             )
             copy.path, copy.gib = file.name, file.stat().st_size / 2**30
             if not any(other.kind == "gguf" and not other.error for other in export.copies):
@@ -446,7 +436,7 @@ def finite(value: Any) -> Any:
 
 
 # ---- Models ----------------------------------------------------------------------------------------------------------
-# The machine and the model: known to be there and to be allowed before anything is loaded.
+# The machine and the model, known to be there before anything is loaded, and what they are trained with.
 
 
 def set_environment(args: Any) -> None:
@@ -552,20 +542,20 @@ def deadline(timeout_s: float, folder: Path) -> float:
 class Clock:
     """Says how much time is left, and ends the process where a library does not come back in time.
 
-    Inside `or_else` a library may wait for as long as it likes, and need not return to Python: when the time is up, a
-    thread of this clock says the last words and ends the process. It also ends one that has not been `heard` of for
-    longer than its `patience_s`.
+    A library may wait for as long as it likes, and need not return to Python: `last_s` before the end, or with
+    `at_once` at a signal, a thread of this clock says the last words and ends the process with the status that they
+    return. It also ends one that has not been `heard` of for longer than its `patience_s`.
     """
 
     def __init__(self) -> None:
         self.deadline, self.signalled = math.inf, 0.0
         self.heard, self.patience_s = 0.0, math.inf
         self.last_words: Callable[[], int] | None = None
-        self.at_once, self.last_s, self.lock = False, LAST_S, threading.RLock()
+        self.at_once, self.last_s, self.lock = False, LAST_S, threading.Lock()
 
-    def start(self, ends: float) -> None:
-        """Begin: from now on a signal asks to stop, and is not the end."""
-        self.deadline = ends
+    def start(self, ends: float, last_words: Callable[[], int]) -> None:
+        """Begin: from now on a signal asks to stop, at once as long as there is nothing to save."""
+        self.deadline, self.last_words, self.at_once = ends, last_words, True
         heard, told = os.pipe()
         os.set_blocking(told, False)
         # It is written to although the main thread is deep in a library, where no handler of Python's is called.
@@ -575,6 +565,11 @@ class Clock:
         # What ends a child is not meant for this process.
         os.register_at_fork(after_in_child=self.forget)
         threading.Thread(target=self.watch, args=(heard,), daemon=True).start()
+
+    def rest(self) -> None:
+        """Leave the last words to whoever calls this, unless they are being said."""
+        with self.lock:
+            self.last_words, self.patience_s = None, math.inf
 
     def forget(self) -> None:
         signal.set_wakeup_fd(-1)
@@ -591,39 +586,15 @@ class Clock:
         """Seconds until the end, as far as it is known."""
         return min(self.deadline, self.signalled + GRACE_S if self.signalled else math.inf) - time.monotonic()
 
-    @contextmanager
-    def or_else(self, last_words: Callable[[], int], at_once: bool = False, last_s: float = LAST_S) -> Iterator[None]:
-        """Inside, once the time is up, `last_words` is called elsewhere, and the status it returns is the process's.
-
-        With `at_once` a signal is enough: there is nothing to save. They are said `last_s` before the end.
-        """
-        outer = self.last_words, self.at_once, self.last_s
-        self.last_words, self.at_once, self.last_s = last_words, at_once, last_s
-        try:
-            yield
-        finally:
-            # Or it is at its last words.
-            with self.lock:
-                self.last_words, self.at_once, self.last_s = outer
-
     def watch(self, heard: int) -> None:
         while True:
             if select.select([heard], [], [], 0.5)[0] and SIGNALS & {*os.read(heard, 512)}:
                 self.signalled = self.signalled or time.monotonic()
-            if self.left_s() < self.last_s or (self.at_once and self.signalled):
-                with self.lock:
-                    if self.last_words:
-                        self.end(self.last_words)
-            if time.monotonic() - self.heard > self.patience_s:
-                self.end(self.stalled)
-
-    def stalled(self) -> int:
-        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        told = (
-            f"error: stalled: no step has ended for {time.monotonic() - self.heard:.0f} s. The stacks above show where"
-        )
-        tell(f"{told} it hangs; run this again: it goes on from the last checkpoint.", sys.stderr)
-        return 1
+            with self.lock:
+                if time.monotonic() - self.heard > self.patience_s:
+                    self.end(self.stalled)
+                if self.last_words and (self.left_s() < self.last_s or (self.at_once and self.signalled)):
+                    self.end(self.last_words)
 
     def end(self, last_words: Callable[[], int]) -> None:
         status = 1
@@ -632,6 +603,12 @@ class Clock:
         finally:
             sys.stdout.flush()
             os._exit(status)
+
+    def stalled(self) -> int:
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        told = f"error: stalled: no step has ended for {time.monotonic() - self.heard:.0f} s."
+        tell(f"{told} The stacks above show where; run this again: it goes on from the last checkpoint.", sys.stderr)
+        return 1
 
 
 CLOCK = Clock()
@@ -645,11 +622,140 @@ def errors_told() -> Iterator[None]:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         yield
-    except (UserError, KeyboardInterrupt) as end:
-        CLOCK.last_words = None
+    except BaseException as end:
+        CLOCK.rest()
+        if not isinstance(end, UserError | KeyboardInterrupt):
+            raise
         problem = end if isinstance(end, UserError) else UserError("interrupted.", status=130)
         problem.tell()
         sys.exit(problem.status)
+
+
+# ---- Places ----------------------------------------------------------------------------------------------------------
+# Where things lie: the Job's volume, the output, the disk, and what is a repo on the Hub.
+
+# In a folder that is a run's own, and locked while one works in it.
+OWN = ".launch"
+# Seconds between two signs of life on a volume, where nothing can be locked.
+ALIVE_S = 50.0
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+
+
+def volume() -> Path | None:
+    """The folder that outlives a Job's machine, or none where this is no Job."""
+    if os.environ.get("LAUNCH_DATA_DIR"):
+        return Path(os.environ["LAUNCH_DATA_DIR"])
+    return Path("/data") if os.environ.get("JOB_ID") and Path("/data").is_dir() else None
+
+
+def is_jobs_own(args: Any) -> bool:
+    """Whether what is written goes to this Job's volume, where every attempt finds the same."""
+    return bool(volume()) and not args.output_dir
+
+
+def output_folder(args: Any) -> Path:
+    """Where the model is saved."""
+    place = volume()
+    if args.output_dir:
+        return Path(args.output_dir)
+    return place / "output" if place else Path("outputs", args.run_name)
+
+
+def claim(args: Any) -> None:
+    """Make the output folder this run's own, until the process ends.
+
+    Raises `UserError` of status 2 where it holds what no run made: there nothing is replaced, deleted or pushed; of
+    status 3 where another run works in it, or it can't be written to.
+    """
+    folder, jobs_own = output_folder(args), is_jobs_own(args)
+    place = str(folder.resolve())
+    # Locked by what started this process, or what it was before it began again.
+    if place == os.environ.get("LAUNCH_HOLDS"):
+        return
+    try:
+        own = jobs_own or any((folder / name).is_file() for name in (OWN, "checkpoints/attempt"))
+        if not own and folder.exists() and any(folder.iterdir()):
+            hint = "Give --output-dir another one, or an empty one."
+            raise UserError(f"the output folder {folder} is not empty, and no run made it.", hint, status=2)
+        folder.mkdir(parents=True, exist_ok=True)
+        if jobs_own:
+            # Anew in each process: no thread outlives that, as a lock does.
+            show_life(folder.with_name("alive"))
+        else:
+            lock(folder / OWN)
+            os.environ["LAUNCH_HOLDS"] = place
+    except OSError as error:
+        hint = "Make room, or give --output-dir another folder."
+        raise UserError(f"the output folder {folder} can't be used ({reason(error)}).", hint, status=3) from error
+
+
+def lock(path: Path) -> None:
+    """Hold the file until this process ends, however it ends; it may begin again in its own place."""
+    file = os.open(path, os.O_CREAT | os.O_RDWR)
+    os.set_inheritable(file, True)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        hint = "Wait for its end, or give --output-dir another folder."
+        raise UserError(f"another run works in {path.parent}.", hint, status=3) from error
+    except OSError:
+        note(f"{path.parent} can't be locked: start no second run in it")
+
+
+def show_life(path: Path) -> None:
+    """Refuse where another Job writes its sign of life into that file, and write this one's from now on."""
+    job = os.environ.get("JOB_ID", "")
+
+    def read() -> tuple[str, float]:
+        try:
+            other, moment = path.read_text(encoding="utf-8").split()
+            return other, float(moment)
+        except (OSError, ValueError):
+            return job, 0.0
+
+    def write() -> None:
+        while True:
+            try:
+                path.write_text(f"{job} {time.time()}", encoding="utf-8")
+            except OSError as error:
+                note(f"{path} can't be written ({reason(error)})")
+            time.sleep(ALIVE_S)
+
+    other, moment = read()
+    if other != job and time.time() - moment < 3 * ALIVE_S:
+        time.sleep(2 * ALIVE_S)
+        if read()[1] > moment:
+            hint = f"`launch wait {other}` follows it, `launch cancel {other}` stops it."
+            raise UserError(f"Job {other} works on this run.", hint, status=3)
+    threading.Thread(target=write, daemon=True).start()
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether that is a whole commit hash, which names the same files for ever."""
+    return bool(re.fullmatch("[0-9a-f]{40}", revision or ""))
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether that names a repo on the Hub: what is there on this machine wins, as it does when it is loaded."""
+    return bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
+
+
+def require_disk(folder: Path, needed: float, told: Sequence[str], hint: str) -> None:
+    """Refuse where the folder's disk has less room than that many bytes; `told` is what they are."""
+    place = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    usage = shutil.disk_usage(place)
+    # A mounted bucket has no size.
+    if usage.total and usage.free < needed:
+        message = f"the disk of {place} has {usage.free / 1e9:.2f} GB free, and this run writes {needed / 1e9:.2f} GB"
+        raise UserError(f"{message} ({', '.join(told)}).", hint, status=3)
+
+
+def sha256(path: Path, *, sync: bool = False) -> str:
+    """The file's hash; with `sync` its content is on the disk afterwards."""
+    with path.open("rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---- Push ------------------------------------------------------------------------------------------------------------
@@ -757,20 +863,20 @@ def pause(headers: Any, attempt: int) -> float:
 
 def rescue(folder: Path, repo: str, files: Collection[str]) -> str:
     """What to do where these files could not be pushed: one command for another machine, or for this one."""
-    job, data = os.environ.get("JOB_ID"), Path(os.environ.get("LAUNCH_DATA_DIR", "/data")).resolve()
-    place, name, bucket = folder.resolve(), repo.split("/")[-1], os.environ.get("LAUNCH_ARTIFACTS")
+    data, place, name = volume(), folder.resolve(), repo.split("/")[-1]
     # Nothing that lies beside them.
     upload = f"hf upload --private {' '.join(f'--include {shlex.quote(name)}' for name in sorted(files))} {repo}"
-    if job and data.is_dir() and not place.is_relative_to(data):
+    if not data:
+        return f"The model is kept; this pushes it: {upload} {shlex.quote(str(place))} ."
+    if not place.is_relative_to(data.resolve()):
         # Elsewhere it would go with the container.
         for file in files:
             (data / "output" / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(place / file, data / "output" / file)
-        place = data / "output"
-    if not job or not place.is_relative_to(data):
-        return f"The model is kept; this pushes it: {upload} {shlex.quote(str(place))} ."
-    inside = place.relative_to(data).as_posix()
+        place = (data / "output").resolve()
+    inside, bucket = place.relative_to(data.resolve()).as_posix(), os.environ.get("LAUNCH_ARTIFACTS")
     if not bucket:
+        job = os.environ.get("JOB_ID")
         return f"The model is kept in {inside}/ of the Job's bucket; this names it: hf jobs inspect {job}"
     fetch = f"hf buckets sync {shlex.quote(f'{bucket}/{inside}')} {name}"
     return f"The model is kept in the Job's bucket; this fetches and pushes it: {fetch} && {upload} {name} ."
@@ -894,134 +1000,6 @@ def fetch_model(name: str, revision: str | None) -> Path:
         return Path(name).absolute()
     wanted: dict[str, Any] = {"allow_patterns": MODEL_FILES, "ignore_patterns": NOT_LOADED}
     return Path(persist(f"fetching {name}", lambda: snapshot_download(name, revision=revision, **wanted)))
-
-
-# ---- Places ----------------------------------------------------------------------------------------------------------
-# Where things lie: the Job's volume, the output, the disk, and what is a repo on the Hub.
-
-# In a folder that is a run's own, and locked while one works in it.
-OWN = ".launch"
-# Seconds between two signs of life on a volume, where nothing can be locked.
-ALIVE_S = 50.0
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
-
-
-def volume() -> Path | None:
-    """The folder that outlives a Job's machine, or none where this is no Job."""
-    if os.environ.get("LAUNCH_DATA_DIR"):
-        return Path(os.environ["LAUNCH_DATA_DIR"])
-    return Path("/data") if os.environ.get("JOB_ID") and Path("/data").is_dir() else None
-
-
-def is_jobs_own(args: Any) -> bool:
-    """Whether what is written goes to this Job's volume, where every attempt finds the same."""
-    return bool(volume()) and not args.output_dir
-
-
-def output_folder(args: Any) -> Path:
-    """Where the model is saved."""
-    place = volume()
-    if args.output_dir:
-        return Path(args.output_dir)
-    return place / "output" if place else Path("outputs", args.run_name)
-
-
-def claim(args: Any) -> None:
-    """Make the output folder this run's own, until the process ends.
-
-    Raises `UserError` of status 2 where it holds what no run made: there nothing is replaced, deleted or pushed; of
-    status 3 where another run works in it, or it can't be written to.
-    """
-    folder, jobs_own = output_folder(args), is_jobs_own(args)
-    place = str(folder.resolve())
-    # Locked by what started this process, or what it was before it began again.
-    if place == os.environ.get("LAUNCH_HOLDS"):
-        return
-    try:
-        own = jobs_own or any((folder / name).is_file() for name in (OWN, "checkpoints/attempt"))
-        if not own and folder.exists() and any(folder.iterdir()):
-            hint = "Give --output-dir another one, or an empty one."
-            raise UserError(f"the output folder {folder} is not empty, and no run made it.", hint, status=2)
-        folder.mkdir(parents=True, exist_ok=True)
-        if jobs_own:
-            # Anew in each process: no thread outlives that, as a lock does.
-            show_life(folder.with_name("alive"))
-        else:
-            lock(folder / OWN)
-            os.environ["LAUNCH_HOLDS"] = place
-    except OSError as error:
-        hint = "Make room, or give --output-dir another folder."
-        raise UserError(f"the output folder {folder} can't be used ({reason(error)}).", hint, status=3) from error
-
-
-def lock(path: Path) -> None:
-    """Hold the file until this process ends, however it ends; it may begin again in its own place."""
-    file = os.open(path, os.O_CREAT | os.O_RDWR)
-    os.set_inheritable(file, True)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        hint = "Wait for its end, or give --output-dir another folder."
-        raise UserError(f"another run works in {path.parent}.", hint, status=3) from error
-    except OSError:
-        note(f"{path.parent} can't be locked: start no second run in it")
-
-
-def show_life(path: Path) -> None:
-    """Refuse where another Job writes its sign of life into that file, and write this one's from now on."""
-    job = os.environ.get("JOB_ID", "")
-
-    def read() -> tuple[str, float]:
-        try:
-            other, moment = path.read_text(encoding="utf-8").split()
-            return other, float(moment)
-        except (OSError, ValueError):
-            return job, 0.0
-
-    def write() -> None:
-        while True:
-            try:
-                path.write_text(f"{job} {time.time()}", encoding="utf-8")
-            except OSError as error:
-                note(f"{path} can't be written ({reason(error)})")
-            time.sleep(ALIVE_S)
-
-    before, waited_s = read(), 0.0
-    while before[0] != job and time.time() - before[1] < 3 * ALIVE_S and waited_s < 3 * ALIVE_S:
-        time.sleep(ALIVE_S / 10)
-        waited_s += ALIVE_S / 10
-        if read()[1] > before[1]:
-            hint = f"`launch wait {before[0]}` follows it, `launch cancel {before[0]}` stops it."
-            raise UserError(f"Job {before[0]} works on this run.", hint, status=3)
-    threading.Thread(target=write, daemon=True).start()
-
-
-def is_commit(revision: str | None) -> bool:
-    """Whether that is a whole commit hash, which names the same files for ever."""
-    return bool(re.fullmatch("[0-9a-f]{40}", revision or ""))
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether that names a repo on the Hub: what is there on this machine wins, as it does when it is loaded."""
-    return bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
-
-
-def require_disk(folder: Path, needed: float, told: Sequence[str], hint: str) -> None:
-    """Refuse where the folder's disk has less room than that many bytes; `told` is what they are."""
-    place = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
-    usage = shutil.disk_usage(place)
-    # A mounted bucket has no size.
-    if usage.total and usage.free < needed:
-        message = f"the disk of {place} has {usage.free / 1e9:.2f} GB free, and this run writes {needed / 1e9:.2f} GB"
-        raise UserError(f"{message} ({', '.join(told)}).", hint, status=3)
-
-
-def sha256(path: Path, *, sync: bool = False) -> str:
-    """The file's hash; with `sync` its content is on the disk afterwards."""
-    with path.open("rb") as file:
-        if sync:
-            os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---- Llama cpp -------------------------------------------------------------------------------------------------------
@@ -1752,7 +1730,7 @@ def check_options(args: Any) -> None:
 
 
 # ---- Saving ----------------------------------------------------------------------------------------------------------
-# The model on the disk: room for it is known before the training, and it is saved whole or not at all.
+# The model on the disk: there is room for it, it is saved whole, and run.json says how to make it again.
 
 # transformers knows no presence penalty.
 ONLY_OLLAMA = {"presence_penalty"}
@@ -2076,8 +2054,8 @@ def failed_copies(copies: Sequence[Copy], where: str, merged_repo: str | None) -
     return UserError(f"{message}.", f"Try again with: launch export {shlex.quote(where)} {' '.join(words)}")
 
 
-# ---- Markdown --------------------------------------------------------------------------------------------------------
-# What cards are made of: their head, code that asks a model, and what anybody named as Markdown that means no more.
+# ---- Card ------------------------------------------------------------------------------------------------------------
+# Model cards: what was trained on what, how and how well, how to use it, and what anybody named as plain Markdown.
 
 SNIPPET = """\
 # pip install transformers accelerate{packages}

@@ -61,10 +61,9 @@ import threading
 import time
 import types
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
-from functools import partial
 from importlib.metadata import distributions, version
 from itertools import groupby, islice, pairwise
 from pathlib import Path
@@ -158,9 +157,7 @@ def main(args: Options) -> Run | None:
 
     if not on_gpu:
         # Packed rows would read each other without the GPU's attention kernels.
-        wanted = {"4-bit weights": args.load_in == "4bit", "packing": args.packing, args.optim: "8bit" in args.optim}
-        left_out = [name for name, is_wanted in wanted.items() if is_wanted]
-        note(f"on the CPU: {', '.join(f'no {name}' for name in left_out) or 'as asked'}")
+        note("on the CPU: no 4-bit weights, no packing, no 8-bit optimizer")
     model, tokenizer = FastLanguageModel.from_pretrained(
         args.model,
         revision=args.revision,
@@ -220,22 +217,17 @@ def main(args: Options) -> Run | None:
     sampled = islice(eval_rows or [], args.sample_rows if encoder.chat else 0)
     asked = [encoder.messages(row) for row in sampled]
 
-    def answers() -> list[str | None]:
-        FastLanguageModel.for_inference(model)
-        given = guard.answers(asked, lambda messages: answer(model, tokenizer, messages[:-1], encoder.stop))
-        FastLanguageModel.for_training(model)
-        return given
+    def reply(messages: list[Any]) -> str:
+        return answer(model, tokenizer, messages[:-1], encoder.stop)
 
-    guard = Watch(run, trainer)
+    guard = Watch(run, trainer, FastLanguageModel, asked, reply)
     open_tracker(run)
     trainer.add_callback(guard)
     run.ready()
     # Unless an earlier attempt did.
-    guard.before = guard.before or guard.look(answers, evaluates=eval_data is not None)
+    guard.before = guard.before or guard.look(evaluates=eval_data is not None)
     phase("train")
-    # A step that never comes back is not waited for.
-    with CLOCK.or_else(lambda: run.leave("in a step that did not end"), last_s=1.5):
-        guard.train()
+    guard.train()
 
     # ---- Save --------------------------------------------------------------------------------------------------------
 
@@ -248,8 +240,8 @@ def main(args: Options) -> Run | None:
         model.get_base_model().generation_config = settings
         run.saved = save(run.output_dir, model, tokenizer, settings)
         note(f"saved in {run.output_dir}")
-    guard.after = guard.look(answers, evaluates=eval_data is not None)
-    run.describe(guard, asked, words, train_rows, eval_data)
+    guard.after = guard.look(evaluates=eval_data is not None)
+    run.describe(guard, words, train_rows, eval_data)
 
     # ---- Push --------------------------------------------------------------------------------------------------------
 
@@ -548,20 +540,20 @@ def deadline(timeout_s: float, folder: Path) -> float:
 class Clock:
     """Says how much time is left, and ends the process where a library does not come back in time.
 
-    Inside `or_else` a library may wait for as long as it likes, and need not return to Python: when the time is up, a
-    thread of this clock says the last words and ends the process. It also ends one that has not been `heard` of for
-    longer than its `patience_s`.
+    A library may wait for as long as it likes, and need not return to Python: `last_s` before the end, or with
+    `at_once` at a signal, a thread of this clock says the last words and ends the process with the status that they
+    return. It also ends one that has not been `heard` of for longer than its `patience_s`.
     """
 
     def __init__(self) -> None:
         self.deadline, self.signalled = math.inf, 0.0
         self.heard, self.patience_s = 0.0, math.inf
         self.last_words: Callable[[], int] | None = None
-        self.at_once, self.last_s, self.lock = False, LAST_S, threading.RLock()
+        self.at_once, self.last_s, self.lock = False, LAST_S, threading.Lock()
 
-    def start(self, ends: float) -> None:
-        """Begin: from now on a signal asks to stop, and is not the end."""
-        self.deadline = ends
+    def start(self, ends: float, last_words: Callable[[], int]) -> None:
+        """Begin: from now on a signal asks to stop, at once as long as there is nothing to save."""
+        self.deadline, self.last_words, self.at_once = ends, last_words, True
         heard, told = os.pipe()
         os.set_blocking(told, False)
         # It is written to although the main thread is deep in a library, where no handler of Python's is called.
@@ -571,6 +563,11 @@ class Clock:
         # What ends a child is not meant for this process.
         os.register_at_fork(after_in_child=self.forget)
         threading.Thread(target=self.watch, args=(heard,), daemon=True).start()
+
+    def rest(self) -> None:
+        """Leave the last words to whoever calls this, unless they are being said."""
+        with self.lock:
+            self.last_words, self.patience_s = None, math.inf
 
     def forget(self) -> None:
         signal.set_wakeup_fd(-1)
@@ -587,39 +584,15 @@ class Clock:
         """Seconds until the end, as far as it is known."""
         return min(self.deadline, self.signalled + GRACE_S if self.signalled else math.inf) - time.monotonic()
 
-    @contextmanager
-    def or_else(self, last_words: Callable[[], int], at_once: bool = False, last_s: float = LAST_S) -> Iterator[None]:
-        """Inside, once the time is up, `last_words` is called elsewhere, and the status it returns is the process's.
-
-        With `at_once` a signal is enough: there is nothing to save. They are said `last_s` before the end.
-        """
-        outer = self.last_words, self.at_once, self.last_s
-        self.last_words, self.at_once, self.last_s = last_words, at_once, last_s
-        try:
-            yield
-        finally:
-            # Or it is at its last words.
-            with self.lock:
-                self.last_words, self.at_once, self.last_s = outer
-
     def watch(self, heard: int) -> None:
         while True:
             if select.select([heard], [], [], 0.5)[0] and SIGNALS & {*os.read(heard, 512)}:
                 self.signalled = self.signalled or time.monotonic()
-            if self.left_s() < self.last_s or (self.at_once and self.signalled):
-                with self.lock:
-                    if self.last_words:
-                        self.end(self.last_words)
-            if time.monotonic() - self.heard > self.patience_s:
-                self.end(self.stalled)
-
-    def stalled(self) -> int:
-        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        told = (
-            f"error: stalled: no step has ended for {time.monotonic() - self.heard:.0f} s. The stacks above show where"
-        )
-        tell(f"{told} it hangs; run this again: it goes on from the last checkpoint.", sys.stderr)
-        return 1
+            with self.lock:
+                if time.monotonic() - self.heard > self.patience_s:
+                    self.end(self.stalled)
+                if self.last_words and (self.left_s() < self.last_s or (self.at_once and self.signalled)):
+                    self.end(self.last_words)
 
     def end(self, last_words: Callable[[], int]) -> None:
         status = 1
@@ -628,6 +601,12 @@ class Clock:
         finally:
             sys.stdout.flush()
             os._exit(status)
+
+    def stalled(self) -> int:
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        told = f"error: stalled: no step has ended for {time.monotonic() - self.heard:.0f} s."
+        tell(f"{told} The stacks above show where; run this again: it goes on from the last checkpoint.", sys.stderr)
+        return 1
 
 
 CLOCK = Clock()
@@ -641,71 +620,13 @@ def errors_told() -> Iterator[None]:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         yield
-    except (UserError, KeyboardInterrupt) as end:
-        CLOCK.last_words = None
+    except BaseException as end:
+        CLOCK.rest()
+        if not isinstance(end, UserError | KeyboardInterrupt):
+            raise
         problem = end if isinstance(end, UserError) else UserError("interrupted.", status=130)
         problem.tell()
         sys.exit(problem.status)
-
-
-# ---- Config ----------------------------------------------------------------------------------------------------------
-# The trainer's settings, and the tracker of its metrics.
-
-
-def make_config(run: Any, on_gpu: bool, evaluates: bool, **more: Any) -> Any:
-    """What both kinds of model are trained with; `more` is of one kind."""
-    from trl import SFTConfig
-    from unsloth import is_bfloat16_supported
-
-    args = run.args
-    return SFTConfig(
-        output_dir=str(run.checkpoints.folder),
-        max_steps=args.max_steps or -1,
-        num_train_epochs=args.num_train_epochs or 1,
-        per_device_train_batch_size=args.batch_size,
-        gradient_accumulation_steps=args.gradient_accumulation,
-        gradient_checkpointing=on_gpu,
-        # Evaluation must fit wherever training did.
-        per_device_eval_batch_size=min(args.batch_size, 2),
-        prediction_loss_only=True,
-        eval_strategy="steps" if evaluates and args.eval_steps else "no",
-        eval_steps=args.eval_steps,
-        max_length=args.max_length,
-        learning_rate=args.learning_rate,
-        lr_scheduler_type=args.lr_scheduler_type,
-        warmup_steps=args.warmup_ratio,
-        weight_decay=args.weight_decay,
-        optim=args.optim if on_gpu else "adamw_torch",
-        bf16=on_gpu and is_bfloat16_supported(),
-        fp16=on_gpu and not is_bfloat16_supported(),
-        use_cpu=not on_gpu,
-        seed=args.seed,
-        logging_steps=args.logging_steps,
-        logging_nan_inf_filter=False,
-        # The guard does it, and outlives a disk that is full.
-        save_strategy="no",
-        disable_tqdm=True,
-        report_to="none",
-        **more,
-    )
-
-
-def open_tracker(run: Any) -> None:
-    """Give the run its tracker, or none: a dashboard that can't be reached must not cost the training."""
-    if not run.args.trackio_project:
-        return
-    import trackio
-
-    try:
-        run.tracker = trackio.init(
-            run.args.trackio_project,
-            run.args.run_name,
-            space_id=run.args.trackio_space,
-            config=vars(run.args),
-            resume="allow" if run.checkpoints.found or os.environ.get("LAUNCH_STARTED") else "never",
-        )
-    except Exception as error:
-        note(f"trackio is off, the run goes on without it ({type(error).__name__}: {error})")
 
 
 # ---- Places ----------------------------------------------------------------------------------------------------------
@@ -798,13 +719,12 @@ def show_life(path: Path) -> None:
                 note(f"{path} can't be written ({reason(error)})")
             time.sleep(ALIVE_S)
 
-    before, waited_s = read(), 0.0
-    while before[0] != job and time.time() - before[1] < 3 * ALIVE_S and waited_s < 3 * ALIVE_S:
-        time.sleep(ALIVE_S / 10)
-        waited_s += ALIVE_S / 10
-        if read()[1] > before[1]:
-            hint = f"`launch wait {before[0]}` follows it, `launch cancel {before[0]}` stops it."
-            raise UserError(f"Job {before[0]} works on this run.", hint, status=3)
+    other, moment = read()
+    if other != job and time.time() - moment < 3 * ALIVE_S:
+        time.sleep(2 * ALIVE_S)
+        if read()[1] > moment:
+            hint = f"`launch wait {other}` follows it, `launch cancel {other}` stops it."
+            raise UserError(f"Job {other} works on this run.", hint, status=3)
     threading.Thread(target=write, daemon=True).start()
 
 
@@ -1200,7 +1120,7 @@ def read_checkpoint(place: Path) -> dict[str, Any]:
 
 
 # ---- Models ----------------------------------------------------------------------------------------------------------
-# The machine and the model: known to be there and to be allowed before anything is loaded.
+# The machine and the model, known to be there before anything is loaded, and what they are trained with.
 
 
 def set_environment(args: Any) -> None:
@@ -1259,6 +1179,62 @@ def check_model(model: str, revision: str | None, trusted: bool = False) -> dict
             hint = "Copy the code into a repo of your own, beside the model."
             raise UserError(f"{name} of {model} names code of another repo, which nothing pins.", hint, status=3)
     return config
+
+
+def make_config(run: Any, on_gpu: bool, evaluates: bool, **more: Any) -> Any:
+    """What both kinds of model are trained with; `more` is of one kind."""
+    from trl import SFTConfig
+    from unsloth import is_bfloat16_supported
+
+    args = run.args
+    return SFTConfig(
+        output_dir=str(run.checkpoints.folder),
+        max_steps=args.max_steps or -1,
+        num_train_epochs=args.num_train_epochs or 1,
+        per_device_train_batch_size=args.batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation,
+        gradient_checkpointing=on_gpu,
+        # Evaluation must fit wherever training did.
+        per_device_eval_batch_size=min(args.batch_size, 2),
+        prediction_loss_only=True,
+        eval_strategy="steps" if evaluates and args.eval_steps else "no",
+        eval_steps=args.eval_steps,
+        max_length=args.max_length,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type=args.lr_scheduler_type,
+        warmup_steps=args.warmup_ratio,
+        weight_decay=args.weight_decay,
+        optim=args.optim if on_gpu else "adamw_torch",
+        bf16=on_gpu and is_bfloat16_supported(),
+        fp16=on_gpu and not is_bfloat16_supported(),
+        use_cpu=not on_gpu,
+        seed=args.seed,
+        logging_steps=args.logging_steps,
+        logging_nan_inf_filter=False,
+        # The guard does it, and outlives a disk that is full.
+        save_strategy="no",
+        disable_tqdm=True,
+        report_to="none",
+        **more,
+    )
+
+
+def open_tracker(run: Any) -> None:
+    """Give the run its tracker, or none: a dashboard that can't be reached must not cost the training."""
+    if not run.args.trackio_project:
+        return
+    import trackio
+
+    try:
+        run.tracker = trackio.init(
+            run.args.trackio_project,
+            run.args.run_name,
+            space_id=run.args.trackio_space,
+            config=vars(run.args),
+            resume="allow" if run.checkpoints.found or os.environ.get("LAUNCH_STARTED") else "never",
+        )
+    except Exception as error:
+        note(f"trackio is off, the run goes on without it ({type(error).__name__}: {error})")
 
 
 def take_peak(peaks: dict[str, float], name: str) -> None:
@@ -1330,7 +1306,8 @@ class Careful:
 class Guard:
     """Mixed into a `TrainerCallback`: decides when to keep what was learned, when to stop, and says how it goes.
 
-    A step draws its random numbers from a seed of its own, so that whoever makes it anew makes the same.
+    A step draws its random numbers from a seed of its own, so that whoever makes it anew makes the same. Before and
+    after the training it gives the `answer` to each of the chats that are `asked`; `kind` is Unsloth's class of model.
     """
 
     stopped: str | None = None
@@ -1338,8 +1315,9 @@ class Guard:
     first_step_s: float | None = None
     diverged: int | None = None
 
-    def __init__(self, run: Any, trainer: Any) -> None:
-        self.run, self.asked, self.planned, self.trainer = run, run.args, run.planned, trainer
+    def __init__(self, run: Any, trainer: Any, kind: Any, asked: list[Any], answer: Callable[[Any], str]) -> None:
+        self.run, self.args, self.planned, self.trainer = run, run.args, run.planned, trainer
+        self.kind, self.asked, self.answer = kind, asked, answer
         self.checkpoints: Checkpoints = run.checkpoints
         found = self.checkpoints.found
         # What it looked like before the training and after it: the loss, answers.
@@ -1358,12 +1336,10 @@ class Guard:
         self.steps_s: list[float] = []
         self.peaks: dict[str, float] = {}
 
-    # ---- Time ----
-
     def must_stop(self) -> bool:
         """Whether a signal came, or no time is left but for a step, a checkpoint, the model's saving and its push."""
         # Python takes seconds to end.
-        floor = min(60, max(self.asked.timeout_s / 10, LAST_S))
+        floor = min(60, max(self.args.timeout_s / 10, LAST_S))
         reserve_s = 1.5 * (2 * self.checkpoint_s + self.push_s) + floor + self.longest_step_s
         if not self.stopped and CLOCK.signalled:
             self.stopped = "signal"
@@ -1377,8 +1353,6 @@ class Guard:
         """Seconds without the end of a step after which the run has stalled."""
         compile_s: float = self.planned["compile_s"]
         return max(900.0, 2 * compile_s, 20 * statistics.median(self.steps_s or [0.0]))
-
-    # ---- What the trainer calls ----
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         self.began = self.saved_at = CLOCK.heard = time.monotonic()
@@ -1394,7 +1368,7 @@ class Guard:
         if self.startup_s is None:
             self.startup_s, self.began = self.step_began - STARTED, self.step_began
             self.mark = (state.global_step, int(self.trainer.tokens_seen), self.began)
-        set_seed(self.asked.seed + state.global_step)
+        set_seed(self.args.seed + state.global_step)
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         # The rest of the step may take longer than a signal allows.
@@ -1411,7 +1385,7 @@ class Guard:
         self.longest_step_s = max(self.longest_step_s if state.global_step > self.start + 2 else 0.0, took)
         if self.must_stop():
             control.should_training_stop, control.should_evaluate = True, False
-        every = self.asked.checkpoint_minutes * 60
+        every = self.args.checkpoint_minutes * 60
         self.due = bool(every) and now >= self.saved_at + every
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
@@ -1421,7 +1395,7 @@ class Guard:
 
     def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         CLOCK.patience_s = math.inf
-        if self.asked.checkpoint_minutes and not self.diverged:
+        if self.args.checkpoint_minutes and not self.diverged:
             self.save()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
@@ -1442,13 +1416,11 @@ class Guard:
                 self.diverged, control.should_training_stop = step, True
         self.mark = (step, seen, now)
 
-    # ---- Checkpoints ----
-
     def save(self) -> None:
         """Keep this step as a checkpoint; where that fails, on a full disk, say, the training goes on."""
         import torch
 
-        trainer, state, args, self.due = self.trainer, self.trainer.state, self.asked, False
+        trainer, state, args, self.due = self.trainer, self.trainer.state, self.args, False
         began, step, place = time.monotonic(), state.global_step, self.checkpoints.at(state.global_step)
         # Weights may be numbers still where the loss is none any more, and of no use.
         if step == self.kept or not step or self.nan_logs or not is_finite(trainer.model):
@@ -1476,8 +1448,6 @@ class Guard:
             tell(f"checkpoint step {step} | {self.checkpoint_s:.1f}s | {size / 1e6:.0f} MB")
         self.saved_at = CLOCK.heard = time.monotonic()
 
-    # ---- From one checkpoint to the end ----
-
     def train(self) -> None:
         """Train from the newest checkpoint, or the start, to the end or a stop; begin again where memory runs out."""
         from transformers import TrainerState, set_seed
@@ -1486,13 +1456,13 @@ class Guard:
         path = self.checkpoints.at(step)
         if step:
             tell(f"resumed from step {step}")
-        if self.asked.streaming:
+        if self.args.streaming:
             # Skipped as rows: transformers would make batches of all that it skips, and only within one pass.
-            seen = step * self.asked.batch_size * self.asked.gradient_accumulation
+            seen = step * self.args.batch_size * self.args.gradient_accumulation
             trainer.train_dataset = trainer.train_dataset.repeat(None).skip(seen)
             trainer.args.ignore_data_skip = True
         # The same order of rows, whatever was drawn while checking.
-        set_seed(self.asked.seed)
+        set_seed(self.args.seed)
         try:
             if not self.must_stop() and (not found or step < found["steps"]):
                 trainer.train(resume_from_checkpoint=str(path) if step else None)
@@ -1504,7 +1474,7 @@ class Guard:
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            begin_again(self.asked, self.planned["peak_gib"])
+            begin_again(self.args, self.planned["peak_gib"])
         self.trained_s = time.monotonic() - self.began
         take_peak(self.peaks, "train")
         if self.diverged:
@@ -1514,32 +1484,27 @@ class Guard:
         if not is_finite(trainer.model):
             raise UserError("the trained weights are no numbers: nothing is saved.", "Lower --learning-rate.")
 
-    # ---- Before and after ----
-
-    def look(self, answers: Callable[[], list[str | None]], evaluates: bool) -> dict[str, Any]:
-        """The loss on what is evaluated on, and the answers to the samples, as far as time and memory suffice."""
-        loss = None
+    def look(self, evaluates: bool) -> dict[str, Any]:
+        """The loss on what is evaluated on, and the answers to what is asked, as far as time and memory suffice."""
+        found: dict[str, Any] = {"loss": None, "answers": []}
         if not self.peaks:
             take_peak(self.peaks, "load")
         if evaluates and not self.stopped:
             phase("evaluate")
-            loss = self.trainer.evaluate().get("eval_loss")
+            found["loss"] = self.trainer.evaluate().get("eval_loss")
             take_peak(self.peaks, "evaluate")
-        given = answers()
-        take_peak(self.peaks, "answer")
-        return {"loss": loss, "answers": given}
-
-    def answers(self, asked: list[Any], answer: Callable[[Any], str]) -> list[str | None]:
-        """What `answer` makes of each; none where time or memory do not suffice, since no sample is worth a run."""
-        given: list[str | None] = []
-        for messages in asked:
+        self.kind.for_inference(self.trainer.model)
+        for messages in self.asked:
             try:
-                given.append(None if self.must_stop() else answer(messages))
+                found["answers"].append(None if self.must_stop() else self.answer(messages))
+            # No sample is worth a run.
             except Exception as error:
-                given.append(None)
+                found["answers"].append(None)
                 note(f"a sample is left without an answer ({reason(error)})")
                 free()
-        return given
+        self.kind.for_training(self.trainer.model)
+        take_peak(self.peaks, "answer")
+        return found
 
 
 def is_finite(model: Any) -> bool:
@@ -1731,107 +1696,100 @@ def pause(headers: Any, attempt: int) -> float:
 
 def rescue(folder: Path, repo: str, files: Collection[str]) -> str:
     """What to do where these files could not be pushed: one command for another machine, or for this one."""
-    job, data = os.environ.get("JOB_ID"), Path(os.environ.get("LAUNCH_DATA_DIR", "/data")).resolve()
-    place, name, bucket = folder.resolve(), repo.split("/")[-1], os.environ.get("LAUNCH_ARTIFACTS")
+    data, place, name = volume(), folder.resolve(), repo.split("/")[-1]
     # Nothing that lies beside them.
     upload = f"hf upload --private {' '.join(f'--include {shlex.quote(name)}' for name in sorted(files))} {repo}"
-    if job and data.is_dir() and not place.is_relative_to(data):
+    if not data:
+        return f"The model is kept; this pushes it: {upload} {shlex.quote(str(place))} ."
+    if not place.is_relative_to(data.resolve()):
         # Elsewhere it would go with the container.
         for file in files:
             (data / "output" / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(place / file, data / "output" / file)
-        place = data / "output"
-    if not job or not place.is_relative_to(data):
-        return f"The model is kept; this pushes it: {upload} {shlex.quote(str(place))} ."
-    inside = place.relative_to(data).as_posix()
+        place = (data / "output").resolve()
+    inside, bucket = place.relative_to(data.resolve()).as_posix(), os.environ.get("LAUNCH_ARTIFACTS")
     if not bucket:
+        job = os.environ.get("JOB_ID")
         return f"The model is kept in {inside}/ of the Job's bucket; this names it: hf jobs inspect {job}"
     fetch = f"hf buckets sync {shlex.quote(f'{bucket}/{inside}')} {name}"
     return f"The model is kept in the Job's bucket; this fetches and pushes it: {fetch} && {upload} {name} ."
 
 
-# ---- Markdown --------------------------------------------------------------------------------------------------------
-# What cards are made of: their head, code that asks a model, and what anybody named as Markdown that means no more.
+# ---- Saving ----------------------------------------------------------------------------------------------------------
+# The model on the disk: there is room for it, it is saved whole, and run.json says how to make it again.
 
-SNIPPET = """\
-# pip install transformers accelerate{packages}
-{imports}from transformers import {model_class}, {reader_class}, GenerationConfig
-
-place = {place}
-reader = {reader_class}.from_pretrained(place)
-model = {model_class}.from_pretrained({base}, dtype="auto", device_map="auto"{code})
-{adapt}{ask}
-settings = GenerationConfig.from_pretrained(place)
-output = model.generate(**inputs.to(model.device), generation_config=settings, max_new_tokens=200)
-print(reader.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
-ASK_CHAT = """\
-messages = [{"role": "user", "content": CONTENT}]
-inputs = reader.apply_chat_template(
-    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-)"""
-CONTENTS = {
-    "chat": '"What can you do?"',
-    "picture": '[{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]',
-}
-
-
-def card_head(
-    title: str, about: str, model: str, relation: str, sees: bool, datasets: Sequence[str], licence: dict[str, Any],
-    **more: Any,
-) -> str:  # fmt: skip
-    """A card's metadata, title and first words; `licence` are the fields of the `model` that it builds on."""
-    from huggingface_hub import ModelCardData
-
-    if is_hub_id(model):
-        more |= {"base_model": model, "base_model_relation": relation}
-    data = ModelCardData(
-        datasets=[name for name in datasets if is_hub_id(name)] or None,
-        pipeline_tag="image-text-to-text" if sees else "text-generation", **licence, **more,
-    )  # fmt: skip
-    if licence:
-        name = licence.get("license_name") if licence["license"] == "other" else licence["license"]
-        about += f" The base model's licence holds for it too{f': {code(name)}' if name else ''}."
-    return f"---\n{data}\n---\n\n# {title}\n\n{about}"
-
-
-def snippet(place: str, ask: str, trusted: bool, **how: str) -> str:
-    """Code that runs as it stands: loads the model of that place, asks it as `ask` says, prints its answer.
-
-    `how` may say `packages`, `imports`, the `base` that is loaded, and how that is `adapt`ed.
-    """
-    content = CONTENTS.get(ask)
-    return SNIPPET.format_map(
-        {"packages": "", "imports": "", "base": "place", "adapt": ""} | how | {
-            "place": place,
-            "code": ", trust_remote_code=True" if trusted else "",
-            "model_class": "AutoModelForImageTextToText" if ask == "picture" else "AutoModelForCausalLM",
-            "reader_class": "AutoProcessor" if ask == "picture" else "AutoTokenizer",
-            "ask": ASK_CHAT.replace("CONTENT", content) if content
-                   else 'inputs = reader("Once upon a time", return_tensors="pt")',
-        }
-    )  # fmt: skip
-
-
-def linked(name: str, commit: str | None = None, kind: str = "") -> str:
-    """A Hub repo with its address and commit, or the name of what lay on the machine."""
-    if not is_hub_id(name):
-        return f"{code(Path(name).name)} (not on the Hub)"
-    return f"[{code(name)}](https://huggingface.co/{kind}{name})" + (f" at {code(commit[:12])}" if commit else "")
-
-
-def code(text: object) -> str:
-    """The text as code, on one line, that ends neither a table's cell nor the code."""
-    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(text)).replace("|", "¦").replace("`", "ˋ")
-    return f"`{text}`"
-
-
-# ---- Record ----------------------------------------------------------------------------------------------------------
-# The record: run.json and the script itself beside the model, all that it takes to run this again.
-
+# transformers knows no presence penalty.
+ONLY_OLLAMA = {"presence_penalty"}
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 # The card is written after the record, and made of it.
 RECORD, PLAN, CARD, PICTURE = "run.json", "plan.json", "README.md", "loss.png"
 # A path of this machine, and rows of a dataset that may be private.
 NOT_RECORDED = ("output_dir", "samples")
+
+
+def check_disk(folder: Path, model: Any, optim: str) -> None:
+    """Refuse where the disk can't take what a run writes: the adapter, two checkpoints and the next one.
+
+    A checkpoint is the adapter and the optimizer's two moments, of 1 byte a parameter in 8 bits, else of 4.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    adapter = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    checkpoint = adapter + sum(parameter.numel() for parameter in trained) * (2 if "8bit" in optim else 8)
+    told = [f"an adapter of {adapter / 1e9:.2f} GB, three checkpoints of {checkpoint / 1e9:.2f} GB"]
+    # The tokenizer and the trainer's records take some too.
+    require_disk(folder, adapter + 3 * checkpoint + 2**26, told, "Free some, or give --output-dir on another disk.")
+
+
+def recommended(args: Any, planned: dict[str, Any]) -> dict[str, float]:
+    """How the makers of the model say that it is best sampled; empty for another model than the chosen one."""
+    return dict(planned["generation"]) if args.model == type(args).model else {}
+
+
+def generation_of(known: Any, settings: dict[str, float], stop: int) -> Any:
+    """The model's generation settings with the recommended ones, and with the token that ends an answer."""
+    from transformers import GenerationConfig
+
+    found: dict[str, Any] = {name: value for name, value in settings.items() if name not in ONLY_OLLAMA}
+    if found:
+        # A temperature of 0 is how others say that nothing is drawn.
+        greedy = found.get("temperature") == 0
+        found |= {"do_sample": not greedy} | (dict.fromkeys(SAMPLING) if greedy else {})
+    known = known or GenerationConfig()
+    ends = known.eos_token_id if isinstance(known.eos_token_id, list) else [known.eos_token_id]
+    found["eos_token_id"] = [stop, *(token for token in ends if token not in (stop, None))]
+    try:
+        known.update(**found)
+        known.validate(strict=True)
+    except ValueError:
+        # What the model brought contradicts itself, and would not be saved.
+        known = GenerationConfig(bos_token_id=known.bos_token_id, pad_token_id=known.pad_token_id, **found)
+    return known
+
+
+def save(folder: Path, *parts: Any) -> list[str]:
+    """Save the model and its tokenizer in the folder, whole or not at all: until they are written, all there stays.
+
+    Returns the names of the files. Raises `UserError` where the disk is full or fails.
+    """
+    # Inside, where nothing has to be copied once it is whole.
+    fresh = folder / ".saving"
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        for part in parts:
+            part.save_pretrained(fresh)
+        saved = [path.relative_to(fresh).as_posix() for path in sorted(fresh.rglob("*")) if path.is_file()]
+        for path in fresh.iterdir():
+            if (folder / path.name).is_dir():
+                shutil.rmtree(folder / path.name)
+            shutil.move(path, folder / path.name)
+        fresh.rmdir()
+        return saved
+    # Some writers have errors of their own for a full disk.
+    except Exception as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        hint = f"What was in {folder} is as it was. Make room and run this again: it goes on from the last checkpoint."
+        raise UserError(f"the model could not be saved in {folder} ({reason(error)}).", hint) from error
 
 
 def write_record(folder: Path, args: Any, result: dict[str, Any], model: Any, saved: list[str]) -> None:
@@ -1911,84 +1869,31 @@ def commit_of(name: str, revision: str | None, kind: str) -> str | None:
     return commit if is_commit(commit) else None
 
 
-# ---- Saving ----------------------------------------------------------------------------------------------------------
-# The model on the disk: room for it is known before the training, and it is saved whole or not at all.
-
-# transformers knows no presence penalty.
-ONLY_OLLAMA = {"presence_penalty"}
-SAMPLING = ("temperature", "top_k", "top_p", "min_p")
-
-
-def check_disk(folder: Path, model: Any, optim: str) -> None:
-    """Refuse where the disk can't take what a run writes: the adapter, two checkpoints and the next one.
-
-    A checkpoint is the adapter and the optimizer's two moments, of 1 byte a parameter in 8 bits, else of 4.
-    """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    adapter = sum(parameter.numel() * parameter.element_size() for parameter in trained)
-    checkpoint = adapter + sum(parameter.numel() for parameter in trained) * (2 if "8bit" in optim else 8)
-    told = [f"an adapter of {adapter / 1e9:.2f} GB, three checkpoints of {checkpoint / 1e9:.2f} GB"]
-    # The tokenizer and the trainer's records take some too.
-    require_disk(folder, adapter + 3 * checkpoint + 2**26, told, "Free some, or give --output-dir on another disk.")
-
-
-def recommended(args: Any, planned: dict[str, Any]) -> dict[str, float]:
-    """How the makers of the model say that it is best sampled; empty for another model than the chosen one."""
-    return dict(planned["generation"]) if args.model == type(args).model else {}
-
-
-def generation_of(known: Any, settings: dict[str, float], stop: int) -> Any:
-    """The model's generation settings with the recommended ones, and with the token that ends an answer."""
-    from transformers import GenerationConfig
-
-    found: dict[str, Any] = {name: value for name, value in settings.items() if name not in ONLY_OLLAMA}
-    if found:
-        # A temperature of 0 is how others say that nothing is drawn.
-        greedy = found.get("temperature") == 0
-        found |= {"do_sample": not greedy} | (dict.fromkeys(SAMPLING) if greedy else {})
-    known = known or GenerationConfig()
-    ends = known.eos_token_id if isinstance(known.eos_token_id, list) else [known.eos_token_id]
-    found["eos_token_id"] = [stop, *(token for token in ends if token not in (stop, None))]
-    try:
-        known.update(**found)
-        known.validate(strict=True)
-    except ValueError:
-        # What the model brought contradicts itself, and would not be saved.
-        known = GenerationConfig(bos_token_id=known.bos_token_id, pad_token_id=known.pad_token_id, **found)
-    return known
-
-
-def save(folder: Path, *parts: Any) -> list[str]:
-    """Save the model and its tokenizer in the folder, whole or not at all: until they are written, all there stays.
-
-    Returns the names of the files. Raises `UserError` where the disk is full or fails.
-    """
-    # Inside, where nothing has to be copied once it is whole.
-    fresh = folder / ".saving"
-    try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        for part in parts:
-            part.save_pretrained(fresh)
-        saved = [path.relative_to(fresh).as_posix() for path in sorted(fresh.rglob("*")) if path.is_file()]
-        for path in fresh.iterdir():
-            if (folder / path.name).is_dir():
-                shutil.rmtree(folder / path.name)
-            shutil.move(path, folder / path.name)
-        fresh.rmdir()
-        return saved
-    # Some writers have errors of their own for a full disk.
-    except Exception as error:
-        shutil.rmtree(fresh, ignore_errors=True)
-        hint = f"What was in {folder} is as it was. Make room and run this again: it goes on from the last checkpoint."
-        raise UserError(f"the model could not be saved in {folder} ({reason(error)}).", hint) from error
-
-
 # ---- Card ------------------------------------------------------------------------------------------------------------
-# The model card: what was trained on what, how, how well, and how to use it, with a picture of the losses.
+# Model cards: what was trained on what, how and how well, how to use it, and what anybody named as plain Markdown.
 
 # Matplotlib's import and, on a new machine, its list of fonts.
 PICTURE_S = 30
+SNIPPET = """\
+# pip install transformers accelerate{packages}
+{imports}from transformers import {model_class}, {reader_class}, GenerationConfig
+
+place = {place}
+reader = {reader_class}.from_pretrained(place)
+model = {model_class}.from_pretrained({base}, dtype="auto", device_map="auto"{code})
+{adapt}{ask}
+settings = GenerationConfig.from_pretrained(place)
+output = model.generate(**inputs.to(model.device), generation_config=settings, max_new_tokens=200)
+print(reader.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+ASK_CHAT = """\
+messages = [{"role": "user", "content": CONTENT}]
+inputs = reader.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)"""
+CONTENTS = {
+    "chat": '"What can you do?"',
+    "picture": '[{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": "What is shown here?"}]',
+}
 
 
 def write_card(
@@ -2093,6 +1998,56 @@ def draw_losses(path: Path, result: dict[str, Any], history: list[dict[str, Any]
     figure.savefig(path, format="png")
 
 
+def card_head(
+    title: str, about: str, model: str, relation: str, sees: bool, datasets: Sequence[str], licence: dict[str, Any],
+    **more: Any,
+) -> str:  # fmt: skip
+    """A card's metadata, title and first words; `licence` are the fields of the `model` that it builds on."""
+    from huggingface_hub import ModelCardData
+
+    if is_hub_id(model):
+        more |= {"base_model": model, "base_model_relation": relation}
+    data = ModelCardData(
+        datasets=[name for name in datasets if is_hub_id(name)] or None,
+        pipeline_tag="image-text-to-text" if sees else "text-generation", **licence, **more,
+    )  # fmt: skip
+    if licence:
+        name = licence.get("license_name") if licence["license"] == "other" else licence["license"]
+        about += f" The base model's licence holds for it too{f': {code(name)}' if name else ''}."
+    return f"---\n{data}\n---\n\n# {title}\n\n{about}"
+
+
+def snippet(place: str, ask: str, trusted: bool, **how: str) -> str:
+    """Code that runs as it stands: loads the model of that place, asks it as `ask` says, prints its answer.
+
+    `how` may say `packages`, `imports`, the `base` that is loaded, and how that is `adapt`ed.
+    """
+    content = CONTENTS.get(ask)
+    return SNIPPET.format_map(
+        {"packages": "", "imports": "", "base": "place", "adapt": ""} | how | {
+            "place": place,
+            "code": ", trust_remote_code=True" if trusted else "",
+            "model_class": "AutoModelForImageTextToText" if ask == "picture" else "AutoModelForCausalLM",
+            "reader_class": "AutoProcessor" if ask == "picture" else "AutoTokenizer",
+            "ask": ASK_CHAT.replace("CONTENT", content) if content
+                   else 'inputs = reader("Once upon a time", return_tensors="pt")',
+        }
+    )  # fmt: skip
+
+
+def linked(name: str, commit: str | None = None, kind: str = "") -> str:
+    """A Hub repo with its address and commit, or the name of what lay on the machine."""
+    if not is_hub_id(name):
+        return f"{code(Path(name).name)} (not on the Hub)"
+    return f"[{code(name)}](https://huggingface.co/{kind}{name})" + (f" at {code(commit[:12])}" if commit else "")
+
+
+def code(text: object) -> str:
+    """The text as code, on one line, that ends neither a table's cell nor the code."""
+    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(text)).replace("|", "¦").replace("`", "ˋ")
+    return f"`{text}`"
+
+
 # ---- Second ----------------------------------------------------------------------------------------------------------
 # Copies of the model (merged, GGUF) are made by export.py, which lies beside this script, in a process of its own.
 
@@ -2185,10 +2140,7 @@ PACKAGES = ("unsloth", "trl", "transformers", "datasets", "peft", "torch")
 
 @dataclass
 class Run:
-    """One attempt; `saved` are the files of the model, as they were saved in the output folder.
-
-    Until it is `ready` to train, a signal or the deadline ends it at once: there is nothing to save.
-    """
+    """One attempt; `saved` are the files of the model, as they were saved in the output folder."""
 
     args: Any
     planned: dict[str, Any]
@@ -2202,21 +2154,10 @@ class Run:
     url: str | None = None
     push_error: UserError | None = None
     copies_error: UserError | None = None
-    setup: ExitStack = field(default_factory=ExitStack)
 
     def ready(self) -> None:
-        self.setup.close()
-
-    def leave(self, where: str) -> int:
-        """The last words of a run that has to stop before its training ended; the process's status."""
-        stopped, whole = "signal" if CLOCK.signalled else "deadline", self.checkpoints.whole
-        tell(f"stopped {where} ({stopped}): {next_attempt(bool(whole))}")
-        if self.output_repo and whole and (self.output_dir / "adapter_config.json").is_file():
-            left = {path.name for pattern in ADAPTER for path in self.output_dir.glob(pattern)}
-            note(rescue(self.output_dir, self.output_repo, left))
-        self.result = self.known(stopped) | {"steps": whole[-1] if whole else 0}
-        self.tell()
-        return 0
+        """From now on a signal does not end it at once, and a step that never comes back is not waited for."""
+        CLOCK.at_once, CLOCK.last_s = False, 1.5
 
     def known(self, stopped: str | None) -> dict[str, Any]:
         """What RESULT says wherever the run ends."""
@@ -2229,10 +2170,10 @@ class Run:
             "output_repo": self.output_repo,
         }
 
-    def describe(self, guard: Guard, asked: list[Any], words: Callable[[Any], str], rows: Any, eval_rows: Any) -> None:
+    def describe(self, guard: Guard, words: Callable[[Any], str], rows: Any, eval_rows: Any) -> None:
         """Note what the RESULT says of the training, and write record and card beside the model.
 
-        `asked` are the chats that were answered, `rows` those that were trained on.
+        `words` are a message's, `rows` those that were trained on.
         """
         import torch
 
@@ -2244,10 +2185,10 @@ class Run:
         train_s, tokens = guard.earlier_s + guard.trained_s, int(guard.counts["tokens_seen"])
         # A stream has no length; another attempt may have been asked for fewer answers.
         count, eval_count = (len(data) if hasattr(data, "__len__") else None for data in (rows, eval_rows))
-        before = [*guard.before["answers"], *(None for _ in asked)]
+        before = [*guard.before["answers"], *(None for _ in guard.asked)]
         samples = [
             {"prompt": words(prompt)[:SHOWN], "expected": words(expected)[:SHOWN], "before": first, "after": last}
-            for (*_, prompt, expected), first, last in zip(asked, before, guard.after["answers"], strict=False)
+            for (*_, prompt, expected), first, last in zip(guard.asked, before, guard.after["answers"], strict=False)
         ]
         self.result = self.known(guard.stopped if steps < trainer.state.max_steps or not steps else None) | {
             "steps": steps, "rows": count, "eval_rows": eval_count,
@@ -2283,11 +2224,11 @@ class Run:
         if not self.output_repo or not steps or no_time:
             return
         phase("push")
-        with CLOCK.or_else(self.cut_off):
-            try:
-                self.url = push(self.output_dir, self.output_repo, self.written())
-            except UserError as problem:
-                self.push_error = problem
+        CLOCK.last_s = LAST_S
+        try:
+            self.url = push(self.output_dir, self.output_repo, self.written())
+        except UserError as problem:
+            self.push_error = problem
 
     def written(self) -> list[str]:
         """What this run wrote into its folder, and nothing that lies beside it."""
@@ -2296,17 +2237,15 @@ class Run:
 
     def finish(self) -> None:
         """Make the copies and print the RESULT line; raise the error of a run that did not do all it was asked to."""
-        with CLOCK.or_else(self.cut_off):
-            free()
-            if self.args.merge or self.args.gguf:
-                stopped = CLOCK.signalled or (self.guard and self.guard.stopped)
-                why = "its push failed" if self.push_error else "" if self.result["steps"] else "nothing was trained"
-                why = why or ("asked to stop" if CLOCK.signalled else "no time is left" if stopped else "")
-                self.result["exports"] = not_made(self.args, f"left out: {why or 'the time was up'}")
-                if not why:
-                    self.result["exports"], self.copies_error = make_copies(
-                        self.args, self.output_dir, self.output_repo
-                    )
+        free()
+        if self.args.merge or self.args.gguf:
+            stopped = CLOCK.signalled or (self.guard and self.guard.stopped)
+            why = "its push failed" if self.push_error else "" if self.result["steps"] else "nothing was trained"
+            why = why or ("asked to stop" if CLOCK.signalled else "no time is left" if stopped else "")
+            self.result["exports"] = not_made(self.args, f"left out: {why or 'the time was up'}")
+            if not why:
+                self.result["exports"], self.copies_error = make_copies(self.args, self.output_dir, self.output_repo)
+        CLOCK.rest()
         error = self.tell()
         if error:
             # Not done, and not lost: the last line is the command that goes on.
@@ -2327,9 +2266,18 @@ class Run:
         return error
 
     def cut_off(self) -> int:
-        """The last words of a run whose time was up before the Hub had answered."""
-        if self.output_repo and self.result["steps"] and not self.url and not self.push_error:
-            kept = rescue(self.output_dir, self.output_repo, self.written())
+        """The last words where the time is up before the run has said them; the process's status."""
+        pushes = self.output_repo and not self.url and not self.push_error
+        if not self.result:
+            stopped, whole = "signal" if CLOCK.signalled else "deadline", self.checkpoints.whole
+            where = "before the training began" if CLOCK.at_once else "in a step that did not end"
+            tell(f"stopped {where} ({stopped}): {next_attempt(bool(whole))}")
+            if pushes and whole and (self.output_dir / "adapter_config.json").is_file():
+                left = {path.name for pattern in ADAPTER for path in self.output_dir.glob(pattern)}
+                note(rescue(self.output_dir, str(self.output_repo), left))
+            self.result = self.known(stopped) | {"steps": whole[-1] if whole else 0}
+        elif pushes and self.result["steps"]:
+            kept = rescue(self.output_dir, str(self.output_repo), self.written())
             self.push_error = UserError(f"the push to {self.output_repo} did not end in time.", kept)
         error = self.tell()
         if error:
@@ -2347,8 +2295,7 @@ def begin(args: Any, planned: dict[str, Any]) -> Run | None:
     claim(args)
     args, checkpoints = open_checkpoints(args)
     run = Run(args, planned, output_folder(args), checkpoints, args.output_repo)
-    CLOCK.start(deadline(args.timeout_s, checkpoints.folder))
-    run.setup.enter_context(CLOCK.or_else(partial(run.leave, "before the training began"), at_once=True))
+    CLOCK.start(deadline(args.timeout_s, checkpoints.folder), run.cut_off)
     set_environment(args)
     return run
 

@@ -60,20 +60,20 @@ def deadline(timeout_s: float, folder: Path) -> float:
 class Clock:
     """Says how much time is left, and ends the process where a library does not come back in time.
 
-    Inside `or_else` a library may wait for as long as it likes, and need not return to Python: when the time is up, a
-    thread of this clock says the last words and ends the process. It also ends one that has not been `heard` of for
-    longer than its `patience_s`.
+    A library may wait for as long as it likes, and need not return to Python: `last_s` before the end, or with
+    `at_once` at a signal, a thread of this clock says the last words and ends the process with the status that they
+    return. It also ends one that has not been `heard` of for longer than its `patience_s`.
     """
 
     def __init__(self) -> None:
         self.deadline, self.signalled = math.inf, 0.0
         self.heard, self.patience_s = 0.0, math.inf
         self.last_words: Callable[[], int] | None = None
-        self.at_once, self.last_s, self.lock = False, LAST_S, threading.RLock()
+        self.at_once, self.last_s, self.lock = False, LAST_S, threading.Lock()
 
-    def start(self, ends: float) -> None:
-        """Begin: from now on a signal asks to stop, and is not the end."""
-        self.deadline = ends
+    def start(self, ends: float, last_words: Callable[[], int]) -> None:
+        """Begin: from now on a signal asks to stop, at once as long as there is nothing to save."""
+        self.deadline, self.last_words, self.at_once = ends, last_words, True
         heard, told = os.pipe()
         os.set_blocking(told, False)
         # It is written to although the main thread is deep in a library, where no handler of Python's is called.
@@ -83,6 +83,11 @@ class Clock:
         # What ends a child is not meant for this process.
         os.register_at_fork(after_in_child=self.forget)
         threading.Thread(target=self.watch, args=(heard,), daemon=True).start()
+
+    def rest(self) -> None:
+        """Leave the last words to whoever calls this, unless they are being said."""
+        with self.lock:
+            self.last_words, self.patience_s = None, math.inf
 
     def forget(self) -> None:
         signal.set_wakeup_fd(-1)
@@ -99,39 +104,15 @@ class Clock:
         """Seconds until the end, as far as it is known."""
         return min(self.deadline, self.signalled + GRACE_S if self.signalled else math.inf) - time.monotonic()
 
-    @contextmanager
-    def or_else(self, last_words: Callable[[], int], at_once: bool = False, last_s: float = LAST_S) -> Iterator[None]:
-        """Inside, once the time is up, `last_words` is called elsewhere, and the status it returns is the process's.
-
-        With `at_once` a signal is enough: there is nothing to save. They are said `last_s` before the end.
-        """
-        outer = self.last_words, self.at_once, self.last_s
-        self.last_words, self.at_once, self.last_s = last_words, at_once, last_s
-        try:
-            yield
-        finally:
-            # Or it is at its last words.
-            with self.lock:
-                self.last_words, self.at_once, self.last_s = outer
-
     def watch(self, heard: int) -> None:
         while True:
             if select.select([heard], [], [], 0.5)[0] and SIGNALS & {*os.read(heard, 512)}:
                 self.signalled = self.signalled or time.monotonic()
-            if self.left_s() < self.last_s or (self.at_once and self.signalled):
-                with self.lock:
-                    if self.last_words:
-                        self.end(self.last_words)
-            if time.monotonic() - self.heard > self.patience_s:
-                self.end(self.stalled)
-
-    def stalled(self) -> int:
-        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        told = (
-            f"error: stalled: no step has ended for {time.monotonic() - self.heard:.0f} s. The stacks above show where"
-        )
-        tell(f"{told} it hangs; run this again: it goes on from the last checkpoint.", sys.stderr)
-        return 1
+            with self.lock:
+                if time.monotonic() - self.heard > self.patience_s:
+                    self.end(self.stalled)
+                if self.last_words and (self.left_s() < self.last_s or (self.at_once and self.signalled)):
+                    self.end(self.last_words)
 
     def end(self, last_words: Callable[[], int]) -> None:
         status = 1
@@ -140,6 +121,12 @@ class Clock:
         finally:
             sys.stdout.flush()
             os._exit(status)
+
+    def stalled(self) -> int:
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        told = f"error: stalled: no step has ended for {time.monotonic() - self.heard:.0f} s."
+        tell(f"{told} The stacks above show where; run this again: it goes on from the last checkpoint.", sys.stderr)
+        return 1
 
 
 CLOCK = Clock()
@@ -153,8 +140,10 @@ def errors_told() -> Iterator[None]:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         yield
-    except (UserError, KeyboardInterrupt) as end:
-        CLOCK.last_words = None
+    except BaseException as end:
+        CLOCK.rest()
+        if not isinstance(end, UserError | KeyboardInterrupt):
+            raise
         problem = end if isinstance(end, UserError) else UserError("interrupted.", status=130)
         problem.tell()
         sys.exit(problem.status)

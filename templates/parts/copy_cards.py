@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from parts.card import card_head, code, linked, plain, snippet
 from parts.copies import Copy
 from parts.llama_cpp import GGUF_BITS, MMPROJ
-from parts.markdown import card_head, code, linked, plain, snippet
 from parts.push import persist, push
 from parts.say import note, reason
 

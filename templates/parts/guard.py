@@ -66,7 +66,8 @@ class Careful:
 class Guard:
     """Mixed into a `TrainerCallback`: decides when to keep what was learned, when to stop, and says how it goes.
 
-    A step draws its random numbers from a seed of its own, so that whoever makes it anew makes the same.
+    A step draws its random numbers from a seed of its own, so that whoever makes it anew makes the same. Before and
+    after the training it gives the `answer` to each of the chats that are `asked`; `kind` is Unsloth's class of model.
     """
 
     stopped: str | None = None
@@ -74,8 +75,9 @@ class Guard:
     first_step_s: float | None = None
     diverged: int | None = None
 
-    def __init__(self, run: Any, trainer: Any) -> None:
-        self.run, self.asked, self.planned, self.trainer = run, run.args, run.planned, trainer
+    def __init__(self, run: Any, trainer: Any, kind: Any, asked: list[Any], answer: Callable[[Any], str]) -> None:
+        self.run, self.args, self.planned, self.trainer = run, run.args, run.planned, trainer
+        self.kind, self.asked, self.answer = kind, asked, answer
         self.checkpoints: Checkpoints = run.checkpoints
         found = self.checkpoints.found
         # What it looked like before the training and after it: the loss, answers.
@@ -94,12 +96,10 @@ class Guard:
         self.steps_s: list[float] = []
         self.peaks: dict[str, float] = {}
 
-    # ---- Time ----
-
     def must_stop(self) -> bool:
         """Whether a signal came, or no time is left but for a step, a checkpoint, the model's saving and its push."""
         # Python takes seconds to end.
-        floor = min(60, max(self.asked.timeout_s / 10, LAST_S))
+        floor = min(60, max(self.args.timeout_s / 10, LAST_S))
         reserve_s = 1.5 * (2 * self.checkpoint_s + self.push_s) + floor + self.longest_step_s
         if not self.stopped and CLOCK.signalled:
             self.stopped = "signal"
@@ -113,8 +113,6 @@ class Guard:
         """Seconds without the end of a step after which the run has stalled."""
         compile_s: float = self.planned["compile_s"]
         return max(900.0, 2 * compile_s, 20 * statistics.median(self.steps_s or [0.0]))
-
-    # ---- What the trainer calls ----
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         self.began = self.saved_at = CLOCK.heard = time.monotonic()
@@ -130,7 +128,7 @@ class Guard:
         if self.startup_s is None:
             self.startup_s, self.began = self.step_began - STARTED, self.step_began
             self.mark = (state.global_step, int(self.trainer.tokens_seen), self.began)
-        set_seed(self.asked.seed + state.global_step)
+        set_seed(self.args.seed + state.global_step)
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         # The rest of the step may take longer than a signal allows.
@@ -147,7 +145,7 @@ class Guard:
         self.longest_step_s = max(self.longest_step_s if state.global_step > self.start + 2 else 0.0, took)
         if self.must_stop():
             control.should_training_stop, control.should_evaluate = True, False
-        every = self.asked.checkpoint_minutes * 60
+        every = self.args.checkpoint_minutes * 60
         self.due = bool(every) and now >= self.saved_at + every
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
@@ -157,7 +155,7 @@ class Guard:
 
     def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         CLOCK.patience_s = math.inf
-        if self.asked.checkpoint_minutes and not self.diverged:
+        if self.args.checkpoint_minutes and not self.diverged:
             self.save()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
@@ -178,13 +176,11 @@ class Guard:
                 self.diverged, control.should_training_stop = step, True
         self.mark = (step, seen, now)
 
-    # ---- Checkpoints ----
-
     def save(self) -> None:
         """Keep this step as a checkpoint; where that fails, on a full disk, say, the training goes on."""
         import torch
 
-        trainer, state, args, self.due = self.trainer, self.trainer.state, self.asked, False
+        trainer, state, args, self.due = self.trainer, self.trainer.state, self.args, False
         began, step, place = time.monotonic(), state.global_step, self.checkpoints.at(state.global_step)
         # Weights may be numbers still where the loss is none any more, and of no use.
         if step == self.kept or not step or self.nan_logs or not is_finite(trainer.model):
@@ -212,8 +208,6 @@ class Guard:
             tell(f"checkpoint step {step} | {self.checkpoint_s:.1f}s | {size / 1e6:.0f} MB")
         self.saved_at = CLOCK.heard = time.monotonic()
 
-    # ---- From one checkpoint to the end ----
-
     def train(self) -> None:
         """Train from the newest checkpoint, or the start, to the end or a stop; begin again where memory runs out."""
         from transformers import TrainerState, set_seed
@@ -222,13 +216,13 @@ class Guard:
         path = self.checkpoints.at(step)
         if step:
             tell(f"resumed from step {step}")
-        if self.asked.streaming:
+        if self.args.streaming:
             # Skipped as rows: transformers would make batches of all that it skips, and only within one pass.
-            seen = step * self.asked.batch_size * self.asked.gradient_accumulation
+            seen = step * self.args.batch_size * self.args.gradient_accumulation
             trainer.train_dataset = trainer.train_dataset.repeat(None).skip(seen)
             trainer.args.ignore_data_skip = True
         # The same order of rows, whatever was drawn while checking.
-        set_seed(self.asked.seed)
+        set_seed(self.args.seed)
         try:
             if not self.must_stop() and (not found or step < found["steps"]):
                 trainer.train(resume_from_checkpoint=str(path) if step else None)
@@ -240,7 +234,7 @@ class Guard:
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            begin_again(self.asked, self.planned["peak_gib"])
+            begin_again(self.args, self.planned["peak_gib"])
         self.trained_s = time.monotonic() - self.began
         take_peak(self.peaks, "train")
         if self.diverged:
@@ -250,32 +244,27 @@ class Guard:
         if not is_finite(trainer.model):
             raise UserError("the trained weights are no numbers: nothing is saved.", "Lower --learning-rate.")
 
-    # ---- Before and after ----
-
-    def look(self, answers: Callable[[], list[str | None]], evaluates: bool) -> dict[str, Any]:
-        """The loss on what is evaluated on, and the answers to the samples, as far as time and memory suffice."""
-        loss = None
+    def look(self, evaluates: bool) -> dict[str, Any]:
+        """The loss on what is evaluated on, and the answers to what is asked, as far as time and memory suffice."""
+        found: dict[str, Any] = {"loss": None, "answers": []}
         if not self.peaks:
             take_peak(self.peaks, "load")
         if evaluates and not self.stopped:
             phase("evaluate")
-            loss = self.trainer.evaluate().get("eval_loss")
+            found["loss"] = self.trainer.evaluate().get("eval_loss")
             take_peak(self.peaks, "evaluate")
-        given = answers()
-        take_peak(self.peaks, "answer")
-        return {"loss": loss, "answers": given}
-
-    def answers(self, asked: list[Any], answer: Callable[[Any], str]) -> list[str | None]:
-        """What `answer` makes of each; none where time or memory do not suffice, since no sample is worth a run."""
-        given: list[str | None] = []
-        for messages in asked:
+        self.kind.for_inference(self.trainer.model)
+        for messages in self.asked:
             try:
-                given.append(None if self.must_stop() else answer(messages))
+                found["answers"].append(None if self.must_stop() else self.answer(messages))
+            # No sample is worth a run.
             except Exception as error:
-                given.append(None)
+                found["answers"].append(None)
                 note(f"a sample is left without an answer ({reason(error)})")
                 free()
-        return given
+        self.kind.for_training(self.trainer.model)
+        take_peak(self.peaks, "answer")
+        return found
 
 
 def is_finite(model: Any) -> bool:

@@ -102,13 +102,12 @@ def show_life(path: Path) -> None:
                 note(f"{path} can't be written ({reason(error)})")
             time.sleep(ALIVE_S)
 
-    before, waited_s = read(), 0.0
-    while before[0] != job and time.time() - before[1] < 3 * ALIVE_S and waited_s < 3 * ALIVE_S:
-        time.sleep(ALIVE_S / 10)
-        waited_s += ALIVE_S / 10
-        if read()[1] > before[1]:
-            hint = f"`launch wait {before[0]}` follows it, `launch cancel {before[0]}` stops it."
-            raise UserError(f"Job {before[0]} works on this run.", hint, status=3)
+    other, moment = read()
+    if other != job and time.time() - moment < 3 * ALIVE_S:
+        time.sleep(2 * ALIVE_S)
+        if read()[1] > moment:
+            hint = f"`launch wait {other}` follows it, `launch cancel {other}` stops it."
+            raise UserError(f"Job {other} works on this run.", hint, status=3)
     threading.Thread(target=write, daemon=True).start()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from parts.clock import CLOCK, LAST_S
+from parts.places import volume
 from parts.say import UserError, note, reason
 
 Answer = TypeVar("Answer")
@@ -117,20 +118,20 @@ def pause(headers: Any, attempt: int) -> float:
 
 def rescue(folder: Path, repo: str, files: Collection[str]) -> str:
     """What to do where these files could not be pushed: one command for another machine, or for this one."""
-    job, data = os.environ.get("JOB_ID"), Path(os.environ.get("LAUNCH_DATA_DIR", "/data")).resolve()
-    place, name, bucket = folder.resolve(), repo.split("/")[-1], os.environ.get("LAUNCH_ARTIFACTS")
+    data, place, name = volume(), folder.resolve(), repo.split("/")[-1]
     # Nothing that lies beside them.
     upload = f"hf upload --private {' '.join(f'--include {shlex.quote(name)}' for name in sorted(files))} {repo}"
-    if job and data.is_dir() and not place.is_relative_to(data):
+    if not data:
+        return f"The model is kept; this pushes it: {upload} {shlex.quote(str(place))} ."
+    if not place.is_relative_to(data.resolve()):
         # Elsewhere it would go with the container.
         for file in files:
             (data / "output" / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(place / file, data / "output" / file)
-        place = data / "output"
-    if not job or not place.is_relative_to(data):
-        return f"The model is kept; this pushes it: {upload} {shlex.quote(str(place))} ."
-    inside = place.relative_to(data).as_posix()
+        place = (data / "output").resolve()
+    inside, bucket = place.relative_to(data.resolve()).as_posix(), os.environ.get("LAUNCH_ARTIFACTS")
     if not bucket:
+        job = os.environ.get("JOB_ID")
         return f"The model is kept in {inside}/ of the Job's bucket; this names it: hf jobs inspect {job}"
     fetch = f"hf buckets sync {shlex.quote(f'{bucket}/{inside}')} {name}"
     return f"The model is kept in the Job's bucket; this fetches and pushes it: {fetch} && {upload} {name} ."

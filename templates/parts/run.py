@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from parts.guard import Guard
 from parts.models import free, set_environment
 from parts.places import claim, output_folder
 from parts.push import push, rescue
-from parts.record import CARD, PICTURE, RECORD, write_record
+from parts.saving import CARD, PICTURE, RECORD, write_record
 from parts.say import UserError, finite, note, phase, reason, tell
 from parts.second import make_copies, not_made
 
@@ -33,10 +31,7 @@ PACKAGES = ("unsloth", "trl", "transformers", "datasets", "peft", "torch")
 
 @dataclass
 class Run:
-    """One attempt; `saved` are the files of the model, as they were saved in the output folder.
-
-    Until it is `ready` to train, a signal or the deadline ends it at once: there is nothing to save.
-    """
+    """One attempt; `saved` are the files of the model, as they were saved in the output folder."""
 
     args: Any
     planned: dict[str, Any]
@@ -50,21 +45,10 @@ class Run:
     url: str | None = None
     push_error: UserError | None = None
     copies_error: UserError | None = None
-    setup: ExitStack = field(default_factory=ExitStack)
 
     def ready(self) -> None:
-        self.setup.close()
-
-    def leave(self, where: str) -> int:
-        """The last words of a run that has to stop before its training ended; the process's status."""
-        stopped, whole = "signal" if CLOCK.signalled else "deadline", self.checkpoints.whole
-        tell(f"stopped {where} ({stopped}): {next_attempt(bool(whole))}")
-        if self.output_repo and whole and (self.output_dir / "adapter_config.json").is_file():
-            left = {path.name for pattern in ADAPTER for path in self.output_dir.glob(pattern)}
-            note(rescue(self.output_dir, self.output_repo, left))
-        self.result = self.known(stopped) | {"steps": whole[-1] if whole else 0}
-        self.tell()
-        return 0
+        """From now on a signal does not end it at once, and a step that never comes back is not waited for."""
+        CLOCK.at_once, CLOCK.last_s = False, 1.5
 
     def known(self, stopped: str | None) -> dict[str, Any]:
         """What RESULT says wherever the run ends."""
@@ -77,10 +61,10 @@ class Run:
             "output_repo": self.output_repo,
         }
 
-    def describe(self, guard: Guard, asked: list[Any], words: Callable[[Any], str], rows: Any, eval_rows: Any) -> None:
+    def describe(self, guard: Guard, words: Callable[[Any], str], rows: Any, eval_rows: Any) -> None:
         """Note what the RESULT says of the training, and write record and card beside the model.
 
-        `asked` are the chats that were answered, `rows` those that were trained on.
+        `words` are a message's, `rows` those that were trained on.
         """
         import torch
 
@@ -92,10 +76,10 @@ class Run:
         train_s, tokens = guard.earlier_s + guard.trained_s, int(guard.counts["tokens_seen"])
         # A stream has no length; another attempt may have been asked for fewer answers.
         count, eval_count = (len(data) if hasattr(data, "__len__") else None for data in (rows, eval_rows))
-        before = [*guard.before["answers"], *(None for _ in asked)]
+        before = [*guard.before["answers"], *(None for _ in guard.asked)]
         samples = [
             {"prompt": words(prompt)[:SHOWN], "expected": words(expected)[:SHOWN], "before": first, "after": last}
-            for (*_, prompt, expected), first, last in zip(asked, before, guard.after["answers"], strict=False)
+            for (*_, prompt, expected), first, last in zip(guard.asked, before, guard.after["answers"], strict=False)
         ]
         self.result = self.known(guard.stopped if steps < trainer.state.max_steps or not steps else None) | {
             "steps": steps, "rows": count, "eval_rows": eval_count,
@@ -131,11 +115,11 @@ class Run:
         if not self.output_repo or not steps or no_time:
             return
         phase("push")
-        with CLOCK.or_else(self.cut_off):
-            try:
-                self.url = push(self.output_dir, self.output_repo, self.written())
-            except UserError as problem:
-                self.push_error = problem
+        CLOCK.last_s = LAST_S
+        try:
+            self.url = push(self.output_dir, self.output_repo, self.written())
+        except UserError as problem:
+            self.push_error = problem
 
     def written(self) -> list[str]:
         """What this run wrote into its folder, and nothing that lies beside it."""
@@ -144,17 +128,15 @@ class Run:
 
     def finish(self) -> None:
         """Make the copies and print the RESULT line; raise the error of a run that did not do all it was asked to."""
-        with CLOCK.or_else(self.cut_off):
-            free()
-            if self.args.merge or self.args.gguf:
-                stopped = CLOCK.signalled or (self.guard and self.guard.stopped)
-                why = "its push failed" if self.push_error else "" if self.result["steps"] else "nothing was trained"
-                why = why or ("asked to stop" if CLOCK.signalled else "no time is left" if stopped else "")
-                self.result["exports"] = not_made(self.args, f"left out: {why or 'the time was up'}")
-                if not why:
-                    self.result["exports"], self.copies_error = make_copies(
-                        self.args, self.output_dir, self.output_repo
-                    )
+        free()
+        if self.args.merge or self.args.gguf:
+            stopped = CLOCK.signalled or (self.guard and self.guard.stopped)
+            why = "its push failed" if self.push_error else "" if self.result["steps"] else "nothing was trained"
+            why = why or ("asked to stop" if CLOCK.signalled else "no time is left" if stopped else "")
+            self.result["exports"] = not_made(self.args, f"left out: {why or 'the time was up'}")
+            if not why:
+                self.result["exports"], self.copies_error = make_copies(self.args, self.output_dir, self.output_repo)
+        CLOCK.rest()
         error = self.tell()
         if error:
             # Not done, and not lost: the last line is the command that goes on.
@@ -175,9 +157,18 @@ class Run:
         return error
 
     def cut_off(self) -> int:
-        """The last words of a run whose time was up before the Hub had answered."""
-        if self.output_repo and self.result["steps"] and not self.url and not self.push_error:
-            kept = rescue(self.output_dir, self.output_repo, self.written())
+        """The last words where the time is up before the run has said them; the process's status."""
+        pushes = self.output_repo and not self.url and not self.push_error
+        if not self.result:
+            stopped, whole = "signal" if CLOCK.signalled else "deadline", self.checkpoints.whole
+            where = "before the training began" if CLOCK.at_once else "in a step that did not end"
+            tell(f"stopped {where} ({stopped}): {next_attempt(bool(whole))}")
+            if pushes and whole and (self.output_dir / "adapter_config.json").is_file():
+                left = {path.name for pattern in ADAPTER for path in self.output_dir.glob(pattern)}
+                note(rescue(self.output_dir, str(self.output_repo), left))
+            self.result = self.known(stopped) | {"steps": whole[-1] if whole else 0}
+        elif pushes and self.result["steps"]:
+            kept = rescue(self.output_dir, str(self.output_repo), self.written())
             self.push_error = UserError(f"the push to {self.output_repo} did not end in time.", kept)
         error = self.tell()
         if error:
@@ -195,8 +186,7 @@ def begin(args: Any, planned: dict[str, Any]) -> Run | None:
     claim(args)
     args, checkpoints = open_checkpoints(args)
     run = Run(args, planned, output_folder(args), checkpoints, args.output_repo)
-    CLOCK.start(deadline(args.timeout_s, checkpoints.folder))
-    run.setup.enter_context(CLOCK.or_else(partial(run.leave, "before the training began"), at_once=True))
+    CLOCK.start(deadline(args.timeout_s, checkpoints.folder), run.cut_off)
     set_environment(args)
     return run
 

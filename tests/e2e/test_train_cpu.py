@@ -161,7 +161,7 @@ def test_streams_prompts_and_completions(
     assert shown_labels(done.log) == (trained, masked, len(pairs))
     assert found["steps"] == 2
     assert found["eval_loss"] is None
-    assert "on the CPU: no 4-bit weights, no packing, no adamw_8bit\n" in done.log
+    assert "on the CPU: no 4-bit weights, no packing, no 8-bit optimizer\n" in done.log
     assert (tmp_path / "here" / "adapter_model.safetensors").is_file()
 
 

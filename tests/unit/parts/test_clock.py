@@ -88,13 +88,14 @@ STUCK = """
 import sys, time
 from parts.clock import Clock
 clock = Clock()
-clock.start(time.monotonic() + float(sys.argv[1]))
 def last_words():
     print("last words", flush=True)
     return 7
-with clock.or_else(last_words, at_once=sys.argv[2] == "at once"):
-    print("stuck", flush=True)
-    time.sleep(float(sys.argv[3]))
+clock.start(time.monotonic() + float(sys.argv[1]), last_words)
+clock.at_once = sys.argv[2] == "at once"
+print("stuck", flush=True)
+time.sleep(float(sys.argv[3]))
+clock.rest()
 print("on time", flush=True)
 """
 
@@ -125,12 +126,12 @@ DEAF = """
 from parts.clock import CLOCK
 import parts.clock
 parts.clock.GRACE_S = 6
-CLOCK.start(float("inf"))
-with CLOCK.or_else(lambda: 9):
-    import hashlib, threading
-    # Said once the main thread is there: minutes in C, where it runs no handler of Python's.
-    threading.Timer(0.5, print, ["deaf"], {"flush": True}).start()
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+CLOCK.start(float("inf"), lambda: 9)
+CLOCK.at_once = False
+import hashlib, threading
+# Said once the main thread is there: minutes in C, where it runs no handler of Python's.
+threading.Timer(0.5, print, ["deaf"], {"flush": True}).start()
+hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 """
 
 

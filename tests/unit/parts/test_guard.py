@@ -58,7 +58,7 @@ def guard(folder: Path, timeout_s: float = 0, **state: Any) -> Guard:
     run = Namespace(
         args=args, planned=planned, checkpoints=Checkpoints(folder, {}, 1, {}), output_repo=None, tracker=None
     )
-    made = Guard(run, trainer)
+    made = Guard(run, trainer, None, [], str)
     made.checkpoint_s = 2.0
     for name, value in state.items():
         setattr(made, name, value)
@@ -253,7 +253,7 @@ def test_an_evaluation_takes_fewer_rows_where_memory_runs_out(torch: None, capsy
 STALLED = """
 import time
 from parts.clock import CLOCK
-CLOCK.start(float("inf"))
+CLOCK.start(float("inf"), lambda: 0)
 CLOCK.heard, CLOCK.patience_s = time.monotonic(), 1
 def hang_here():
     for _ in range(3):
@@ -285,6 +285,6 @@ def test_its_patience_grows_with_the_steps_and_with_compiling(clock: Clock, tmp_
         made.on_step_end(None, Namespace(global_step=step), Namespace())
     assert clock.patience_s == pytest.approx(20 * 60, rel=0.01)
     # Only while it trains.
-    made.asked.checkpoint_minutes = 0
+    made.args.checkpoint_minutes = 0
     made.on_train_end(None, None, None)
     assert clock.patience_s == math.inf

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from parts import record as part
+from parts import saving as part
 
 from tests.unit.sample import JOB_SCRIPTS, options, plan
 

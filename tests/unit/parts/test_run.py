@@ -25,7 +25,7 @@ def test_a_job_that_is_stopped_keeps_what_an_earlier_attempt_saved_elsewhere(
     made.at(4).mkdir(parents=True)
     (made.at(4) / "manifest.json").touch()
     args = options("--output-dir", str(output), "--output-repo", "me/m", script="sft_text.py")
-    assert Run(args, {}, output, made, "me/m").leave("before the training began") == 0
+    assert Run(args, {}, output, made, "me/m").cut_off() == 0
     assert {path.name for path in (data / "output").iterdir()} == {"adapter_config.json", "tokenizer.json"}
     said = capsys.readouterr().out
     assert "--include adapter_config.json --include tokenizer.json me/m" in said
