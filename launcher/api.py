@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from launcher.catalog import Catalog
-    from launcher.jobs.base import Backend, Job, JobRequest
+    from launcher.hub.client import Hub
+    from launcher.jobs.base import Backend, Checked, Job, JobRequest
     from launcher.jobs.events import Event, Line
     from launcher.plan.record import AnyPlan, ExportPlan, Plan
     from launcher.runs.outcome import Outcome
@@ -28,13 +29,13 @@ def plan(
 ) -> Plan:  # fmt: skip
     """Decide everything that was left open of a run: the options of the command line, in Python's spelling.
 
-    `options` win over those of a `spec`. Where `online`, the Hub is asked for the dataset's size and for commits;
-    otherwise only for the configuration of a model that the catalog does not know. `user` is the account that output
-    repos without a namespace belong to, where it is known. With either the run is to be submitted, and gets a name that
-    no other has. `tables` are other models and machines than those that are known here. Raises `RequestError` for what
+    `options` win over those of a `spec`. Where `online`, the Hub is asked for today's prices, the dataset's size and
+    commits; otherwise only for the configuration of a model that the catalog does not know. `user` is the account that
+    output repos without a namespace belong to. With either the run is to be submitted, and gets a name that no other
+    has. `tables` are other models and machines than those that are known here. Raises `RequestError` for what
     can't be meant, and `RefusedError` for a run that fits nowhere, or not where it was asked to run.
     """
-    from launcher import catalog, home
+    from launcher import home
     from launcher.catalog import machine
     from launcher.hub import datasets, repos
     from launcher.hub.client import Hub
@@ -45,7 +46,7 @@ def plan(
     hub = Hub()
     return make.make_plan(
         asked,
-        tables or catalog.load(),
+        tables or tables_of(hub if online else None),
         today=_today(),
         user=user,
         unique=f"{datetime.now(UTC):%H%M}-{secrets.token_hex(2)}" if user or online else None,
@@ -102,20 +103,19 @@ def submit(plan: AnyPlan | JobRequest, backend: Backend | None = None) -> Job:
     Raises what would make it fail before anything is paid for: `RequestError`, or `RefusedError` where a token, access
     or room is missing; and `ServiceError`, which says whether there may be a Job all the same.
     """
-    from launcher.jobs.base import JobRequest
-
-    request = plan if isinstance(plan, JobRequest) else request_of(plan)
-    backend = backend or backend_of(request)
-    backend.check(request)
+    request, backend, _ = check(plan, backend)
     return backend.submit(request)
 
 
-def backend_of(request: JobRequest) -> Backend:
-    """What runs it: this machine, or the Jobs of the account that is logged in."""
+def check(plan: AnyPlan | JobRequest, backend: Backend | None = None) -> tuple[JobRequest, Backend, Checked]:
+    """What `submit` would send, to where, and what a check of it found; raises as `submit` does."""
     from launcher import jobs
     from launcher.catalog.machine import LOCAL
+    from launcher.jobs.base import JobRequest
 
-    return jobs.get("local" if request.flavor == LOCAL else "hub")
+    request = plan if isinstance(plan, JobRequest) else request_of(plan)
+    backend = backend or jobs.get("local" if request.flavor == LOCAL else "hub")
+    return request, backend, backend.check(request)
 
 
 def follow(run: Job | str) -> Iterator[Event | Outcome]:
@@ -156,6 +156,20 @@ def inspect(name: str) -> Job:
 
     found = find_run(name)
     return jobs.get(found.backend).inspect(found.address)
+
+
+def tables_of(hub: Hub | None) -> Catalog:
+    """All models and machines: as that Hub's service lists them now, or as they are known here.
+
+    Its `notices` say what went wrong with that.
+    """
+    from launcher import catalog
+
+    if hub is None:
+        return catalog.load()
+    from launcher.jobs.service import todays
+
+    return todays(hub)
 
 
 def _today() -> date:

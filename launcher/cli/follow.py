@@ -48,11 +48,7 @@ def submit(
     rehearsed: Rehearsed | None = None,
 ) -> None:
     """Check the run, show what it will be, start it where that is agreed to, and follow it unless `detach`."""
-    from launcher.jobs.base import JobRequest
-
-    request = plan if isinstance(plan, JobRequest) else api.request_of(plan)
-    backend = backend or api.backend_of(request)
-    checked = backend.check(request)
+    request, backend, checked = api.check(plan, backend)
     ask.agree(request, checked, asking or Asking(), quiet=quiet, unasked=detach or as_json or quiet)
     job = backend.submit(request)
     if not quiet:

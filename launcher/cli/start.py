@@ -39,12 +39,15 @@ def plan(
 
     Without --online the network is used only for the configuration of a model that `launch models` does not list.
     """
-    say_notices()
-    made = api.plan(_needed(asked), online=online)
+    from launcher.hub.client import Hub
+
+    asked = _needed(asked)
+    tables = todays_tables(Hub() if online else None)
+    made = api.plan(asked, online=online, tables=tables)
     if as_json:
         print(made.model_dump_json(indent=2))
     else:
-        show_plan(made, out())
+        show_plan(made, tables, out())
 
 
 @takes_spec
@@ -223,22 +226,23 @@ def _needed(asked: RunSpec | None) -> RunSpec:
     return asked
 
 
-def show_plan(plan: AnyPlan, console: Console | None = None) -> None:
+def show_plan(plan: AnyPlan, tables: Catalog, console: Console | None = None) -> None:
     """The plan as one screen, on stderr where no console is named."""
-    from launcher import catalog
     from launcher.view.plan import plan_view
 
-    (console or err()).print(plan_view(plan, catalog.load()))
+    (console or err()).print(plan_view(plan, tables))
 
 
 def show_dry_run(plan: AnyPlan, as_json: bool) -> None:
     """All that a run would be, and nothing submitted."""
+    from launcher import catalog
+
     request = api.request_of(plan)
     if as_json:
         whole = {"plan": plan.model_dump(mode="json"), "job": request.describe(), "script": request.script}
         print_json(whole)
     else:
-        show_plan(plan)
+        show_plan(plan, catalog.load())
         from rich.text import Text
 
         said = "dry run: nothing was submitted. It would run "
@@ -252,13 +256,6 @@ def say_notices() -> None:
 
 def todays_tables(hub: Hub | None) -> Catalog:
     """The tables, with the service's own machines and prices where it is asked; what is wrong with them is said."""
-    from launcher import catalog
-
-    if hub:
-        from launcher.jobs.service import todays
-
-        tables = todays(hub)
-    else:
-        tables = catalog.load()
+    tables = api.tables_of(hub)
     say(tables.notices)
     return tables

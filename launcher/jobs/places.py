@@ -34,14 +34,13 @@ def require_free(hub: Hub, request: JobRequest) -> Place | None:
                 f"{option} {place.name} is there already and public, and what this run learns is to be private.",
                 "Make it private on its page, give another, or publish it with --no-private.",
             )
-    asked: Any = request.plan.asked
-    known = bool(request.resumes) or asked.overwrite
+    known = bool(request.resumes) or request.plan.asked.overwrite
     for option, place in found.items():
         known = known or place.name == adapter or _has_pushed(hub, place, request)
         if place.holds_model and not known:
             raise RefusedError(
                 f"{option} {place.name} holds a model already, and not of this run: its files would be replaced.",
-                f"Give another {option} (without one the repo is new), or start a run with --overwrite.",
+                f"Give another {option}; a new run, or an export, replaces them with --overwrite.",
             )
     return found.get("--output-repo") or found.get("--merged-repo")
 

@@ -22,6 +22,8 @@ DEFAULT_EFFECTIVE_BATCH = 16
 DEFAULT_MAX_LENGTH = 2048
 DEFAULT_EVAL_ROWS, DEFAULT_EVAL_SHARE = 64, 10
 DEFAULT_IMAGE_SIZE = 768
+# Of the 96 characters that the name of a repo may have.
+_SLUG = 70
 
 
 def slug(model: Model) -> str:
@@ -197,7 +199,7 @@ def run_name(asked: RunSpec, model: Model, today: date, unique: str | None) -> D
     """What the run is called; `unique` tells it from the others of its day, where it is to be submitted."""
     if asked.run_name:
         return Decision(asked.run_name, ASKED)
-    name = f"{slug(model)}-sft-{today:%Y%m%d}"
+    name = f"{slug(model)[:_SLUG].rstrip('-.')}-sft-{today:%Y%m%d}"
     if unique is None:
         return Decision(name, "the model, sft and the date; a submission adds what no other has")
     return Decision(f"{name}-{unique}", "the model, sft, the date and what no other has")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.segment import Segment
@@ -15,11 +16,13 @@ from launcher.catalog import Catalog, Flavor
 from launcher.estimate import copies
 from launcher.estimate.duration import AFTER
 from launcher.estimate.values import Offer
-from launcher.hub.repos import Place
-from launcher.jobs.base import Checked
 from launcher.plan.record import AnyPlan, ExportPlan, Plan
 from launcher.text import plain
 from launcher.view.tables import gpus, grid, minutes, passes, table
+
+if TYPE_CHECKING:
+    from launcher.hub.repos import Place
+    from launcher.jobs.base import Checked
 
 CELLS = 60
 _VALUES = 29
@@ -33,9 +36,9 @@ _RESERVE, _FREE = ("╱", "/"), ("·", ".")
 
 def plan_view(plan: AnyPlan, catalog: Catalog, checked: Checked | None = None) -> RenderableType:
     """The whole screen; `checked` is what the Hub said of where the result goes, where it was asked."""
-    checked = checked or Checked()
-    parts: list[RenderableType] = [_decisions(plan, catalog, checked.repo), Text(), _resources(plan, catalog)]
-    parts += [Text(plain(f"warning: {text}"), style="yellow") for text in (*checked.doubts, *plan.warnings)]
+    repo, doubts = (checked.repo, checked.doubts) if checked else (None, ())
+    parts: list[RenderableType] = [_decisions(plan, catalog, repo), Text(), _resources(plan, catalog)]
+    parts += [Text(plain(f"warning: {text}"), style="yellow") for text in (*doubts, *plan.warnings)]
     # Without a price there is nothing to compare: this machine costs nothing.
     if plan.cost.usd_per_hour and plan.offers:
         parts += [Text(), _offers(plan, catalog)]

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from launcher.catalog import Catalog, Flavor, shipped
 from launcher.estimate.values import Offer
-from launcher.hub.repos import Place
-from launcher.jobs.base import Checked, JobRequest
 from launcher.plan.record import AnyPlan, ExportPlan, Plan
 from launcher.text import plain
 from launcher.view.tables import gpus, minutes, passes
+
+if TYPE_CHECKING:
+    from launcher.hub.repos import Place
+    from launcher.jobs.base import Checked, JobRequest
 
 LINES = 12
 """That a screen of 80 columns has for the answer, the question among them."""
