@@ -528,6 +528,135 @@ def check_code(model: str, revision: str | None) -> None:
                 raise UserError(f"{name} of {model} names code of another repo, which nothing pins.", hint, status=3)
 
 
+# ---- Places ----------------------------------------------------------------------------------------------------------
+# Where things lie: the Job's volume, the output, the disk, and what is a repo on the Hub.
+
+
+# In a folder that is a run's own, and locked while one works in it.
+OWN = ".launch"
+# Seconds between two signs of life on a volume, where nothing can be locked.
+ALIVE_S = 50.0
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+
+
+def volume() -> Path | None:
+    """The folder that outlives a Job's machine, or none where this is no Job."""
+    if os.environ.get("LAUNCH_DATA_DIR"):
+        return Path(os.environ["LAUNCH_DATA_DIR"])
+    return Path("/data") if os.environ.get("JOB_ID") and Path("/data").is_dir() else None
+
+
+def is_jobs_own(args: Any) -> bool:
+    """Whether what is written goes to this Job's volume, where every attempt finds the same."""
+    return bool(volume()) and not args.output_dir
+
+
+def output_folder(args: Any) -> Path:
+    """Where the model is saved."""
+    place = volume()
+    if args.output_dir:
+        return Path(args.output_dir)
+    return place / "output" if place else Path("outputs", args.run_name)
+
+
+def claim(args: Any) -> None:
+    """Make the output folder this run's own, until the process ends.
+
+    Raises `UserError` of status 2 where it holds what no run made: there nothing is replaced, deleted or pushed; of
+    status 3 where another run works in it, or it can't be written to.
+    """
+    folder, jobs_own = output_folder(args), is_jobs_own(args)
+    place = str(folder.resolve())
+    # Locked by what started this process, or what it was before it began again.
+    if place == os.environ.get("LAUNCH_HOLDS"):
+        return
+    try:
+        own = jobs_own or any((folder / name).is_file() for name in (OWN, "checkpoints/attempt"))
+        if not own and folder.exists() and any(folder.iterdir()):
+            hint = "Give --output-dir another one, or an empty one."
+            raise UserError(f"the output folder {folder} is not empty, and no run made it.", hint, status=2)
+        folder.mkdir(parents=True, exist_ok=True)
+        if jobs_own:
+            # Anew in each process: no thread outlives that, as a lock does.
+            show_life(folder.with_name("alive"))
+        else:
+            lock(folder / OWN)
+            os.environ["LAUNCH_HOLDS"] = place
+    except OSError as error:
+        hint = "Make room, or give --output-dir another folder."
+        raise UserError(f"the output folder {folder} can't be used ({reason(error)}).", hint, status=3) from error
+
+
+def lock(path: Path) -> None:
+    """Hold the file until this process ends, however it ends; it may begin again in its own place."""
+    file = os.open(path, os.O_CREAT | os.O_RDWR)
+    os.set_inheritable(file, True)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        hint = "Wait for its end, or give --output-dir another folder."
+        raise UserError(f"another run works in {path.parent}.", hint, status=3) from error
+    except OSError:
+        note(f"{path.parent} can't be locked: start no second run in it")
+
+
+def show_life(path: Path) -> None:
+    """Refuse where another Job writes its sign of life into that file, and write this one's from now on."""
+    job = os.environ.get("JOB_ID", "")
+
+    def read() -> tuple[str, float]:
+        try:
+            other, moment = path.read_text(encoding="utf-8").split()
+            return other, float(moment)
+        except (OSError, ValueError):
+            return job, 0.0
+
+    def write() -> None:
+        while True:
+            try:
+                path.write_text(f"{job} {time.time()}", encoding="utf-8")
+            except OSError as error:
+                note(f"{path} can't be written ({reason(error)})")
+            time.sleep(ALIVE_S)
+
+    before, waited_s = read(), 0.0
+    while before[0] != job and time.time() - before[1] < 3 * ALIVE_S and waited_s < 3 * ALIVE_S:
+        time.sleep(ALIVE_S / 10)
+        waited_s += ALIVE_S / 10
+        if read()[1] > before[1]:
+            hint = f"`launch wait {before[0]}` follows it, `launch cancel {before[0]}` stops it."
+            raise UserError(f"Job {before[0]} works on this run.", hint, status=3)
+    threading.Thread(target=write, daemon=True).start()
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether that is a whole commit hash, which names the same files for ever."""
+    return bool(re.fullmatch("[0-9a-f]{40}", revision or ""))
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether that names a repo on the Hub: what is there on this machine wins, as it does when it is loaded."""
+    return bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
+
+
+def require_disk(folder: Path, needed: float, told: Sequence[str], hint: str) -> None:
+    """Refuse where the folder's disk has less room than that many bytes; `told` is what they are."""
+    place = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    usage = shutil.disk_usage(place)
+    # A mounted bucket has no size.
+    if usage.total and usage.free < needed:
+        message = f"the disk of {place} has {usage.free / 1e9:.2f} GB free, and this run writes {needed / 1e9:.2f} GB"
+        raise UserError(f"{message} ({', '.join(told)}).", hint, status=3)
+
+
+def sha256(path: Path, *, sync: bool = False) -> str:
+    """The file's hash; with `sync` its content is on the disk afterwards."""
+    with path.open("rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 # ---- Clock -----------------------------------------------------------------------------------------------------------
 # The time that a run has: until its deadline, and after a signal until it is killed.
 
@@ -647,17 +776,35 @@ class Clock:
 CLOCK = Clock()
 
 
+def refusal() -> Path | None:
+    """Where an attempt of this Job notes for the next one what this script refused; none outside of a Job."""
+    place, job = volume(), os.environ.get("JOB_ID", "")
+    whose = hashlib.sha256(f"{job} {Path(__file__).name}".encode()).hexdigest()[:12]
+    return place / f"refused-{whose}" if place and job else None
+
+
 @contextmanager
 def errors_told() -> Iterator[None]:
-    """End with one line and a status, and without a traceback, where a user can do something about it."""
+    """End with one line and a status, and without a traceback, where a user can do something about it.
+
+    What is asked for does not change from one attempt of a Job to the next: what was refused once, with status 2, is
+    refused at once by those that follow.
+    """
     for stream in (sys.stdout, sys.stderr):
         # A row is shown, as far as may be, on a terminal that knows ASCII only.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    noted = refusal()
     try:
+        if noted and noted.is_file():
+            note("an earlier attempt of this Job refused what is asked for, and so does this one")
+            raise UserError(noted.read_text(encoding="utf-8", errors="replace"), status=2)
         yield
     except UserError as problem:
         CLOCK.last_words = None
         problem.tell()
+        if noted and problem.status == 2:
+            with suppress(OSError):
+                noted.write_text(problem.paragraph, encoding="utf-8", errors="replace")
         sys.exit(problem.status)
     except KeyboardInterrupt:
         CLOCK.last_words = None
@@ -916,135 +1063,6 @@ def fetch_model(name: str, revision: str | None) -> Path:
     return Path(persist(f"fetching {name}", lambda: snapshot_download(name, revision=revision, **wanted)))
 
 
-# ---- Places ----------------------------------------------------------------------------------------------------------
-# Where things lie: the Job's volume, the output, the disk, and what is a repo on the Hub.
-
-
-# In a folder that is a run's own, and locked while one works in it.
-OWN = ".launch"
-# Seconds between two signs of life on a volume, where nothing can be locked.
-ALIVE_S = 50.0
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-
-
-def volume() -> Path | None:
-    """The folder that outlives a Job's machine, or none where this is no Job."""
-    if os.environ.get("LAUNCH_DATA_DIR"):
-        return Path(os.environ["LAUNCH_DATA_DIR"])
-    return Path("/data") if os.environ.get("JOB_ID") and Path("/data").is_dir() else None
-
-
-def is_jobs_own(args: Any) -> bool:
-    """Whether what is written goes to this Job's volume, where every attempt finds the same."""
-    return bool(volume()) and not args.output_dir
-
-
-def output_folder(args: Any) -> Path:
-    """Where the model is saved."""
-    place = volume()
-    if args.output_dir:
-        return Path(args.output_dir)
-    return place / "output" if place else Path("outputs", args.run_name)
-
-
-def claim(args: Any) -> None:
-    """Make the output folder this run's own, until the process ends.
-
-    Raises `UserError` of status 2 where it holds what no run made: there nothing is replaced, deleted or pushed; of
-    status 3 where another run works in it, or it can't be written to.
-    """
-    folder, jobs_own = output_folder(args), is_jobs_own(args)
-    place = str(folder.resolve())
-    # Locked by what started this process, or what it was before it began again.
-    if place == os.environ.get("LAUNCH_HOLDS"):
-        return
-    try:
-        own = jobs_own or any((folder / name).is_file() for name in (OWN, "checkpoints/attempt"))
-        if not own and folder.exists() and any(folder.iterdir()):
-            hint = "Give --output-dir another one, or an empty one."
-            raise UserError(f"the output folder {folder} is not empty, and no run made it.", hint, status=2)
-        folder.mkdir(parents=True, exist_ok=True)
-        if jobs_own:
-            # Anew in each process: no thread outlives that, as a lock does.
-            show_life(folder.with_name("alive"))
-        else:
-            lock(folder / OWN)
-            os.environ["LAUNCH_HOLDS"] = place
-    except OSError as error:
-        hint = "Make room, or give --output-dir another folder."
-        raise UserError(f"the output folder {folder} can't be used ({reason(error)}).", hint, status=3) from error
-
-
-def lock(path: Path) -> None:
-    """Hold the file until this process ends, however it ends; it may begin again in its own place."""
-    file = os.open(path, os.O_CREAT | os.O_RDWR)
-    os.set_inheritable(file, True)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        hint = "Wait for its end, or give --output-dir another folder."
-        raise UserError(f"another run works in {path.parent}.", hint, status=3) from error
-    except OSError:
-        note(f"{path.parent} can't be locked: start no second run in it")
-
-
-def show_life(path: Path) -> None:
-    """Refuse where another Job writes its sign of life into that file, and write this one's from now on."""
-    job = os.environ.get("JOB_ID", "")
-
-    def read() -> tuple[str, float]:
-        try:
-            other, moment = path.read_text(encoding="utf-8").split()
-            return other, float(moment)
-        except (OSError, ValueError):
-            return job, 0.0
-
-    def write() -> None:
-        while True:
-            try:
-                path.write_text(f"{job} {time.time()}", encoding="utf-8")
-            except OSError as error:
-                note(f"{path} can't be written ({reason(error)})")
-            time.sleep(ALIVE_S)
-
-    before, waited_s = read(), 0.0
-    while before[0] != job and time.time() - before[1] < 3 * ALIVE_S and waited_s < 3 * ALIVE_S:
-        time.sleep(ALIVE_S / 10)
-        waited_s += ALIVE_S / 10
-        if read()[1] > before[1]:
-            hint = f"`launch wait {before[0]}` follows it, `launch cancel {before[0]}` stops it."
-            raise UserError(f"Job {before[0]} works on this run.", hint, status=3)
-    threading.Thread(target=write, daemon=True).start()
-
-
-def is_commit(revision: str | None) -> bool:
-    """Whether that is a whole commit hash, which names the same files for ever."""
-    return bool(re.fullmatch("[0-9a-f]{40}", revision or ""))
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether that names a repo on the Hub: what is there on this machine wins, as it does when it is loaded."""
-    return bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
-
-
-def require_disk(folder: Path, needed: float, told: Sequence[str], hint: str) -> None:
-    """Refuse where the folder's disk has less room than that many bytes; `told` is what they are."""
-    place = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
-    usage = shutil.disk_usage(place)
-    # A mounted bucket has no size.
-    if usage.total and usage.free < needed:
-        message = f"the disk of {place} has {usage.free / 1e9:.2f} GB free, and this run writes {needed / 1e9:.2f} GB"
-        raise UserError(f"{message} ({', '.join(told)}).", hint, status=3)
-
-
-def sha256(path: Path, *, sync: bool = False) -> str:
-    """The file's hash; with `sync` its content is on the disk afterwards."""
-    with path.open("rb") as file:
-        if sync:
-            os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 # ---- Llama cpp -------------------------------------------------------------------------------------------------------
 # llama.cpp: found here, or fetched and built before anything else is done; what it converts, and its programs.
 
@@ -1243,6 +1261,24 @@ def last_line(text: str) -> str:
 
 
 Message = dict[str, Any]
+# Characters of a value that an error repeats.
+QUOTED = 60
+
+
+def shown(value: Any) -> str:
+    """A value as an error repeats it, with what it is."""
+    kinds = {
+        bool: "a truth value",
+        int: "a number",
+        float: "a number",
+        str: "a text",
+        list: "a list",
+        dict: "an object",
+    }
+    if value is None:
+        return "nothing"
+    said = repr(value)
+    return f"{kinds.get(type(value), 'of another kind')} ({said if len(said) <= QUOTED else f'{said[:QUOTED]}…'})"
 
 
 def fold_system(messages: list[Message], said: Callable[[str], Any]) -> list[Message]:
@@ -1274,7 +1310,7 @@ def end_of_turn(processor: Any, tokenizer: Any, said: Callable[[str], Any]) -> i
     stop = next((id for id in ids if id in special), tokenizer.eos_token_id)
     if stop is None:
         hint = "Set eos_token in its tokenizer_config.json, or use the instruct model."
-        raise UserError("the tokenizer has no token that ends a text.", hint)
+        raise UserError("the tokenizer has no token that ends a text.", hint, status=2)
     return int(stop)
 
 

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+from parts.files import check_file, require_kind
 from parts.options import FILE_LOADERS
 from parts.say import UserError, reason
 
@@ -18,6 +19,9 @@ def read_split(args: Any, split: str) -> Any:
     from pyarrow.dataset import ParquetFragmentScanOptions
 
     path = Path(args.dataset).expanduser()
+    if path.is_file():
+        # A stream meets a broken line in the middle of the training.
+        (check_file if args.streaming else require_kind)(path)
     try:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             saved = load_from_disk(path)
@@ -38,6 +42,8 @@ def read_split(args: Any, split: str) -> Any:
         builder.download_and_prepare()
         return builder.as_dataset(split=split)
     except (HTTPError, exceptions.DatasetsError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        if path.is_file():
+            check_file(path)
         hint = "Check the name, the configuration, the split, the token and the network."
         raise UserError(f"the split {split} of {args.dataset} can't be read ({reason(error)}).", hint, 3) from error
 
@@ -59,6 +65,8 @@ def check_own(files: dict[str, list[str]], folder: Path | None, name: str) -> No
 
 def number_rows(rows: Any, args: Any, pictures: bool) -> Any:
     """The rows with their place in the split, `row_number`, which errors name."""
+    if "row_number" in (rows.column_names or ()):
+        rows = rows.remove_columns("row_number")
     # Pictures stay encoded until they are used: a buffer of rows stays small, and an error can name the row.
     if args.streaming:
         rows = rows.decode(False) if pictures else rows
@@ -68,6 +76,8 @@ def number_rows(rows: Any, args: Any, pictures: bool) -> Any:
 
         features = json.dumps(rows.features.to_dict()).replace('"_type": "Image"', '"_type": "Image", "decode": false')
         rows.info.features = Features.from_dict(json.loads(features))
+    if not len(rows):
+        raise UserError(f"{args.dataset} holds no rows in this split.", "Choose another one.", status=2)
     return rows.add_column("row_number", list(range(len(rows))))
 
 

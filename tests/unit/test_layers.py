@@ -33,7 +33,9 @@ FACE = "launcher"
 def modules() -> dict[str, Path]:
     """Every module of the launcher by its dotted name; what runs in another interpreter is none of it."""
     apart = {PACKAGE / "dashboard" / "server.py"}
-    paths = [path for path in PACKAGE.rglob("*.py") if "data" not in path.parts and path not in apart]
+    paths = [
+        path for path in PACKAGE.rglob("*.py") if "data" not in path.relative_to(PACKAGE).parts and path not in apart
+    ]
     return {_name(path): path for path in paths}
 
 

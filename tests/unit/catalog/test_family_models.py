@@ -33,6 +33,7 @@ import torch
 from families import Row, stored_rows
 from family_models import FAMILIES, VISION, build, facts_of, write_text_rows, write_vision_rows
 from parts import ollama
+from parts.labels import find_mask
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 CHATS = [(None, "a"), ("s", "a"), (None, "a", "b", "c"), ("s", "a", "b", "c", "d", "e")]
@@ -61,6 +62,7 @@ for name, family in FAMILIES.items():
     looked = [Row(row, reader, facts["end_of_turn"]) for row in rows]
     mask = train_on_responses_only(None, tokenizer=reader, return_function=True)
     labels = mask({"input_ids": [row.ids for row in looked]})["labels"]
+    ours = find_mask(reader)({"input_ids": [row.ids for row in looked]})["labels"]
     trained = [[label != -100 for label in row] for row in labels]
     model = (AutoModelForImageTextToText if vision else AutoModelForCausalLM).from_pretrained(folder)
     if vision:
@@ -76,6 +78,7 @@ for name, family in FAMILIES.items():
         "answer": tokenizer.decode([id for id, said in zip(looked[0].ids, looked[0].said) if said]),
         "expected": [[a or b for a, b in zip(row.said, row.between)] == got or row.said == got
                      for row, got in zip(looked, trained)],
+        "masks": [row != other for row, other in zip(ours, labels)].count(True),
         "same_text": tokenizer.decode(looked[0].ids) == looked[0].text, "text": looked[0].text,
         "ollama": told(reader, vision, folder),
     }), flush=True)
@@ -131,6 +134,8 @@ def test_an_answer_ends_with_the_catalogs_end_of_turn(seen: dict[str, dict[str, 
 @pytest.mark.parametrize("family", TEXT + VISION)
 def test_unsloth_finds_the_answers_that_were_counted_here(seen: dict[str, dict[str, Any]], family: str) -> None:
     assert all(seen[family]["expected"])
+    # The scripts' own mask is Unsloth's.
+    assert seen[family]["masks"] == 0
 
 
 @pytest.mark.slow
