@@ -338,10 +338,11 @@ def find_shape(columns: Sequence[str], shapes: Sequence[tuple[str, ...]] = SHAPE
     for shape in shapes:
         if set(shape) <= set(columns):
             return shape
+    own = sorted({*columns} - {"row_number"})
     hint = f"Rows need {'; or '.join(' and '.join(shape) for shape in shapes)}."
     if set(columns) >= PREFERENCES:
         hint = f"These are preferences, which this does not train on: take `chosen` as the messages. {hint}"
-    raise UserError(f"no usable column among {', '.join(sorted(columns)) or 'none'}.", hint, status=2)
+    raise UserError(f"no usable column among {', '.join(own) or 'none'}.", hint, status=2)
 
 
 def bad_row(number: int, problem: str, hint: str = "Mend or remove the row.") -> UserError:
@@ -712,7 +713,8 @@ class Encoder:
     def messages(self, row: dict[str, Any]) -> list[Message]:
         return conversation(row, self.shape, self.fold)
 
-    def text(self, row: dict[str, Any]) -> str:
+    @staticmethod
+    def text(row: dict[str, Any]) -> str:
         """What a row without messages says."""
         text = row["text"]
         if not isinstance(text, str) or not text.strip():
@@ -736,7 +738,10 @@ class Encoder:
         return ids if ids[-1:] == [self.stop] else [*ids, self.stop]
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        ids = self.ids(row)
+        return self.labelled(self.ids(row))
+
+    def labelled(self, ids: list[int]) -> dict[str, Any]:
+        """Tokens and labels, cut at the length limit."""
         labels = self.mask.labels(ids) if self.mask else ids
         cut = slice(self.args.max_length)
         return {"input_ids": ids[cut], "labels": labels[cut], "was_cut": len(ids) > self.args.max_length}
@@ -1302,6 +1307,8 @@ def require_kind(path: Path) -> None:
         raise wrong(
             path, "it is a web page", "Download the file itself: on the Hub with `hf download`, not from its page."
         )
+    if path.suffix not in FILE_LOADERS:
+        raise wrong(path, f"its name ends in {path.suffix or 'nothing'}", f"Use {', '.join(FILE_LOADERS)}, as it is.")
     if path.suffix == ".parquet" and not head.startswith(b"PAR1"):
         raise wrong(path, "it is no parquet file", "Download it anew, or name it for what it is.")
 
@@ -1353,26 +1360,33 @@ def decoded(path: Path, text: bytes, number: int | None) -> str:
 
 
 def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a table with commas, by the names in its first line."""
+    """The rows of a table with commas, by the names in its first line; every cell is a text."""
+    lines = csv_lines(path)
+    _, names = next(lines)
+    for number, cells in lines:
+        if len(cells) > len(names):
+            problem = f"line {number} has {len(cells)} cells for {len(names)} columns"
+            raise wrong(path, problem, "Put texts with commas in quotes.")
+        yield number, dict(zip(names, cells + [None] * (len(names) - len(cells)), strict=True))
+
+
+def csv_lines(path: Path) -> Iterator[tuple[int, list[Any]]]:
+    """The cells of each line of a table, its columns' names first; blank lines are left out."""
     csv.field_size_limit(sys.maxsize)
-    decoded(path, path.read_bytes(), None)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        table = csv.reader(file, strict=True)
-        try:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = csv.reader(file, strict=True)
             names = next(table)
             if len(names) == 1 and any(sign in names[0] for sign in ";\t"):
                 sign = "semicolons" if ";" in names[0] else "tabs"
                 raise wrong(path, f"its columns are parted by {sign}", "Save it with commas.")
-            for cells in table:
-                if len(cells) > len(names):
-                    problem = f"line {table.line_num} has {len(cells)} cells for {len(names)} columns"
-                    raise wrong(path, problem, "Put texts with commas in quotes.")
-                if cells:
-                    # An empty cell is none, as it is for what reads the table in the run.
-                    filled = [cell or None for cell in cells] + [None] * (len(names) - len(cells))
-                    yield table.line_num, dict(zip(names, filled, strict=True))
-        except csv.Error as error:
-            raise wrong(path, f"line {table.line_num} is no row of a table ({error})", "Mend the line.") from error
+            yield 1, names
+            yield from ((table.line_num, cells) for cells in table if cells)
+    except csv.Error as error:
+        raise wrong(path, f"line {table.line_num} is no row of a table ({error})", "Mend the line.") from error
+    except UnicodeDecodeError:
+        # The file is decoded in pieces: only the whole says which line it is.
+        decoded(path, path.read_bytes(), None)
 
 
 def wrong(path: Path, problem: str, hint: str) -> UserError:
@@ -1394,14 +1408,14 @@ def check_file(path: Path) -> None:
 
 def read_split(args: Any, split: str) -> Any:
     """One split of the dataset, from the Hub or from here, whole or as a stream."""
-    from datasets import DatasetDict, exceptions, load_dataset, load_dataset_builder, load_from_disk
+    from datasets import DatasetDict, Features, Value, exceptions, load_dataset, load_dataset_builder, load_from_disk
     from httpx import HTTPError
     from pyarrow.dataset import ParquetFragmentScanOptions
 
     path = Path(args.dataset).expanduser()
     if path.is_file():
-        # A stream meets a broken line in the middle of the training.
-        (check_file if args.streaming else require_kind)(path)
+        # A stream meets a broken line in the middle of the training, and a table with a cell too many is shifted.
+        (check_file if args.streaming or path.suffix == ".csv" else require_kind)(path)
     try:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             saved = load_from_disk(path)
@@ -1409,10 +1423,14 @@ def read_split(args: Any, split: str) -> Any:
             check_own({split: [file["filename"] for file in saved.cache_files]}, path, args.dataset)
             return saved.to_iterable_dataset() if args.streaming else saved
         if path.is_file():
-            loader = FILE_LOADERS[path.suffix]
-            # Arrow would read ahead over the whole file, which is as large as its pictures.
-            ahead = {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)}
-            options = ahead if loader == "parquet" else {}
+            loader, options = FILE_LOADERS[path.suffix], dict[str, Any]()
+            if loader == "parquet":
+                # Arrow would read ahead over the whole file, which is as large as its pictures.
+                options = {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)}
+            elif loader == "csv":
+                # Every cell as it is written: no number, date or null is made of it.
+                texts = Features({name: Value("string") for name in next(csv_lines(path))[1]})
+                options = {"features": texts, "keep_default_na": False}
             return load_dataset(loader, data_files=str(path), split=split, streaming=args.streaming, **options)
         name = str(path) if path.is_dir() else args.dataset
         builder = load_dataset_builder(name, args.dataset_config, revision=args.dataset_revision)
@@ -1461,17 +1479,22 @@ def number_rows(rows: Any, args: Any, pictures: bool) -> Any:
     return rows.add_column("row_number", list(range(len(rows))))
 
 
+def drawn(args: Any, rows: int, held_out: int) -> list[int]:
+    """The numbers of the rows that are read, those held out first: no more are prepared than the steps will read."""
+    order = random.Random(args.seed).sample(range(rows), rows)
+    if args.max_steps and not getattr(args, "packing", False):
+        order = order[: held_out + args.max_steps * args.batch_size * args.gradient_accumulation]
+    return order
+
+
 def read_rows(args: Any, pictures: bool = False) -> tuple[Any, Any]:
     """The rows to train on and those to evaluate on, or none: the head of a stream, else drawn with the seed."""
     rows, eval_rows = number_rows(read_split(args, args.dataset_split), args, pictures), None
+    # Never more than half is held out.
     count = 0 if args.eval_split else args.eval_rows
     if not args.streaming:
-        # Never more than half is held out, and no more rows are prepared than the steps will read.
         count = min(count, len(rows) // 2)
-        order = random.Random(args.seed).sample(range(len(rows)), len(rows))
-        if args.max_steps and not getattr(args, "packing", False):
-            order = order[: count + args.max_steps * args.batch_size * args.gradient_accumulation]
-        rows = rows.select(order)
+        rows = rows.select(drawn(args, len(rows), count))
     if args.eval_split:
         eval_rows = number_rows(read_split(args, args.eval_split), args, pictures)
         if args.eval_rows:

@@ -22,10 +22,11 @@ def find_shape(columns: Sequence[str], shapes: Sequence[tuple[str, ...]] = SHAPE
     for shape in shapes:
         if set(shape) <= set(columns):
             return shape
+    own = sorted({*columns} - {"row_number"})
     hint = f"Rows need {'; or '.join(' and '.join(shape) for shape in shapes)}."
     if set(columns) >= PREFERENCES:
         hint = f"These are preferences, which this does not train on: take `chosen` as the messages. {hint}"
-    raise UserError(f"no usable column among {', '.join(sorted(columns)) or 'none'}.", hint, status=2)
+    raise UserError(f"no usable column among {', '.join(own) or 'none'}.", hint, status=2)
 
 
 def bad_row(number: int, problem: str, hint: str = "Mend or remove the row.") -> UserError:

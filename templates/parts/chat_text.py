@@ -46,7 +46,8 @@ class Encoder:
     def messages(self, row: dict[str, Any]) -> list[Message]:
         return conversation(row, self.shape, self.fold)
 
-    def text(self, row: dict[str, Any]) -> str:
+    @staticmethod
+    def text(row: dict[str, Any]) -> str:
         """What a row without messages says."""
         text = row["text"]
         if not isinstance(text, str) or not text.strip():
@@ -70,7 +71,10 @@ class Encoder:
         return ids if ids[-1:] == [self.stop] else [*ids, self.stop]
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        ids = self.ids(row)
+        return self.labelled(self.ids(row))
+
+    def labelled(self, ids: list[int]) -> dict[str, Any]:
+        """Tokens and labels, cut at the length limit."""
         labels = self.mask.labels(ids) if self.mask else ids
         cut = slice(self.args.max_length)
         return {"input_ids": ids[cut], "labels": labels[cut], "was_cut": len(ids) > self.args.max_length}

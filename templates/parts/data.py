@@ -7,21 +7,21 @@ import random
 from pathlib import Path
 from typing import Any
 
-from parts.files import check_file, require_kind
+from parts.files import check_file, csv_lines, require_kind
 from parts.options import FILE_LOADERS
 from parts.say import UserError, reason
 
 
 def read_split(args: Any, split: str) -> Any:
     """One split of the dataset, from the Hub or from here, whole or as a stream."""
-    from datasets import DatasetDict, exceptions, load_dataset, load_dataset_builder, load_from_disk
+    from datasets import DatasetDict, Features, Value, exceptions, load_dataset, load_dataset_builder, load_from_disk
     from httpx import HTTPError
     from pyarrow.dataset import ParquetFragmentScanOptions
 
     path = Path(args.dataset).expanduser()
     if path.is_file():
-        # A stream meets a broken line in the middle of the training.
-        (check_file if args.streaming else require_kind)(path)
+        # A stream meets a broken line in the middle of the training, and a table with a cell too many is shifted.
+        (check_file if args.streaming or path.suffix == ".csv" else require_kind)(path)
     try:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             saved = load_from_disk(path)
@@ -29,10 +29,14 @@ def read_split(args: Any, split: str) -> Any:
             check_own({split: [file["filename"] for file in saved.cache_files]}, path, args.dataset)
             return saved.to_iterable_dataset() if args.streaming else saved
         if path.is_file():
-            loader = FILE_LOADERS[path.suffix]
-            # Arrow would read ahead over the whole file, which is as large as its pictures.
-            ahead = {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)}
-            options = ahead if loader == "parquet" else {}
+            loader, options = FILE_LOADERS[path.suffix], dict[str, Any]()
+            if loader == "parquet":
+                # Arrow would read ahead over the whole file, which is as large as its pictures.
+                options = {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)}
+            elif loader == "csv":
+                # Every cell as it is written: no number, date or null is made of it.
+                texts = Features({name: Value("string") for name in next(csv_lines(path))[1]})
+                options = {"features": texts, "keep_default_na": False}
             return load_dataset(loader, data_files=str(path), split=split, streaming=args.streaming, **options)
         name = str(path) if path.is_dir() else args.dataset
         builder = load_dataset_builder(name, args.dataset_config, revision=args.dataset_revision)
@@ -81,17 +85,22 @@ def number_rows(rows: Any, args: Any, pictures: bool) -> Any:
     return rows.add_column("row_number", list(range(len(rows))))
 
 
+def drawn(args: Any, rows: int, held_out: int) -> list[int]:
+    """The numbers of the rows that are read, those held out first: no more are prepared than the steps will read."""
+    order = random.Random(args.seed).sample(range(rows), rows)
+    if args.max_steps and not getattr(args, "packing", False):
+        order = order[: held_out + args.max_steps * args.batch_size * args.gradient_accumulation]
+    return order
+
+
 def read_rows(args: Any, pictures: bool = False) -> tuple[Any, Any]:
     """The rows to train on and those to evaluate on, or none: the head of a stream, else drawn with the seed."""
     rows, eval_rows = number_rows(read_split(args, args.dataset_split), args, pictures), None
+    # Never more than half is held out.
     count = 0 if args.eval_split else args.eval_rows
     if not args.streaming:
-        # Never more than half is held out, and no more rows are prepared than the steps will read.
         count = min(count, len(rows) // 2)
-        order = random.Random(args.seed).sample(range(len(rows)), len(rows))
-        if args.max_steps and not getattr(args, "packing", False):
-            order = order[: count + args.max_steps * args.batch_size * args.gradient_accumulation]
-        rows = rows.select(order)
+        rows = rows.select(drawn(args, len(rows), count))
     if args.eval_split:
         eval_rows = number_rows(read_split(args, args.eval_split), args, pictures)
         if args.eval_rows:

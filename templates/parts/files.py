@@ -67,6 +67,8 @@ def require_kind(path: Path) -> None:
         raise wrong(
             path, "it is a web page", "Download the file itself: on the Hub with `hf download`, not from its page."
         )
+    if path.suffix not in FILE_LOADERS:
+        raise wrong(path, f"its name ends in {path.suffix or 'nothing'}", f"Use {', '.join(FILE_LOADERS)}, as it is.")
     if path.suffix == ".parquet" and not head.startswith(b"PAR1"):
         raise wrong(path, "it is no parquet file", "Download it anew, or name it for what it is.")
 
@@ -118,26 +120,33 @@ def decoded(path: Path, text: bytes, number: int | None) -> str:
 
 
 def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a table with commas, by the names in its first line."""
+    """The rows of a table with commas, by the names in its first line; every cell is a text."""
+    lines = csv_lines(path)
+    _, names = next(lines)
+    for number, cells in lines:
+        if len(cells) > len(names):
+            problem = f"line {number} has {len(cells)} cells for {len(names)} columns"
+            raise wrong(path, problem, "Put texts with commas in quotes.")
+        yield number, dict(zip(names, cells + [None] * (len(names) - len(cells)), strict=True))
+
+
+def csv_lines(path: Path) -> Iterator[tuple[int, list[Any]]]:
+    """The cells of each line of a table, its columns' names first; blank lines are left out."""
     csv.field_size_limit(sys.maxsize)
-    decoded(path, path.read_bytes(), None)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        table = csv.reader(file, strict=True)
-        try:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = csv.reader(file, strict=True)
             names = next(table)
             if len(names) == 1 and any(sign in names[0] for sign in ";\t"):
                 sign = "semicolons" if ";" in names[0] else "tabs"
                 raise wrong(path, f"its columns are parted by {sign}", "Save it with commas.")
-            for cells in table:
-                if len(cells) > len(names):
-                    problem = f"line {table.line_num} has {len(cells)} cells for {len(names)} columns"
-                    raise wrong(path, problem, "Put texts with commas in quotes.")
-                if cells:
-                    # An empty cell is none, as it is for what reads the table in the run.
-                    filled = [cell or None for cell in cells] + [None] * (len(names) - len(cells))
-                    yield table.line_num, dict(zip(names, filled, strict=True))
-        except csv.Error as error:
-            raise wrong(path, f"line {table.line_num} is no row of a table ({error})", "Mend the line.") from error
+            yield 1, names
+            yield from ((table.line_num, cells) for cells in table if cells)
+    except csv.Error as error:
+        raise wrong(path, f"line {table.line_num} is no row of a table ({error})", "Mend the line.") from error
+    except UnicodeDecodeError:
+        # The file is decoded in pieces: only the whole says which line it is.
+        decoded(path, path.read_bytes(), None)
 
 
 def wrong(path: Path, problem: str, hint: str) -> UserError:

@@ -18,8 +18,8 @@ PACKAGE = Path(launcher.__file__).parent
 PARTS = PACKAGE.parent / "templates" / "parts"
 # From the ground up; modules beside the folders have floors of their own.
 FLOORS = (
-    "text", "errors", "spec", "bundle", "home", "catalog", "estimate", "plan", "render", "hub", "jobs", "demo", "runs",
-    "dashboard", "view", "api", "cli",
+    "text", "errors", "spec", "bundle", "home", "catalog", "estimate", "plan", "render", "hub", "look", "jobs", "demo",
+    "runs", "dashboard", "view", "api", "cli",
 )  # fmt: skip
 # Who imports others of the launcher inside functions, and what that saves.
 LATE = {
