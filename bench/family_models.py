@@ -756,7 +756,7 @@ def _shrunk(tokens: Tokens) -> Tokens:
 @cache
 def _train(sentencepiece: bool) -> tuple[list[str], list[list[str]]]:
     """The pieces and merges of a small BPE, byte-level or with byte fallback; the same every time."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers  # type: ignore[import-not-found]
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     backend = Tokenizer(models.BPE(byte_fallback=sentencepiece))
     if sentencepiece:

@@ -457,7 +457,7 @@ def planned(model: str, rows: int | None) -> Shape:
 
 def counter(folder: Path) -> Callable[[str], int]:
     """How many tokens the model's tokenizer makes of a text."""
-    from tokenizers import Tokenizer  # type: ignore[import-not-found]
+    from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     return lambda text: len(tokenizer.encode(text).ids)

@@ -39,6 +39,7 @@ The loss counts the assistant's tokens only. The last line printed is `RESULT {j
 from __future__ import annotations
 
 import argparse
+import csv
 import faulthandler
 import fcntl
 import gc
@@ -53,6 +54,7 @@ import select
 import shlex
 import shutil
 import signal
+import stat
 import statistics
 import subprocess
 import sys
@@ -61,7 +63,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from importlib.metadata import distributions, version
@@ -306,6 +308,10 @@ Message = dict[str, Any]
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
 SHAPES = [("messages",), ("conversations",), ("prompt", "completion"), ("instruction", "output"),
           ("instruction", "response"), ("question", "answer")]  # fmt: skip
+# Of rows to compare two answers by: there is nothing among them that says which one is to be learned.
+PREFERENCES = {"chosen", "rejected"}
+# Characters of a value that an error repeats.
+QUOTED = 60
 
 
 def find_shape(columns: Sequence[str], shapes: Sequence[tuple[str, ...]] = SHAPES) -> tuple[str, ...]:
@@ -313,41 +319,78 @@ def find_shape(columns: Sequence[str], shapes: Sequence[tuple[str, ...]] = SHAPE
     for shape in shapes:
         if set(shape) <= set(columns):
             return shape
+    own = sorted({*columns} - {"row_number"})
     hint = f"Rows need {'; or '.join(' and '.join(shape) for shape in shapes)}."
-    raise UserError(f"no usable column among {', '.join(sorted(columns))}.", hint)
+    if set(columns) >= PREFERENCES:
+        hint = f"These are preferences, which this does not train on: take `chosen` as the messages. {hint}"
+    raise UserError(f"no usable column among {', '.join(own) or 'none'}.", hint, status=2)
+
+
+def bad_row(number: int, problem: str, hint: str = "Mend or remove the row.") -> UserError:
+    """The error of one row, which is the same in every attempt."""
+    return UserError(f"row {number}: {problem}.", hint, status=2)
+
+
+def shown(value: Any) -> str:
+    """A value as an error repeats it, with what it is."""
+    kinds = {
+        bool: "a truth value",
+        int: "a number",
+        float: "a number",
+        str: "a text",
+        list: "a list",
+        dict: "an object",
+    }
+    if value is None:
+        return "nothing"
+    said = repr(value)
+    return f"{kinds.get(type(value), 'of another kind')} ({said if len(said) <= QUOTED else f'{said[:QUOTED]}…'})"
+
+
+def one_side(row: dict[str, Any], column: str, role: str, number: int) -> list[Any]:
+    """The messages of one side of a pair, which may be a text or a list of messages already."""
+    value = row[column]
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    if value is not None and not isinstance(value, list):
+        raise bad_row(number, f"{column} is {shown(value)}, not a text")
+    return list(value or [])
 
 
 def turns(row: dict[str, Any], shape: tuple[str, ...], number: int) -> list[tuple[str, Any]]:
     """The row's roles and contents up to its last answer; an error names the row and what is wrong with it."""
     if len(shape) == 1:
         found = row[shape[0]]
+        if not isinstance(found, list) or not found:
+            raise bad_row(number, f"{shape[0]} is not a list of messages but {shown(found)}")
     else:
-        # Either side of a pair may be a text or already a list of messages.
-        asked, answered = row[shape[0]], row[shape[1]]
-        if isinstance(asked, str) and row.get("input"):
-            asked = f"{asked}\n\n{row['input']}"
-        found = [{"role": "user", "content": asked}] if isinstance(asked, str) else list(asked or [])
-        found += [{"role": "assistant", "content": answered}] if isinstance(answered, str) else list(answered or [])
-    if not isinstance(found, list) or not found:
-        raise UserError(f"row {number}: {shape[-1]} is not a list of messages.", "Mend or remove the row.")
+        found = one_side(row, shape[0], "user", number)
+        if isinstance(row[shape[0]], str) and row.get("input"):
+            found[0]["content"] = f"{row[shape[0]]}\n\n{row['input']}"
+        found += one_side(row, shape[1], "assistant", number)
     said = []
     for turn in found:
         if not isinstance(turn, dict):
-            raise UserError(f"row {number}: a message is not a role with a content.", "Mend or remove the row.")
+            raise bad_row(number, f"a message is not a role with a content but {shown(turn)}")
         role, content = turn.get("role") or turn.get("from"), turn.get("content") or turn.get("value")
         role = ROLES.get(str(role), role)
         if role not in ("system", "user", "assistant", "tool"):
-            raise UserError(f"row {number}: unknown role {role!r}.", "Use system, user, assistant or tool.")
+            raise bad_row(number, f"unknown role {role!r}", "Use system, user, assistant or tool.")
         if role == "system" and not content:
             continue
-        if not isinstance(content, list | str) or not content or (isinstance(content, str) and not content.strip()):
-            raise UserError(f"row {number}: the {role}'s message is empty.", "Mend or remove the row.")
+        if not content or (isinstance(content, str) and not content.strip()):
+            raise bad_row(number, f"the {role}'s message is empty")
+        if not isinstance(content, list | str):
+            raise bad_row(number, f"the {role}'s message is {shown(content)}, not a text")
+        for part in content if isinstance(content, list) else ():
+            if not isinstance(part, dict) or not isinstance(part.get("text"), str | None):
+                raise bad_row(number, f"a part of the {role}'s message is {shown(part)}, and has no type with a text")
         said.append((role, content))
     # What follows the last answer can't be learned from.
     while said and said[-1][0] != "assistant":
         said.pop()
     if len(said) < 2:
-        raise UserError(f"row {number}: no message of the assistant answers another.", "Mend or remove the row.")
+        raise bad_row(number, "no message of the assistant answers another")
     return said
 
 
@@ -380,20 +423,233 @@ def end_of_turn(processor: Any, tokenizer: Any, said: Callable[[str], Any]) -> i
     stop = next((id for id in ids if id in special), tokenizer.eos_token_id)
     if stop is None:
         hint = "Set eos_token in its tokenizer_config.json, or use the instruct model."
-        raise UserError("the tokenizer has no token that ends a text.", hint)
+        raise UserError("the tokenizer has no token that ends a text.", hint, status=2)
     return int(stop)
 
 
-def find_mask(processor: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Masks whatever is not between the chat template's markers around answers, which Unsloth finds."""
-    from unsloth.chat_templates import train_on_responses_only
+# ---- Labels ----------------------------------------------------------------------------------------------------------
+# Which tokens are trained on: the answers, found by what the chat template puts around them, and a look at them.
 
-    try:
-        mask: Callable[..., Any] = train_on_responses_only(None, tokenizer=processor, return_function=True)
-    except ValueError as error:
-        hint = "Use another --chat-template, or --train-on all."
-        raise UserError("no markers around answers were found in the chat template.", hint) from error
-    return mask
+IGNORED = -100
+# Rows that are looked at before anything is trained.
+LOOKED_AT = 64
+ASKED, ANSWERED = "QUESTIONPROBE", "ANSWERPROBE"
+# What may stand beside a marker, and be merged with its first or last token.
+BESIDE = ("a", "A", "1", " ", "\n", "\\", "{", "}", "(", ".", "<", ">")
+
+
+@dataclass(frozen=True)
+class Marker:
+    """The tokens before every question, or every answer: `core` are the same whatever stands beside them."""
+
+    left: list[int]
+    core: list[int]
+    right: list[int]
+
+    def at(self, ids: list[int], place: int) -> bool:
+        return ids[place] == self.core[0] and ids[place : place + len(self.core)] == self.core
+
+
+def find_mask(processor: Any) -> Mask:
+    """The mask of this chat template; `UserError` where nothing marks the answers in it."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    question, answer = (marker_of(tokenizer, text) for text in around(processor, tokenizer))
+    shared = [one for one, _ in common(question.core, answer.core)]
+    if not question.core or not answer.core or shared in (question.core, answer.core):
+        raise unmarked()
+    special = {id: token.content.strip() for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    # A token that begins the messages of every role ends an answer too.
+    opener = shared if all(special.get(id) for id in shared) else []
+    return Mask(question, answer, opener, tokenizer.bos_token_id, tokenizer.eos_token_id)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Labels of rows as tokens: an answer up to the end of its turn, and -100 for whatever else."""
+
+    question: Marker
+    answer: Marker
+    opener: list[int]
+    bos: int | None
+    eos: int | None
+
+    def __call__(self, batch: Any) -> dict[str, Any]:
+        """`labels` for the batch's `input_ids`, which may be a tensor."""
+        rows = batch["input_ids"]
+        if isinstance(rows, list):
+            return {"labels": [self.labels(ids) for ids in rows]}
+        return {"labels": rows.new_tensor([self.labels(ids) for ids in rows.tolist()])}
+
+    def labels(self, ids: list[int]) -> list[int]:
+        labels, place = [IGNORED] * len(ids), 0
+        while place < len(ids):
+            if not self.answer.at(ids, place):
+                place += 1
+                continue
+            begin = place + len(self.answer.core)
+            begin += len(common(ids[begin:], self.answer.right))
+            place = end = self.end(ids, begin)
+            if end < len(ids) and self.question.at(ids, end):
+                end -= len(common(ids[begin:end][::-1], self.question.left[::-1]))
+            labels[begin:end] = ids[begin:end]
+        return labels
+
+    def end(self, ids: list[int], place: int) -> int:
+        """Where the answer that begins there ends: with the end of the text's token, or before another message."""
+        while place < len(ids):
+            opened = self.opener and ids[place : place + len(self.opener)] == self.opener
+            if opened or ids[place] == self.bos != self.eos or self.answer.at(ids, place):
+                return place
+            if self.question.at(ids, place):
+                return place
+            place += 1
+            if ids[place - 1] == self.eos:
+                return place
+        return place
+
+
+def around(processor: Any, tokenizer: Any) -> tuple[str, str]:
+    """The texts that the chat template puts before every question and before every answer."""
+    from jinja2 import TemplateError
+
+    said: list[Callable[[str], Any]] = [str, lambda text: [{"type": "text", "text": text}]]
+    for ask, tell in ((said[0], said[0]), (said[1], said[1]), (said[1], said[0])):
+        turn = [{"role": "user", "content": ask(ASKED)}, {"role": "assistant", "content": tell(ANSWERED)}]
+        try:
+            found = gaps(processor, turn * 3)
+        except (TemplateError, TypeError, ValueError):
+            continue
+        if found:
+            return strip(tokenizer, *found)
+    raise unmarked()
+
+
+def gaps(processor: Any, chat: list[Message]) -> tuple[list[str], list[str], str] | None:
+    """What stands before later questions, before answers, and where an answer is asked for; none without the probes."""
+    text = processor.apply_chat_template(chat, tokenize=False)
+    if text.count(ASKED) != 3 or text.count(ANSWERED) != 3:
+        return None
+    first, *rest = text.split(ANSWERED)
+    answers = [piece.partition(ASKED)[2] for piece in (first, *rest[:-1])]
+    questions = [piece.partition(ASKED)[0] for piece in rest[:-1]]
+    asked, answered = (
+        processor.apply_chat_template(chat[:-1], tokenize=False, add_generation_prompt=wanted)
+        for wanted in (False, True)
+    )
+    return questions, answers, answered.removeprefix(asked) if answered.startswith(asked) else ""
+
+
+def strip(tokenizer: Any, questions: list[str], answers: list[str], header: str) -> tuple[str, str]:
+    """Of what stands between a question and an answer, and between that and the next: what begins each of them."""
+    question, answer = questions[0], answers[0]
+    # A template may ask for thoughts where it asks for an answer, and put them before the last one only.
+    while header and not (answer.endswith(header) and all(header in gap for gap in answers)):
+        header = header[:-1]
+    if header.strip():
+        return question.removeprefix(answer.removesuffix(header)).strip(" \t"), header.strip(" \t")
+    ends = [token for token in (tokenizer.eos_token, tokenizer.bos_token, " ", "\t") if token]
+    while begun := next((token for token in ends if question.startswith(token)), ""):
+        question = question.removeprefix(begun)
+    while begun := next((token for token in ends if answer.startswith(token)), ""):
+        answer = answer.removeprefix(begun)
+    return question.rstrip(" \t"), answer.rstrip(" \t")
+
+
+def marker_of(tokenizer: Any, text: str) -> Marker:
+    """The tokens of a marker, with those at its edges apart that what stands beside it may be merged with."""
+    ids = list(tokenizer(text, add_special_tokens=False).input_ids)
+    start, end = 0, len(ids)
+    for beside in BESIDE:
+        after = tokenizer(text + beside, add_special_tokens=False).input_ids
+        before = tokenizer(beside + text, add_special_tokens=False).input_ids
+        end = min(end, len(common(ids, after)))
+        start = max(start, len(ids) - len(common(ids[::-1], before[::-1])))
+    return Marker(ids[:start], ids[start:end], ids[max(start, end) :])
+
+
+def common(one: Sequence[int], other: Sequence[int]) -> list[tuple[int, int]]:
+    """The pairs of equal items at the beginning of both."""
+    alike = list[tuple[int, int]]()
+    for pair in zip(one, other, strict=False):
+        if pair[0] != pair[1]:
+            break
+        alike.append(pair)
+    return alike
+
+
+def unmarked() -> UserError:
+    hint = "Use another --chat-template, or --train-on all."
+    return UserError("no markers around answers were found in the chat template.", hint, status=2)
+
+
+# ---- A look at them ----
+
+
+def marked(tokenizer: Any, ids: list[int], labels: list[int], longest: int = 400) -> str:
+    """A row as text, with ⟦ ⟧ around what is trained on."""
+    pieces = []
+    for trained, tokens in groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != IGNORED):
+        text = tokenizer.decode([id for id, _ in tokens])
+        if len(text) > longest:
+            text = f"{text[: longest // 2]} … {text[-longest // 2 :]}"
+        pieces.append(f"⟦{text}⟧" if trained else text)
+    return "".join(pieces)
+
+
+@dataclass
+class Tally:
+    """What rows teach, counted in tokens: `stops` are those trained on that end an answer."""
+
+    stop: int
+    rows: int = 0
+    trained: int = 0
+    masked: int = 0
+    stops: int = 0
+
+    def add(self, labels: Sequence[int]) -> None:
+        """Count a row; its first token is never predicted."""
+        targets = [label for label in labels[1:] if label != IGNORED]
+        self.rows += 1
+        self.trained += len(targets)
+        self.masked += len(labels) - len(targets)
+        self.stops += targets.count(self.stop)
+
+    def require(self, tokenizer: Any, masked_wanted: bool) -> None:
+        """Refuse to train on nothing, on prompts, or without an end."""
+        if not self.trained:
+            hint = "Raise --max-length if the answers are cut off, else check the chat template and the rows."
+            raise UserError("every token is masked: there is nothing to learn.", hint, status=2)
+        if masked_wanted and self.masked <= self.rows:
+            hint = "If so wanted, add --train-on all."
+            raise UserError("no token is masked: the prompts would be trained on too.", hint, status=2)
+        if not self.stops:
+            hint = "Raise --max-length if most rows are cut, else try another --chat-template."
+            end = tokenizer.decode([self.stop])
+            raise UserError(f"{end} is never trained on: the model would not learn to stop.", hint, status=2)
+
+
+def check_labels(trainer: Any, tokenizer: Any, stop: int, masked_wanted: bool) -> None:
+    """Show a row with its mask as the trainer gives it to the model, and refuse what teaches nothing, or the wrong."""
+    tally, first = Tally(stop), ""
+    for batch in trainer.get_train_dataloader():
+        ids, labels = batch["input_ids"], batch["labels"]
+        if "attention_mask" in batch:
+            # A row's own tokens, on whichever side it was filled up.
+            kept = [row.nonzero().flatten().tolist() for row in batch["attention_mask"]]
+            rows = [(ids[n, kept[n]].tolist(), labels[n, kept[n]].tolist()) for n in range(len(kept))]
+        else:
+            # Rows laid end to end: each starts at position 0.
+            starts = (batch["position_ids"].flatten() == 0).nonzero().flatten().tolist()
+            flat, own = ids.flatten().tolist(), labels.flatten().tolist()
+            rows = [(flat[a:b], own[a:b]) for a, b in pairwise([*starts, len(flat)])]
+        first = first or marked(tokenizer, *rows[0])
+        for _, row in rows:
+            tally.add(row)
+        if tally.rows >= LOOKED_AT:
+            break
+    counted = f"{tally.trained} tokens trained on, {tally.masked} masked, over the first {tally.rows} rows"
+    note(f"labels: {counted}. One of them:\n{first}")
+    tally.require(tokenizer, masked_wanted)
 
 
 # ---- Chat text -------------------------------------------------------------------------------------------------------
@@ -408,10 +664,10 @@ def conversation(row: dict[str, Any], shape: tuple[str, ...], fold: bool = False
     for role, content in turns(row, shape, number):
         if isinstance(content, list):
             if any(part.get("type") != "text" for part in content):
-                raise UserError(f"row {number}: a message holds more than text.", "Use a vision model for images.")
+                raise bad_row(number, "a message holds more than text", "Use a vision model for images.")
             content = "".join(part.get("text") or "" for part in content)
         if not content.strip():
-            raise UserError(f"row {number}: the {role}'s message is empty.", "Mend or remove the row.")
+            raise bad_row(number, f"the {role}'s message is empty")
         messages.append({"role": role, "content": content})
     return fold_system(messages, str) if fold else messages
 
@@ -423,12 +679,12 @@ class Encoder:
         self.tokenizer, self.shape, self.args = tokenizer, find_shape(columns, TEXT_SHAPES), args
         if tokenizer.eos_token_id is None:
             hint = "Set eos_token in its tokenizer_config.json, or use the instruct model."
-            raise UserError(f"the tokenizer of {args.model} has no token that ends a text.", hint)
+            raise UserError(f"the tokenizer of {args.model} has no token that ends a text.", hint, status=2)
         self.chat, self.stop, self.fold = self.shape != ("text",), int(tokenizer.eos_token_id), False
-        self.mask: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+        self.mask: Mask | None = None
         if self.chat and not tokenizer.chat_template:
             hint = "Add --chat-template NAME (chatml, llama-3.1, …), or use rows with a text column."
-            raise UserError(f"{args.model} has no chat template.", hint)
+            raise UserError(f"{args.model} has no chat template.", hint, status=2)
         if self.chat:
             self.stop, self.fold = end_of_turn(tokenizer, tokenizer, str), not takes_system(tokenizer, str)
             self.mask = find_mask(tokenizer) if args.train_on == "assistant" else None
@@ -436,23 +692,36 @@ class Encoder:
     def messages(self, row: dict[str, Any]) -> list[Message]:
         return conversation(row, self.shape, self.fold)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    @staticmethod
+    def text(row: dict[str, Any]) -> str:
+        """What a row without messages says."""
+        text = row["text"]
+        if not isinstance(text, str) or not text.strip():
+            raise bad_row(row["row_number"], f"text is {shown(text)}, not a text" if text else "text is empty")
+        return text
+
+    def ids(self, row: dict[str, Any]) -> list[int]:
+        """The row as tokens, however many."""
         from jinja2 import TemplateError
 
         if self.chat:
+            messages = self.messages(row)
             try:
-                ids = self.tokenizer.apply_chat_template(self.messages(row), return_dict=False)
-            except TemplateError as error:
-                number = row["row_number"]
-                raise UserError(f"row {number}: the model's chat template refuses it ({error}).") from error
-        else:
-            ids = self.tokenizer(row["text"]).input_ids
-            # The text may bring its own beginning-of-sequence token.
-            if ids[:2] == [self.tokenizer.bos_token_id] * 2:
-                ids = ids[1:]
-            if ids[-1:] != [self.stop]:
-                ids = [*ids, self.stop]
-        labels = self.mask({"input_ids": [ids]})["labels"][0] if self.mask else ids
+                return list(self.tokenizer.apply_chat_template(messages, return_dict=False))
+            except (TemplateError, TypeError) as error:
+                raise bad_row(row["row_number"], f"the model's chat template refuses it ({error})") from error
+        ids = list(self.tokenizer(self.text(row)).input_ids)
+        # The text may bring its own beginning-of-sequence token.
+        if ids[:2] == [self.tokenizer.bos_token_id] * 2:
+            ids = ids[1:]
+        return ids if ids[-1:] == [self.stop] else [*ids, self.stop]
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return self.labelled(self.ids(row))
+
+    def labelled(self, ids: list[int]) -> dict[str, Any]:
+        """Tokens and labels, cut at the length limit."""
+        labels = self.mask.labels(ids) if self.mask else ids
         cut = slice(self.args.max_length)
         return {"input_ids": ids[cut], "labels": labels[cut], "was_cut": len(ids) > self.args.max_length}
 
@@ -471,7 +740,7 @@ def check_encoded(encoded: Any, longest: int) -> None:
     note(f"longer than {longest} tokens, so cut: {sum(row['was_cut'] for row in head)} of {len(head)} rows")
     if not any(has_target(row) for row in head):
         hint = "Raise --max-length if the answers are cut off, else check the chat template and the rows."
-        raise UserError("every token is masked, so there is nothing to learn.", hint)
+        raise UserError("every token is masked, so there is nothing to learn.", hint, status=2)
 
 
 def words(message: Message) -> str:
@@ -479,7 +748,7 @@ def words(message: Message) -> str:
 
 
 def has_target(row: dict[str, Any]) -> bool:
-    return any(label != -100 for label in row["labels"][1:])
+    return any(label != IGNORED for label in row["labels"][1:])
 
 
 def answer(model: Any, tokenizer: Any, messages: list[Message], stop: int, length: int = 96) -> str:
@@ -493,140 +762,6 @@ def answer(model: Any, tokenizer: Any, messages: list[Message], stop: int, lengt
         pad_token_id=tokenizer.pad_token_id,
     )
     return str(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
-
-
-# ---- Clock -----------------------------------------------------------------------------------------------------------
-# The time that a run has: until its deadline, and after a signal until it is killed.
-
-# Kept where the process begins again (`os.execv`).
-STARTED = float(os.environ.get("LAUNCH_STARTED") or time.monotonic())
-# Seconds between SIGTERM and the end, within which the work is saved.
-GRACE_S = 25.0
-SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-# Of the time that is left, what the script's own end takes: its RESULT, Python's exit.
-LAST_S = 5.0
-
-
-def deadline(timeout_s: float, folder: Path) -> float:
-    """When a Job is killed, on the clock of `time.monotonic`: all its attempts together have `timeout_s` seconds.
-
-    The first attempt notes in the folder when its container began, which is when the first process there did.
-    """
-    now, today, job = time.monotonic(), time.time(), os.environ.get("JOB_ID")
-    if not timeout_s:
-        return math.inf
-    lived = now - STARTED
-    if job and not os.environ.get("LAUNCH_DATA_DIR"):
-        ticks = int(Path("/proc/1/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
-        container = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-        # Older than its timeout it would not live: then the first process is another machine's.
-        lived = container if lived < container < timeout_s else lived
-    began = today - lived
-    if job:
-        # A Job that resumes this one has a timeout of its own.
-        noted = folder / f"began-{hashlib.sha256(job.encode()).hexdigest()[:12]}"
-        try:
-            if not noted.exists():
-                noted.write_text(str(began), encoding="utf-8")
-            earlier = float(noted.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            note(f"{noted} does not say when this Job began: counted from now ({reason(error)})")
-        else:
-            # A Job that is older than its timeout by a day is none: that is no beginning.
-            began = min(began, earlier) if earlier > today - timeout_s - 86400 else began
-    return now + timeout_s - (today - began)
-
-
-class Clock:
-    """Says how much time is left, and ends the process where a library does not come back in time.
-
-    A library may wait for as long as it likes, and need not return to Python: `last_s` before the end, or with
-    `at_once` at a signal, a thread of this clock says the last words and ends the process with the status that they
-    return. It also ends one that has not been `heard` of for longer than its `patience_s`.
-    """
-
-    def __init__(self) -> None:
-        self.deadline, self.signalled = math.inf, 0.0
-        self.heard, self.patience_s = 0.0, math.inf
-        self.last_words: Callable[[], int] | None = None
-        self.at_once, self.last_s, self.lock = False, LAST_S, threading.Lock()
-
-    def start(self, ends: float, last_words: Callable[[], int]) -> None:
-        """Begin: from now on a signal asks to stop, at once as long as there is nothing to save."""
-        self.deadline, self.last_words, self.at_once = ends, last_words, True
-        heard, told = os.pipe()
-        os.set_blocking(told, False)
-        # It is written to although the main thread is deep in a library, where no handler of Python's is called.
-        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-        for number in SIGNALS:
-            signal.signal(number, self.on_signal)
-        # What ends a child is not meant for this process.
-        os.register_at_fork(after_in_child=self.forget)
-        threading.Thread(target=self.watch, args=(heard,), daemon=True).start()
-
-    def rest(self) -> None:
-        """Leave the last words to whoever calls this, unless they are being said."""
-        with self.lock:
-            self.last_words, self.patience_s = None, math.inf
-
-    def forget(self) -> None:
-        signal.set_wakeup_fd(-1)
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
-
-    def on_signal(self, number: int, frame: FrameType | None) -> None:
-        # A terminal and uv may both pass the first one on.
-        if number == signal.SIGINT and self.signalled and time.monotonic() > self.signalled + 1:
-            raise KeyboardInterrupt
-        self.signalled = self.signalled or time.monotonic()
-
-    def left_s(self) -> float:
-        """Seconds until the end, as far as it is known."""
-        return min(self.deadline, self.signalled + GRACE_S if self.signalled else math.inf) - time.monotonic()
-
-    def watch(self, heard: int) -> None:
-        while True:
-            if select.select([heard], [], [], 0.5)[0] and SIGNALS & {*os.read(heard, 512)}:
-                self.signalled = self.signalled or time.monotonic()
-            with self.lock:
-                if time.monotonic() - self.heard > self.patience_s:
-                    self.end(self.stalled)
-                if self.last_words and (self.left_s() < self.last_s or (self.at_once and self.signalled)):
-                    self.end(self.last_words)
-
-    def end(self, last_words: Callable[[], int]) -> None:
-        status = 1
-        try:
-            status = last_words()
-        finally:
-            sys.stdout.flush()
-            os._exit(status)
-
-    def stalled(self) -> int:
-        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        told = f"error: stalled: no step has ended for {time.monotonic() - self.heard:.0f} s."
-        tell(f"{told} The stacks above show where; run this again: it goes on from the last checkpoint.", sys.stderr)
-        return 1
-
-
-CLOCK = Clock()
-
-
-@contextmanager
-def errors_told() -> Iterator[None]:
-    """End with one line and a status, and without a traceback, where a user can do something about it."""
-    for stream in (sys.stdout, sys.stderr):
-        # A row is shown, as far as may be, on a terminal that knows ASCII only.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    try:
-        yield
-    except BaseException as end:
-        CLOCK.rest()
-        if not isinstance(end, UserError | KeyboardInterrupt):
-            raise
-        problem = end if isinstance(end, UserError) else UserError("interrupted.", status=130)
-        problem.tell()
-        sys.exit(problem.status)
 
 
 # ---- Places ----------------------------------------------------------------------------------------------------------
@@ -756,6 +891,158 @@ def sha256(path: Path, *, sync: bool = False) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+# ---- Clock -----------------------------------------------------------------------------------------------------------
+# The time that a run has: until its deadline, and after a signal until it is killed.
+
+# Kept where the process begins again (`os.execv`).
+STARTED = float(os.environ.get("LAUNCH_STARTED") or time.monotonic())
+# Seconds between SIGTERM and the end, within which the work is saved.
+GRACE_S = 25.0
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+# Of the time that is left, what the script's own end takes: its RESULT, Python's exit.
+LAST_S = 5.0
+
+
+def deadline(timeout_s: float, folder: Path) -> float:
+    """When a Job is killed, on the clock of `time.monotonic`: all its attempts together have `timeout_s` seconds.
+
+    The first attempt notes in the folder when its container began, which is when the first process there did.
+    """
+    now, today, job = time.monotonic(), time.time(), os.environ.get("JOB_ID")
+    if not timeout_s:
+        return math.inf
+    lived = now - STARTED
+    if job and not os.environ.get("LAUNCH_DATA_DIR"):
+        ticks = int(Path("/proc/1/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+        container = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        # Older than its timeout it would not live: then the first process is another machine's.
+        lived = container if lived < container < timeout_s else lived
+    began = today - lived
+    if job:
+        # A Job that resumes this one has a timeout of its own.
+        noted = folder / f"began-{hashlib.sha256(job.encode()).hexdigest()[:12]}"
+        try:
+            if not noted.exists():
+                noted.write_text(str(began), encoding="utf-8")
+            earlier = float(noted.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            note(f"{noted} does not say when this Job began: counted from now ({reason(error)})")
+        else:
+            # A Job that is older than its timeout by a day is none: that is no beginning.
+            began = min(began, earlier) if earlier > today - timeout_s - 86400 else began
+    return now + timeout_s - (today - began)
+
+
+class Clock:
+    """Says how much time is left, and ends the process where a library does not come back in time.
+
+    A library may wait for as long as it likes, and need not return to Python: `last_s` before the end, or with
+    `at_once` at a signal, a thread of this clock says the last words and ends the process with the status that they
+    return. It also ends one that has not been `heard` of for longer than its `patience_s`.
+    """
+
+    def __init__(self) -> None:
+        self.deadline, self.signalled = math.inf, 0.0
+        self.heard, self.patience_s = 0.0, math.inf
+        self.last_words: Callable[[], int] | None = None
+        self.at_once, self.last_s, self.lock = False, LAST_S, threading.Lock()
+
+    def start(self, ends: float, last_words: Callable[[], int]) -> None:
+        """Begin: from now on a signal asks to stop, at once as long as there is nothing to save."""
+        self.deadline, self.last_words, self.at_once = ends, last_words, True
+        heard, told = os.pipe()
+        os.set_blocking(told, False)
+        # It is written to although the main thread is deep in a library, where no handler of Python's is called.
+        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        for number in SIGNALS:
+            signal.signal(number, self.on_signal)
+        # What ends a child is not meant for this process.
+        os.register_at_fork(after_in_child=self.forget)
+        threading.Thread(target=self.watch, args=(heard,), daemon=True).start()
+
+    def rest(self) -> None:
+        """Leave the last words to whoever calls this, unless they are being said."""
+        with self.lock:
+            self.last_words, self.patience_s = None, math.inf
+
+    def forget(self) -> None:
+        signal.set_wakeup_fd(-1)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        # A terminal and uv may both pass the first one on.
+        if number == signal.SIGINT and self.signalled and time.monotonic() > self.signalled + 1:
+            raise KeyboardInterrupt
+        self.signalled = self.signalled or time.monotonic()
+
+    def left_s(self) -> float:
+        """Seconds until the end, as far as it is known."""
+        return min(self.deadline, self.signalled + GRACE_S if self.signalled else math.inf) - time.monotonic()
+
+    def watch(self, heard: int) -> None:
+        while True:
+            if select.select([heard], [], [], 0.5)[0] and SIGNALS & {*os.read(heard, 512)}:
+                self.signalled = self.signalled or time.monotonic()
+            with self.lock:
+                if time.monotonic() - self.heard > self.patience_s:
+                    self.end(self.stalled)
+                if self.last_words and (self.left_s() < self.last_s or (self.at_once and self.signalled)):
+                    self.end(self.last_words)
+
+    def end(self, last_words: Callable[[], int]) -> None:
+        status = 1
+        try:
+            status = last_words()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+
+    def stalled(self) -> int:
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        told = f"error: stalled: no step has ended for {time.monotonic() - self.heard:.0f} s."
+        tell(f"{told} The stacks above show where; run this again: it goes on from the last checkpoint.", sys.stderr)
+        return 1
+
+
+CLOCK = Clock()
+
+
+def refusal() -> Path | None:
+    """Where an attempt of this Job notes for the next one what this script refused; none outside of a Job."""
+    place, job = volume(), os.environ.get("JOB_ID", "")
+    whose = hashlib.sha256(f"{job} {Path(__file__).name}".encode()).hexdigest()[:12]
+    return place / f"refused-{whose}" if place and job else None
+
+
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """End with one line and a status, and without a traceback, where a user can do something about it.
+
+    What is asked for does not change from one attempt of a Job to the next: what was refused once, with status 2, is
+    refused at once by those that follow.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A row is shown, as far as may be, on a terminal that knows ASCII only.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    noted = refusal()
+    try:
+        if noted and noted.is_file():
+            note("an earlier attempt of this Job refused what is asked for, and so does this one")
+            raise UserError(noted.read_text(encoding="utf-8", errors="replace"), status=2)
+        yield
+    except BaseException as end:
+        CLOCK.rest()
+        if not isinstance(end, UserError | KeyboardInterrupt):
+            raise
+        problem = end if isinstance(end, UserError) else UserError("interrupted.", status=130)
+        problem.tell()
+        if noted and problem.status == 2:
+            with suppress(OSError):
+                noted.write_text(problem.paragraph, encoding="utf-8", errors="replace")
+        sys.exit(problem.status)
+
+
 # ---- Options ---------------------------------------------------------------------------------------------------------
 # The options as flags: each field of the dataclass is one, and a value that can't work is refused at once.
 
@@ -860,9 +1147,160 @@ def check_data(args: Any) -> None:
         refuse(args, "dataset", f"a file should end in {', '.join(FILE_LOADERS)}")
 
 
+# ---- Files -----------------------------------------------------------------------------------------------------------
+# Files of rows on this machine: read row by row, each refused with what it is and the line at which it is none.
+
+# Of a file's beginning, enough to say what it is.
+HEAD = 4096
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
+KINDS = {
+    b"version https://git-lfs.github.com/spec": (
+        "a pointer of Git LFS and not the file itself", "Fetch it with `git lfs pull`, or download it anew."),
+    b"PAR1": ("a parquet file", "Name it .parquet."),
+    b"\x1f\x8b": ("packed with gzip", "Unpack it with `gunzip`."),
+    b"PK\x03\x04": ("a zip archive (or a workbook)", "Unpack it, or save it as CSV in UTF-8."),
+    b"\x28\xb5\x2f\xfd": ("packed with zstd", "Unpack it with `unzstd`."),
+    b"SQLite format 3": ("a database of SQLite", "Write its rows to a file of JSON lines."),
+}  # fmt: skip
+
+
+def rows_of(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a json, jsonl or csv file, each with its line (of a JSON array: its place, from 1).
+
+    Raises `UserError` of status 2 for what is no such file, or no row of one.
+    """
+    require_kind(path)
+    rows = csv_rows(path) if path.suffix == ".csv" else json_rows(path)
+    first = next(rows, None)
+    if first is None:
+        raise wrong(path, "it holds no rows", "Give a file with at least one row.")
+    yield first
+    yield from rows
+
+
+def require_kind(path: Path) -> None:
+    """Raise `UserError` of status 2 where the file's beginning shows that it is something else than its name says."""
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = (
+                "a named pipe" if stat.S_ISFIFO(mode) else "a device or a socket" if not path.is_dir() else "a folder"
+            )
+            raise wrong(path, f"it is {kind}, and is read more than once", "Write the rows to a file first.")
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+    except OSError as error:
+        hint = "Give a file that is there and that you may read."
+        raise wrong(path, error.strerror or str(error), hint) from error
+    begun = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not begun:
+        raise wrong(path, "it is empty", "Give a file with at least one row.")
+    for mark, (what, hint) in KINDS.items():
+        if head.startswith(mark) and not (mark == b"PAR1" and path.suffix == ".parquet"):
+            raise wrong(path, f"it is {what}", hint)
+    if head.startswith(UTF16):
+        raise wrong(path, "it is in UTF-16", "Save it in UTF-8.")
+    if begun[:15].lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
+        raise wrong(
+            path, "it is a web page", "Download the file itself: on the Hub with `hf download`, not from its page."
+        )
+    if path.suffix not in FILE_LOADERS:
+        raise wrong(path, f"its name ends in {path.suffix or 'nothing'}", f"Use {', '.join(FILE_LOADERS)}, as it is.")
+    if path.suffix == ".parquet" and not head.startswith(b"PAR1"):
+        raise wrong(path, "it is no parquet file", "Download it anew, or name it for what it is.")
+
+
+def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of JSON lines, blank ones left out, or of one array."""
+    with path.open("rb") as file:
+        if file.read(HEAD).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+            yield from array_rows(path)
+            return
+        file.seek(0)
+        for number, line in enumerate(file, 1):
+            if line.isspace():
+                continue
+            row = parsed(path, line.removeprefix(b"\xef\xbb\xbf"), number)
+            if not isinstance(row, dict):
+                raise wrong(
+                    path, f"line {number} is no object", 'Each line should be a row, such as {"messages": […]}.'
+                )
+            yield number, row
+
+
+def array_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, row in enumerate(parsed(path, path.read_bytes(), None), 1):
+        if not isinstance(row, dict):
+            raise wrong(path, f"item {number} of its array is no object", 'Each should be a row: {"messages": […]}.')
+        yield number, row
+
+
+def parsed(path: Path, text: bytes, number: int | None) -> Any:
+    """The JSON of a line, or of the whole file."""
+    try:
+        return json.loads(decoded(path, text, number))
+    except (ValueError, RecursionError) as error:
+        line = number or getattr(error, "lineno", 1)
+        said = getattr(error, "msg", "it is nested too deeply")
+        place = getattr(error, "colno", None)
+        hint = "Each line should be one JSON object, or the whole file one array of them: mend the line."
+        raise wrong(path, f"line {line} is not JSON ({said}{f', column {place}' if place else ''})", hint) from error
+
+
+def decoded(path: Path, text: bytes, number: int | None) -> str:
+    try:
+        return text.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = number or text.count(b"\n", 0, error.start) + 1
+        hint = f"Save it in UTF-8, such as with `iconv -f latin1 -t utf-8 {path.name}` where it is Latin-1."
+        raise wrong(path, f"line {line} is not in UTF-8", hint) from error
+
+
+def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a table with commas, by the names in its first line; every cell is a text."""
+    lines = csv_lines(path)
+    _, names = next(lines)
+    for number, cells in lines:
+        if len(cells) > len(names):
+            problem = f"line {number} has {len(cells)} cells for {len(names)} columns"
+            raise wrong(path, problem, "Put texts with commas in quotes.")
+        yield number, dict(zip(names, cells + [None] * (len(names) - len(cells)), strict=True))
+
+
+def csv_lines(path: Path) -> Iterator[tuple[int, list[Any]]]:
+    """The cells of each line of a table, its columns' names first; blank lines are left out."""
+    csv.field_size_limit(sys.maxsize)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = csv.reader(file, strict=True)
+            names = next(table)
+            if len(names) == 1 and any(sign in names[0] for sign in ";\t"):
+                sign = "semicolons" if ";" in names[0] else "tabs"
+                raise wrong(path, f"its columns are parted by {sign}", "Save it with commas.")
+            yield 1, names
+            yield from ((table.line_num, cells) for cells in table if cells)
+    except csv.Error as error:
+        raise wrong(path, f"line {table.line_num} is no row of a table ({error})", "Mend the line.") from error
+    except UnicodeDecodeError:
+        # The file is decoded in pieces: only the whole says which line it is.
+        decoded(path, path.read_bytes(), None)
+
+
+def wrong(path: Path, problem: str, hint: str) -> UserError:
+    return UserError(f"--dataset {path}: {problem}.", hint, status=2)
+
+
+def check_file(path: Path) -> None:
+    """Raise `UserError` of status 2 where a file of rows is none, with the line; for parquet by its beginning only."""
+    if FILE_LOADERS.get(path.suffix) == "parquet":
+        require_kind(path)
+        return
+    for _ in rows_of(path):
+        pass
+
+
 # ---- Data ------------------------------------------------------------------------------------------------------------
 # The dataset's rows: from the Hub or from here, whole or as a stream, each with its number.
-
 
 # Held out of a large dataset where nobody said how many.
 EVAL_ROWS = 64
@@ -870,11 +1308,14 @@ EVAL_ROWS = 64
 
 def read_split(args: Any, split: str) -> Any:
     """One split of the dataset, from the Hub or from here, whole or as a stream."""
-    from datasets import DatasetDict, exceptions, load_dataset, load_dataset_builder, load_from_disk
+    from datasets import DatasetDict, Features, Value, exceptions, load_dataset, load_dataset_builder, load_from_disk
     from httpx import HTTPError
     from pyarrow.dataset import ParquetFragmentScanOptions
 
     path = Path(args.dataset).expanduser()
+    if path.is_file():
+        # A stream meets a broken line in the middle of the training, and a table with a cell too many is shifted.
+        (check_file if args.streaming or path.suffix == ".csv" else require_kind)(path)
     try:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             saved = load_from_disk(path)
@@ -882,10 +1323,14 @@ def read_split(args: Any, split: str) -> Any:
             check_own({split: [file["filename"] for file in saved.cache_files]}, path, args.dataset)
             return saved.to_iterable_dataset() if args.streaming else saved
         if path.is_file():
-            loader = FILE_LOADERS[path.suffix]
-            # Arrow would read ahead over the whole file, which is as large as its pictures.
-            ahead = {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)}
-            options = ahead if loader == "parquet" else {}
+            loader, options = FILE_LOADERS[path.suffix], dict[str, Any]()
+            if loader == "parquet":
+                # Arrow would read ahead over the whole file, which is as large as its pictures.
+                options = {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)}
+            elif loader == "csv":
+                # Every cell as it is written: no number, date or null is made of it.
+                texts = Features({name: Value("string") for name in next(csv_lines(path))[1]})
+                options = {"features": texts, "keep_default_na": False}
             return load_dataset(loader, data_files=str(path), split=split, streaming=args.streaming, **options)
         name = str(path) if path.is_dir() else args.dataset
         builder = load_dataset_builder(name, args.dataset_config, revision=args.dataset_revision)
@@ -895,6 +1340,8 @@ def read_split(args: Any, split: str) -> Any:
         builder.download_and_prepare()
         return builder.as_dataset(split=split)
     except (HTTPError, exceptions.DatasetsError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        if path.is_file():
+            check_file(path)
         hint = "Check the name, the configuration, the split, the token and the network."
         raise UserError(f"the split {split} of {args.dataset} can't be read ({reason(error)}).", hint, 3) from error
 
@@ -916,6 +1363,8 @@ def check_own(files: dict[str, list[str]], folder: Path | None, name: str) -> No
 
 def number_rows(rows: Any, args: Any, pictures: bool) -> Any:
     """The rows with their place in the split, `row_number`, which errors name."""
+    if "row_number" in (rows.column_names or ()):
+        rows = rows.remove_columns("row_number")
     # Pictures stay encoded until they are used: a buffer of rows stays small, and an error can name the row.
     if args.streaming:
         rows = rows.decode(False) if pictures else rows
@@ -925,12 +1374,22 @@ def number_rows(rows: Any, args: Any, pictures: bool) -> Any:
 
         features = json.dumps(rows.features.to_dict()).replace('"_type": "Image"', '"_type": "Image", "decode": false')
         rows.info.features = Features.from_dict(json.loads(features))
+    if not len(rows):
+        raise UserError(f"{args.dataset} holds no rows in this split.", "Choose another one.", status=2)
     return rows.add_column("row_number", list(range(len(rows))))
 
 
 def held_out(rows: int, asked: int | None) -> int:
     """Of so many rows those that are not trained on: a tenth at most unless more was asked for, and never over half."""
     return min(EVAL_ROWS, rows // 10) if asked is None else min(asked, rows // 2)
+
+
+def drawn(args: Any, rows: int, count: int) -> list[int]:
+    """The numbers of the rows that are read, those held out first: no more are prepared than the steps will read."""
+    order = random.Random(args.seed).sample(range(rows), rows)
+    if args.max_steps and not getattr(args, "packing", False):
+        order = order[: count + args.max_steps * args.batch_size * args.gradient_accumulation]
+    return order
 
 
 def read_rows(args: Any, pictures: bool = False) -> tuple[Any, Any]:
@@ -941,11 +1400,7 @@ def read_rows(args: Any, pictures: bool = False) -> tuple[Any, Any]:
         wanted, count = count, 0 if args.eval_split else held_out(len(rows), args.eval_rows)
         if count < wanted:
             note(f"{count} of {len(rows)} rows are held out, not {wanted}: there are too few")
-        # No more rows are prepared than the steps will read.
-        order = random.Random(args.seed).sample(range(len(rows)), len(rows))
-        if args.max_steps and not getattr(args, "packing", False):
-            order = order[: count + args.max_steps * args.batch_size * args.gradient_accumulation]
-        rows = rows.select(order)
+        rows = rows.select(drawn(args, len(rows), count))
     if args.eval_split:
         eval_rows = number_rows(read_split(args, args.eval_split), args, pictures)
         if args.eval_rows:
@@ -1541,54 +1996,6 @@ def begin_again(args: Any, planned_gib: float) -> NoReturn:
     os.environ["LAUNCH_STARTED"] = str(STARTED)
     words = ["--batch-size", str(smaller), "--gradient-accumulation", str(more)]
     os.execv(sys.executable, [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], *words])
-
-
-# ---- Labels ----------------------------------------------------------------------------------------------------------
-# A look at what the model will really be given, before anything is trained.
-
-
-def marked(tokenizer: Any, ids: list[int], labels: list[int], longest: int = 400) -> str:
-    """A row as text, with ⟦ ⟧ around what is trained on."""
-    pieces = []
-    for trained, tokens in groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != -100):
-        text = tokenizer.decode([id for id, _ in tokens])
-        if len(text) > longest:
-            text = f"{text[: longest // 2]} … {text[-longest // 2 :]}"
-        pieces.append(f"⟦{text}⟧" if trained else text)
-    return "".join(pieces)
-
-
-def check_labels(trainer: Any, tokenizer: Any, stop: int, masked_wanted: bool, rows: int = 64) -> None:
-    """Show a row with its mask, and refuse to train on nothing, on prompts, or without an end."""
-    trained = masked = seen = stops = 0
-    first = ""
-    for batch in trainer.get_train_dataloader():
-        ids, labels = batch["input_ids"], batch["labels"]
-        if "attention_mask" in batch:
-            lengths = batch["attention_mask"].sum(dim=1).tolist()
-        else:
-            # Rows laid end to end: each starts at position 0.
-            starts = (batch["position_ids"].flatten() == 0).nonzero().flatten().tolist()
-            lengths = [end - start for start, end in pairwise([*starts, ids.numel()])]
-        if not seen:
-            first = marked(tokenizer, ids[0, : lengths[0]].tolist(), labels[0, : lengths[0]].tolist())
-        targets = labels[:, 1:]
-        trained += int((targets != -100).sum())
-        stops += int((targets == stop).sum())
-        masked += sum(lengths)
-        seen += len(lengths)
-        if seen >= rows:
-            break
-    masked -= trained
-    note(f"labels: {trained} tokens trained on, {masked} masked, over the first {seen} rows. One of them:\n{first}")
-    if not trained:
-        raise UserError("every token is masked: there is nothing to learn.", "Raise --max-length or check the rows.")
-    # The first token of a row is never predicted.
-    if masked_wanted and masked <= seen:
-        raise UserError("no token is masked: the prompts would be trained on too.", "If so wanted, add --train-on all.")
-    if not stops:
-        hint = "Raise --max-length if most rows are cut, else try another --chat-template."
-        raise UserError(f"{tokenizer.decode([stop])} is never trained on: the model would not learn to stop.", hint)
 
 
 # ---- Push ------------------------------------------------------------------------------------------------------------

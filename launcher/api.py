@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from launcher.errors import RefusedError, ServiceError
 
 if TYPE_CHECKING:
     from launcher.catalog import Catalog
     from launcher.hub.client import Hub
     from launcher.jobs.base import Backend, Checked, Job, JobRequest
     from launcher.jobs.events import Event, Line
+    from launcher.look.report import Look
     from launcher.plan.record import AnyPlan, ExportPlan, Plan
     from launcher.runs.outcome import Outcome
     from launcher.spec import ExportSpec, RunSpec
@@ -84,6 +88,18 @@ def plan_export(asked: ExportSpec, user: str | None = None, tables: Catalog | No
     )
 
 
+def look(plan: Plan) -> Look:
+    """What the run of a plan would learn from its rows, seen without torch: of a Hub dataset, from its first rows.
+
+    What the script would refuse is said in `refusal`. Raises `RequestError` for what holds no rows at all, and
+    `ServiceError` where none can be seen from here.
+    """
+    from launcher.hub.client import Hub
+    from launcher.look import report
+
+    return report.look(plan, Hub())
+
+
 def render(plan: AnyPlan) -> str:
     """The script of a plan, which runs by itself with `uv run`."""
     return request_of(plan).script
@@ -100,8 +116,9 @@ def request_of(plan: AnyPlan) -> JobRequest:
 def submit(plan: AnyPlan | JobRequest, backend: Backend | None = None) -> Job:
     """Check and start a run, and return at once: on the machine that its plan names, where no backend is given.
 
-    Raises what would make it fail before anything is paid for: `RequestError`, or `RefusedError` where a token, access
-    or room is missing; and `ServiceError`, which says whether there may be a Job all the same.
+    Raises what would make it fail before anything is paid for: `RequestError`, also for rows that nothing can be
+    learned from, or `RefusedError` where a token, access or room is missing; and `ServiceError`, which says whether
+    there may be a Job all the same.
     """
     request, backend, _ = check(plan, backend)
     return backend.submit(request)
@@ -115,7 +132,12 @@ def check(plan: AnyPlan | JobRequest, backend: Backend | None = None) -> tuple[J
 
     request = plan if isinstance(plan, JobRequest) else request_of(plan)
     backend = backend or jobs.get("local" if request.flavor == LOCAL else "hub")
-    return request, backend, backend.check(request)
+    checked = backend.check(request)
+    if request.plan.task == "sft" and not request.resumes:
+        # Rows that can't be seen from here are the script's to refuse.
+        with suppress(ServiceError, RefusedError):
+            look(request.plan).require()
+    return request, backend, checked
 
 
 def follow(run: Job | str) -> Iterator[Event | Outcome]:

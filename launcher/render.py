@@ -153,7 +153,7 @@ def _script(name: str, known: dict[str, Any], stack: Stack) -> str:
 
 
 def _read_part(name: str) -> str:
-    return (_templates() / "parts" / f"{name}.py").read_text(encoding="utf-8")
+    return (templates() / "parts" / f"{name}.py").read_text(encoding="utf-8")
 
 
 def py(value: object) -> str:
@@ -208,7 +208,7 @@ def _toml_escape(char: str) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def _templates() -> Path:
+def templates() -> Path:
     """Where the templates lie: inside an installed package, beside it in a checkout."""
     package = Path(__file__).parent
     installed = package / "templates"
@@ -221,7 +221,7 @@ def _environment() -> Environment:
 
     filters: dict[str, Any] = {"py": py, "toml": toml}
     environment = Environment(
-        loader=FileSystemLoader(_templates()),
+        loader=FileSystemLoader(templates()),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from launcher import __version__, api
-from launcher.cli import ask, follow, runs, start, tables
+from launcher.cli import ask, data, follow, runs, start, tables
 from launcher.cli.ask import Asking
 from launcher.cli.options import CONTEXT, Commands, Detach, Json, Quiet, Verbose, Yes, takes_spec
 from launcher.errors import LauncherError, RequestError, ServiceError
@@ -167,7 +167,7 @@ def run(
 
 
 for command in (
-    start.plan, start.render, start.demo, tables.models, tables.flavors, runs.ps, runs.logs, runs.wait, runs.why,
-    start.resume, start.rerun, runs.diff, runs.dashboard, start.export, runs.cancel,
+    start.plan, data.data, start.render, start.demo, tables.models, tables.flavors, runs.ps, runs.logs, runs.wait,
+    runs.why, start.resume, start.rerun, runs.diff, runs.dashboard, start.export, runs.cancel,
 ):  # fmt: skip
     app.command()(command)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -72,23 +72,28 @@ def _masked() -> Iterator[None]:
 CONTEXT = {"token_normalize_func": normalize, "help_option_names": ["-h", "--help"]}
 
 
-def takes_spec(command: Callable[..., Any]) -> Callable[..., Any]:
+def takes_spec(
+    command: Callable[..., Any] | None = None, *, panels: Sequence[str] | None = None, also: Sequence[str] = ()
+) -> Callable[..., Any]:
     """Give a command every option of a run, `--config`, and the finished `RunSpec` as its first argument.
 
     The command's own parameters, the context first where it takes one, stay options of their own. Called with no model
-    at all, from nowhere, the command gets `None`.
+    at all, from nowhere, the command gets `None`. With `panels` the options are those of these and `also` others.
     """
+    if command is None:
+        return partial(takes_spec, panels=panels, also=also)
     own = inspect.signature(command, eval_str=True).parameters.values()
     kept = [parameter for parameter in own if parameter.name != "asked"]
     help = "TOML file of any of these options; the command line wins."
     config = _parameter(
         "config", Path | None, typer.Option("--config", help=help, rich_help_panel=MODEL, metavar="FILE")
     )
-    fields = [_field_parameter(name) for name in RunSpec.model_fields]
+    names = [name for name in RunSpec.model_fields if panels is None or name in also or _panel(name) in panels]
+    fields = [_field_parameter(name) for name in names]
 
     @wraps(command)
     def wrapper(**given: Any) -> Any:
-        asked = {name: given.pop(name) for name in RunSpec.model_fields}
+        asked = {name: given.pop(name) for name in names}
         chosen = {name: _value(name, value) for name, value in asked.items() if value not in (None, [], ())}
         path = given.pop("config")
         return command(asked=build(chosen, path) if chosen or path else None, **given)
@@ -96,6 +101,11 @@ def takes_spec(command: Callable[..., Any]) -> Callable[..., Any]:
     wrapper.__signature__ = inspect.Signature([*kept, config, *fields])  # type: ignore[attr-defined]
     wrapper.__annotations__ = {p.name: p.annotation for p in [*kept, config, *fields]}
     return wrapper
+
+
+def _panel(name: str) -> str:
+    extra: Any = RunSpec.model_fields[name].json_schema_extra
+    return str(extra["panel"])
 
 
 def _parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:

@@ -51,6 +51,9 @@ class DataSize:
 def measure(path: str | Path, split: str = "train") -> DataSize:
     """The size of a local file or folder; what can't be read is said in `source`, never raised."""
     place = Path(path).expanduser()
+    if place.exists() and not (place.is_file() or place.is_dir()):
+        # Whoever opens a pipe waits for what another writes into it.
+        return DataSize(None, None, f"{place.name} is no regular file")
     try:
         return _folder(place, split) if place.is_dir() else _files([place])
     except (OSError, ValueError, KeyError, TypeError, csv.Error, RecursionError) as error:
@@ -82,9 +85,10 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 @dataclass(slots=True)
-class _Sample:
-    """At most twice `SAMPLE_ROWS` of what it is given, spread evenly over all of it."""
+class Sample:
+    """At most twice as many as it is `wanted` of what it is given, spread evenly over all of it."""
 
+    wanted: int = SAMPLE_ROWS
     kept: list[Any] = field(default_factory=list)
     seen: int = 0
     every: int = 1
@@ -92,33 +96,54 @@ class _Sample:
     def add(self, item: Any) -> None:
         if self.seen % self.every == 0:
             self.kept.append(item)
-            if len(self.kept) > 2 * SAMPLE_ROWS:
+            if len(self.kept) > 2 * self.wanted:
                 self.kept, self.every = self.kept[::2], 2 * self.every
         self.seen += 1
 
 
 def _folder(folder: Path, split: str) -> DataSize:
+    arrow = saved_files(folder, split)
+    if arrow:
+        return DataSize(sum(_arrow_rows(path) for path in arrow), None, "counted in its arrow files")
+    files, problem = files_of(folder, split)
+    return DataSize(None, None, problem) if problem else _files(files)
+
+
+def saved_files(folder: Path, split: str) -> list[Path]:
+    """The files of a split that `save_to_disk` wrote, or none."""
     if (folder / "dataset_dict.json").is_file():
         folder = folder / split
-    if (folder / "state.json").is_file():
-        names = [entry["filename"] for entry in json.loads((folder / "state.json").read_bytes())["_data_files"]]
-        if any(Path(name).name != name or name.startswith(".") for name in names):
-            raise ValueError("its state.json names files outside of it")
-        return DataSize(sum(_arrow_rows(folder / name) for name in names), None, "counted in its arrow files")
+    if not (folder / "state.json").is_file():
+        return []
+    names = [entry["filename"] for entry in json.loads((folder / "state.json").read_bytes())["_data_files"]]
+    if any(Path(name).name != name or name.startswith(".") for name in names):
+        raise ValueError("its state.json names files outside of it")
+    return [folder / name for name in names]
+
+
+def files_of(folder: Path, split: str) -> tuple[list[Path], str]:
+    """The files of a split as `datasets` finds them in a folder; or why they are not known."""
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return [], "it is in arrow files"
     if "\nconfigs:" in _card(folder):
-        return DataSize(None, None, "its README.md says which files belong to it, which was not read")
-    found = [path for path in sorted(folder.rglob("*")) if _is_data(path.relative_to(folder)) and path.is_file()]
+        return [], "its README.md says which files belong to it, which was not read"
+    found = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    names, problem = names_of([path.as_posix() for path in found], split)
+    return [folder / name for name in names], problem and f"{problem} in {folder.name}"
+
+
+def names_of(paths: Iterable[str], split: str) -> tuple[list[str], str]:
+    """Of the files of a dataset those of a split, by their names; or why they are not known."""
+    found = [Path(path) for path in paths if _is_data(Path(path))]
     kinds = Counter(path.suffix for path in found)
     if len({".json" if kind == ".jsonl" else kind for kind in kinds}) > 1:
-        return DataSize(None, None, f"the folder holds files of several kinds ({', '.join(sorted(kinds))})")
-    words = {path: set(re.split(r"[^a-z0-9]+", str(path.relative_to(folder)).lower())) for path in found}
+        return [], f"there are files of several kinds ({', '.join(sorted(kinds))})"
+    words = {path: set(re.split(r"[^a-z0-9]+", path.as_posix().lower())) for path in found}
     known = [path for path in found if any(words[path] & set(names) for names in _SPLITS.values())]
     files = [path for path in known if words[path] & set(_SPLITS.get(split, (split,)))]
     if not known and split == "train":
         files = found
-    if not files:
-        return DataSize(None, None, f"no file of the split {split} was found in {folder.name}")
-    return _files(files)
+    return [path.as_posix() for path in files], "" if files else f"no file of the split {split} was found"
 
 
 def _card(folder: Path) -> str:
@@ -133,7 +158,7 @@ def _is_data(path: Path) -> bool:
 
 
 def _files(paths: list[Path]) -> DataSize:
-    sample, rows = _Sample(), 0
+    sample, rows = Sample(), 0
     for path in paths:
         count = _READERS.get(path.suffix)
         if count is None:
@@ -149,7 +174,7 @@ def _files(paths: list[Path]) -> DataSize:
     )
 
 
-def _json_rows(path: Path, sample: _Sample) -> int:
+def _json_rows(path: Path, sample: Sample) -> int:
     """The lines of a file of JSON lines, blank ones left out, or the items of one array."""
     with path.open("rb") as file:
         start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -164,7 +189,7 @@ def _json_rows(path: Path, sample: _Sample) -> int:
     return count
 
 
-def _array_rows(path: Path, sample: _Sample) -> int:
+def _array_rows(path: Path, sample: Sample) -> int:
     if path.stat().st_size > _LARGEST_ARRAY:
         raise ValueError(f"a JSON array of more than {_LARGEST_ARRAY // 10**6} MB takes too long to count")
     items = json.loads(path.read_bytes())
@@ -173,7 +198,7 @@ def _array_rows(path: Path, sample: _Sample) -> int:
     return len(items)
 
 
-def _csv_rows(path: Path, sample: _Sample) -> int:
+def _csv_rows(path: Path, sample: Sample) -> int:
     csv.field_size_limit(sys.maxsize)
     with path.open(encoding="utf-8", newline="", errors="replace") as file:
         count = 0
@@ -183,7 +208,7 @@ def _csv_rows(path: Path, sample: _Sample) -> int:
     return count
 
 
-def _parquet_rows(path: Path, sample: _Sample) -> int:
+def _parquet_rows(path: Path, sample: Sample) -> int:
     rows: int = _pyarrow("parquet").read_metadata(path).num_rows
     return rows
 
@@ -202,7 +227,7 @@ def _pyarrow(part: str) -> Any:
         raise ValueError("its rows are counted only where pyarrow is installed; --dataset-rows N says them") from error
 
 
-_READERS: dict[str, Callable[[Path, _Sample], int]] = {
+_READERS: dict[str, Callable[[Path, Sample], int]] = {
     ".json": _json_rows,
     ".jsonl": _json_rows,
     ".csv": _csv_rows,

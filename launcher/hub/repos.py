@@ -109,6 +109,18 @@ def config(hub: Hub, repo: str, revision: str | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def cached(hub: Hub, repo: str, revision: str | None, names: Collection[str]) -> dict[str, Path]:
+    """Those of the named files that a model has, in the client's cache, where the next look finds them."""
+    what = f"the model '{repo}'"
+    info = look_up(hub, "model", repo, revision)
+    there = {item.rfilename for item in info.siblings or ()}
+
+    def fetch(name: str) -> Path:
+        return Path(hub.api.hf_hub_download(repo, name, revision=info.sha or revision))
+
+    return {name: hub.ask(f"reading {name} of {repo}", partial(fetch, name), what) for name in names if name in there}
+
+
 def weights(hub: Hub, repo: str, revision: str | None, four_bits: bool) -> Weights | None:
     """The size of a model's weights, from one request; none where the Hub does not say, or can't be asked.
 

@@ -111,6 +111,11 @@ def _dataset_args(dataset: str, local: bool) -> tuple[str, ...]:
                 "Name one of its files, push it as a Hub dataset, or add --local.",
             )
         return (DATASET_FLAG, str(path.resolve()))
+    if path.exists():
+        raise RequestError(
+            f"--dataset {dataset} is no regular file, and its rows are read more than once.",
+            "Write them to a file first.",
+        )
     raise RequestError(
         f"--dataset {dataset}: there is no such file here, and it is not a Hub dataset's name.",
         "Give a path that exists, or NAMESPACE/NAME.",

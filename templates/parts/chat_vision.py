@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from parts.chat import Message, end_of_turn, find_shape, fold_system, takes_system, turns
+from parts.chat import Message, bad_row, end_of_turn, find_shape, fold_system, takes_system, turns
 from parts.say import UserError, note, reason
 
 
@@ -34,7 +34,7 @@ def conversation(row: dict[str, Any], shape: tuple[str, ...], pictures: list[Any
                 content += [{"type": "image"}, {"type": "text", "text": text}]
         parts = [part for part in (one_part(part, role, number) for part in content) if part]
         if not parts:
-            raise UserError(f"row {number}: the {role}'s message is empty.", "Mend or remove the row.")
+            raise bad_row(number, f"the {role}'s message is empty")
         messages.append({"role": role, "content": parts})
     places = images_of(messages)
     if pictures and not places:
@@ -44,7 +44,7 @@ def conversation(row: dict[str, Any], shape: tuple[str, ...], pictures: list[Any
     waiting = [part for part in places if "image" not in part]
     if len(waiting) != len(pictures):
         hint = "Each picture needs one placeholder, in order, or none of them has any."
-        raise UserError(f"row {number}: {len(pictures)} images for {len(waiting)} placeholders.", hint)
+        raise bad_row(number, f"{len(pictures)} images for {len(waiting)} placeholders", hint)
     for part, picture in zip(waiting, pictures, strict=True):
         part["image"] = picture
     return fold_system(messages, said) if fold else messages
@@ -60,7 +60,7 @@ def one_part(part: Any, role: str, number: int) -> dict[str, Any] | None:
         if isinstance(source, dict) and source.get("url"):
             source = source["url"]
         return {"type": "image"} if source is None else {"type": "image", "image": source}
-    raise UserError(f"row {number}: the {role}'s message holds a part of type {kind!r}.", "Use text and image.")
+    raise bad_row(number, f"the {role}'s message holds a part of type {kind!r}", "Use text and image.")
 
 
 def open_picture(source: Any, place: Path | str, longest: int, number: int) -> Any:
@@ -90,7 +90,7 @@ def open_picture(source: Any, place: Path | str, longest: int, number: int) -> A
             source = Image.open(own_file(place, source))
         picture = load_image(source).convert("RGB")
     except (OSError, ValueError, TypeError, UnidentifiedImageError) as error:
-        raise UserError(f"row {number}: an image can't be read ({error}).", "Mend or remove the row.") from error
+        raise bad_row(number, f"an image can't be read ({error})") from error
     picture.thumbnail((longest, longest))
     return picture
 
@@ -163,11 +163,11 @@ def make_collator(model: Any, reader: Reader, args: Any, mask: Any) -> Any:
                     return batch
                 except TemplateError as error:
                     hint = "Mend or remove it."
-                    raise UserError(f"rows {numbers}: the chat template refuses one ({error}).", hint) from error
+                    raise UserError(f"rows {numbers}: the chat template refuses one ({error}).", hint, 2) from error
                 except ValueError as error:
                     problem = reason(error)
                     note(f"rows {numbers}: at {longest} pixels they make no batch ({problem})")
-            raise UserError(f"rows {numbers}: {problem}", "Raise --max-length or lower --image-size.")
+            raise UserError(f"rows {numbers}: {problem}", "Raise --max-length or lower --image-size.", status=2)
 
     collator = Collator(model, reader.processor, max_seq_length=args.max_length, resize="max")
     collator.train_on_responses_only = mask
@@ -203,7 +203,7 @@ def check_rows(rows: Any, reader: Reader) -> None:
             try:
                 reader.processor.apply_chat_template(messages, tokenize=False)
             except TemplateError as error:
-                raise UserError(f"row {number}: the model's chat template refuses it ({error}).") from error
+                raise bad_row(number, f"the model's chat template refuses it ({error})") from error
 
 
 def answer(model: Any, processor: Any, messages: list[Message], stop: int, length: int = 96) -> str:

@@ -12,10 +12,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from parts.places import volume
 from parts.say import UserError, note, reason, tell
 
 # Kept where the process begins again (`os.execv`).
@@ -132,13 +133,28 @@ class Clock:
 CLOCK = Clock()
 
 
+def refusal() -> Path | None:
+    """Where an attempt of this Job notes for the next one what this script refused; none outside of a Job."""
+    place, job = volume(), os.environ.get("JOB_ID", "")
+    whose = hashlib.sha256(f"{job} {Path(__file__).name}".encode()).hexdigest()[:12]
+    return place / f"refused-{whose}" if place and job else None
+
+
 @contextmanager
 def errors_told() -> Iterator[None]:
-    """End with one line and a status, and without a traceback, where a user can do something about it."""
+    """End with one line and a status, and without a traceback, where a user can do something about it.
+
+    What is asked for does not change from one attempt of a Job to the next: what was refused once, with status 2, is
+    refused at once by those that follow.
+    """
     for stream in (sys.stdout, sys.stderr):
         # A row is shown, as far as may be, on a terminal that knows ASCII only.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    noted = refusal()
     try:
+        if noted and noted.is_file():
+            note("an earlier attempt of this Job refused what is asked for, and so does this one")
+            raise UserError(noted.read_text(encoding="utf-8", errors="replace"), status=2)
         yield
     except BaseException as end:
         CLOCK.rest()
@@ -146,4 +162,7 @@ def errors_told() -> Iterator[None]:
             raise
         problem = end if isinstance(end, UserError) else UserError("interrupted.", status=130)
         problem.tell()
+        if noted and problem.status == 2:
+            with suppress(OSError):
+                noted.write_text(problem.paragraph, encoding="utf-8", errors="replace")
         sys.exit(problem.status)

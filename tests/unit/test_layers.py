@@ -18,8 +18,8 @@ PACKAGE = Path(launcher.__file__).parent
 PARTS = PACKAGE.parent / "templates" / "parts"
 # From the ground up; modules beside the folders have floors of their own.
 FLOORS = (
-    "text", "errors", "spec", "bundle", "home", "catalog", "estimate", "plan", "render", "hub", "jobs", "demo", "runs",
-    "dashboard", "view", "api", "cli",
+    "text", "errors", "spec", "bundle", "home", "catalog", "estimate", "plan", "render", "hub", "look", "jobs", "demo",
+    "runs", "dashboard", "view", "api", "cli",
 )  # fmt: skip
 # Who imports others of the launcher inside functions, and what that saves.
 LATE = {
@@ -33,7 +33,9 @@ FACE = "launcher"
 def modules() -> dict[str, Path]:
     """Every module of the launcher by its dotted name; what runs in another interpreter is none of it."""
     apart = {PACKAGE / "dashboard" / "server.py"}
-    paths = [path for path in PACKAGE.rglob("*.py") if "data" not in path.parts and path not in apart]
+    paths = [
+        path for path in PACKAGE.rglob("*.py") if "data" not in path.relative_to(PACKAGE).parts and path not in apart
+    ]
     return {_name(path): path for path in paths}
 
 

@@ -13,9 +13,11 @@ import pytest
 from uv import find_uv_bin
 
 from launcher import catalog
+from tests.unit.look.test_tokenizer import dateless
 from tests.unit.parts.test_ollama import run_go
 
 ROOT = Path(__file__).parents[3]
+KEPT = ROOT / "tests" / "unit" / "look" / "families.json"
 TEXT = (
     "llama-3.1", "llama-3.2", "qwen2.5", "qwen3", "mistral", "phi-4", "gemma-2", "gemma-3", "lfm2", "lfm2.5",
 )  # fmt: skip
@@ -33,6 +35,7 @@ import torch
 from families import Row, stored_rows
 from family_models import FAMILIES, VISION, build, facts_of, write_text_rows, write_vision_rows
 from parts import ollama
+from parts.labels import find_mask, marked
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 CHATS = [(None, "a"), ("s", "a"), (None, "a", "b", "c"), ("s", "a", "b", "c", "d", "e")]
@@ -61,6 +64,9 @@ for name, family in FAMILIES.items():
     looked = [Row(row, reader, facts["end_of_turn"]) for row in rows]
     mask = train_on_responses_only(None, tokenizer=reader, return_function=True)
     labels = mask({"input_ids": [row.ids for row in looked]})["labels"]
+    ours = find_mask(reader)({"input_ids": [row.ids for row in looked]})["labels"]
+    # What tests/unit/look/families.json keeps of it.
+    shown = [marked(tokenizer, row.ids, own) for row, own in zip(looked, labels)][1:4]
     trained = [[label != -100 for label in row] for row in labels]
     model = (AutoModelForImageTextToText if vision else AutoModelForCausalLM).from_pretrained(folder)
     if vision:
@@ -76,6 +82,8 @@ for name, family in FAMILIES.items():
         "answer": tokenizer.decode([id for id, said in zip(looked[0].ids, looked[0].said) if said]),
         "expected": [[a or b for a, b in zip(row.said, row.between)] == got or row.said == got
                      for row, got in zip(looked, trained)],
+        "masks": [row != other for row, other in zip(ours, labels)].count(True),
+        "look": {"template": family.template(), "marked": shown},
         "same_text": tokenizer.decode(looked[0].ids) == looked[0].text, "text": looked[0].text,
         "ollama": told(reader, vision, folder),
     }), flush=True)
@@ -131,6 +139,12 @@ def test_an_answer_ends_with_the_catalogs_end_of_turn(seen: dict[str, dict[str, 
 @pytest.mark.parametrize("family", TEXT + VISION)
 def test_unsloth_finds_the_answers_that_were_counted_here(seen: dict[str, dict[str, Any]], family: str) -> None:
     assert all(seen[family]["expected"])
+    # The scripts' own mask is Unsloth's, and what tests/unit/look compares with is what came of it.
+    assert seen[family]["masks"] == 0
+    if family in TEXT:
+        kept = json.loads(KEPT.read_text(encoding="utf-8"))[family]
+        assert seen[family]["look"]["template"] == kept["template"]
+        assert list(map(dateless, seen[family]["look"]["marked"])) == list(map(dateless, kept["marked"]))
 
 
 @pytest.mark.slow

@@ -121,6 +121,10 @@ def test_alpaca_input_follows_the_instruction() -> None:
         ([EXPECTED[0], {"role": "assistant", "content": None}], "assistant's message is empty"),
         ([{"role": "user", "content": [{"type": "text", "text": ""}]}, EXPECTED[1]], "user's message is empty"),
         ([{"role": "user", "content": [{"type": "image"}]}, EXPECTED[1]], "more than text"),
+        ([{"role": "user", "content": ["Hi"]}, EXPECTED[1]], "a part of the user's message is a text ('Hi')"),
+        ([{"role": "user", "content": [{"type": "text", "text": 5}]}, EXPECTED[1]], "has no type with a text"),
+        ([EXPECTED[0], {"role": "assistant", "content": 42}], "the assistant's message is a number (42), not a text"),
+        ([EXPECTED[0], {"role": "assistant", "content": {"a": 1}}], "is an object ({'a': 1}), not a text"),
         (EXPECTED[:1], "no message of the assistant"),
     ],
 )
@@ -129,11 +133,32 @@ def test_a_bad_row_is_named(messages: Any, says: str) -> None:
         conversation({"messages": messages, "row_number": 41}, ("messages",))
     assert error.value.paragraph.startswith("row 41: ")
     assert says in error.value.paragraph
+    # The next attempt would meet the same row.
+    assert error.value.status == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"prompt": "Hi", "completion": 42}, "completion is a number (42), not a text"),
+        ({"prompt": {"a": 1}, "completion": "Hello"}, "prompt is an object"),
+        ({"prompt": None, "completion": "Hello"}, "no message of the assistant"),
+        ({"question": "Hi", "answer": True}, "answer is a truth value (True)"),
+        ({"prompt": ["Hi"], "completion": "Hello"}, "a message is not a role with a content but a text ('Hi')"),
+    ],
+)
+def test_a_pair_is_two_texts_or_two_lists_of_messages(row: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError) as error:
+        conversation(row | {"row_number": 3}, find_shape(list(row), TEXT_SHAPES))
+    assert error.value.paragraph.startswith("row 3: ")
+    assert says in error.value.paragraph
 
 
 def test_no_usable_column_names_those_there_are() -> None:
     with pytest.raises(UserError, match="label, review"):
         find_shape(["review", "label"])
+    with pytest.raises(UserError, match="preferences"):
+        find_shape(["prompt", "chosen", "rejected"])
 
 
 def test_result_is_json_without_nan() -> None:

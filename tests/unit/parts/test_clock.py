@@ -164,3 +164,29 @@ def test_ctrl_c_in_the_first_moments_is_one_line_in_any_encoding() -> None:
         assert begun.stdout.readline() == "\\u27e6 \\udcff \\u27e7\n"
         begun.send_signal(signal.SIGINT)
         assert (begun.stderr.read(), begun.wait(30)) == ("error: interrupted.\n", 130)
+
+
+REFUSE = """
+import sys
+from parts.clock import errors_told
+from parts.say import UserError
+with errors_told():
+    print("looks at the rows")
+    raise UserError("row 7: the user's message is empty.", "Mend it.", status=int(sys.argv[1]))
+"""
+
+
+def test_what_an_attempt_refused_is_refused_at_once_by_the_next(tmp_path: Path) -> None:
+    def attempt(job: str, status: int = 2) -> tuple[int, bool, str]:
+        env = os.environ | {"PYTHONPATH": str(TEMPLATES), "JOB_ID": job, "LAUNCH_DATA_DIR": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", REFUSE, str(status)], env=env, capture_output=True, text=True, check=False
+        )
+        return done.returncode, "looks" in done.stdout, done.stderr
+
+    said = "error: row 7: the user's message is empty. Mend it.\n"
+    assert attempt("one", 3) == (3, True, said)
+    assert attempt("one") == (2, True, said)
+    assert attempt("one") == (2, False, said)
+    # Another Job may find other rows.
+    assert attempt("other") == (2, True, said)
