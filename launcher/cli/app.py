@@ -154,16 +154,14 @@ def run(
     rehearsed = None
     if rehearse:
         if not quiet:
-            start.show_plan(plan)
+            start.show_plan(plan, tables)
         rehearsed = follow.rehearse(plan, hub, goes_on=yes, as_json=as_json, quiet=quiet)
         if not yes:
             return
     ask.require_dataset(plan, yes)
     backend = jobs.get("local" if asked.local else "hub", hub)
     asking = Asking(yes, verbose, tables)
-    follow.submit(
-        plan, backend, detach=detach, as_json=as_json, quiet=quiet, asking=asking, rehearsed=rehearsed
-    )
+    follow.submit(plan, backend, detach=detach, as_json=as_json, quiet=quiet, asking=asking, rehearsed=rehearsed)
 
 
 for command in (

@@ -12,7 +12,7 @@ from typing import Any
 from parts.chat import find_shape
 from parts.chat_text import TEXT_SHAPES, Encoder, has_target
 from parts.chat_text import conversation as text_conversation
-from parts.data import drawn
+from parts.data import drawn, held_out
 from parts.labels import Tally, marked
 from parts.say import UserError
 
@@ -236,8 +236,7 @@ class _Reading:
         args = self._plan.options
         if args.streaming:
             return None
-        held_out = 0 if args.eval_split else min(args.eval_rows or 0, total // 2)
-        return set(drawn(args, total, held_out))
+        return set(drawn(args, total, 0 if args.eval_split else held_out(total, args.eval_rows)))
 
 
 def _of_row(error: UserError) -> str:
