@@ -1682,10 +1682,7 @@ def answer(told: Connection, function: Callable[..., Any], words: tuple[Any, ...
 # The options as flags: each field of the dataclass is one, and a value that can't work is refused at once.
 
 Chosen = TypeVar("Chosen")
-ADAPTER_THERE = (
-    "the adapter is there, and transformers would add it to the merged weights once more; without it these go to "
-    "merged/ of the output repo"
-)
+ADAPTER_THERE = "the adapter is there, and transformers would add it to the merged weights once more"
 # Where a value should lie, for those options that the script has.
 ABOVE_0 = ("max_steps", "num_train_epochs", "batch_size", "gradient_accumulation", "learning_rate", "logging_steps",
            "eval_steps", "lora_r", "lora_alpha")  # fmt: skip

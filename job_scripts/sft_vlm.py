@@ -936,10 +936,7 @@ def errors_told() -> Iterator[None]:
 
 Chosen = TypeVar("Chosen")
 FILE_LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-ADAPTER_THERE = (
-    "the adapter is there, and transformers would add it to the merged weights once more; without it these go to "
-    "merged/ of the output repo"
-)
+ADAPTER_THERE = "the adapter is there, and transformers would add it to the merged weights once more"
 # Where a value should lie, for those options that the script has.
 ABOVE_0 = ("max_steps", "num_train_epochs", "batch_size", "gradient_accumulation", "learning_rate", "logging_steps",
            "eval_steps", "lora_r", "lora_alpha")  # fmt: skip

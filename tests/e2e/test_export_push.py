@@ -191,7 +191,7 @@ def test_a_merged_model_in_a_repo_of_its_own_has_a_card(hub: Hub, call: Call, tm
     assert "[`org/base`](https://huggingface.co/org/base) at `cccccccccccc`" in text
     assert "| `16bit` | 2.00 GiB, so |" in text
     assert text.count("### ") == 1
-    assert 'place = "tester/whole"\n' in text
+    assert "place = 'tester/whole'\n" in text
     assert "The base model's licence holds for it too: `apache-2.0`." in text
 
 
