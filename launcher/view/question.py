@@ -91,7 +91,9 @@ def _machine(plan: AnyPlan, catalog: Catalog) -> list[tuple[str, str]]:
         if offer.total_s and offer.flavor != name and (rate := _rate(offer, catalog)) is not None
     ]
     faster = min((other for other in others if other[0] <= total_s * _FASTER), key=lambda other: other[1], default=None)
-    cheaper = min((other for other in others if other[1] < usd), key=lambda other: other[1], default=None)
+    cheaper = min(
+        (other for other in others if round(other[1], 2) < round(usd, 2)), key=lambda other: other[1], default=None
+    )
     return [
         ("machine", f"{name}, {gpus(flavor)}, ${flavor.usd_per_hour:.2f}/h: about {minutes(total_s)}"),
         ("  faster", _beside(faster) or "no machine is much faster"),
@@ -111,8 +113,8 @@ def _beside(other: tuple[int, float, str] | None) -> str | None:
 
 def _cost(request: JobRequest, catalog: Catalog) -> list[tuple[str, str]]:
     cost, payer = request.plan.cost, f", {request.namespace} pays" if request.namespace else ""
-    whole = " for the whole run" if request.resumes else ""
-    most = f"at most ${cost.max_usd:.2f}: it is stopped after {minutes(request.timeout_s)}"
+    whole = " in all" if request.resumes else ""
+    most = f"at most ${cost.max_usd:.2f} (stopped after {minutes(request.timeout_s)})"
     return [
         ("cost", f"about ${cost.expected_usd:.2f}{whole}, {most}{payer}"),
         ("prices", f"{catalog.flavors_from}{_changed(request.flavor, catalog)}"),
