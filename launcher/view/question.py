@@ -85,13 +85,14 @@ def _machine(plan: AnyPlan, catalog: Catalog) -> list[tuple[str, str]]:
         return [("machine", "this one")]
     total_s = plan.duration.total_s
     usd = plan.cost.usd_per_hour * total_s / 3600
-    others = [
-        (offer.total_s, rate * offer.total_s / 3600, offer.flavor)
+    # The cheapest first.
+    others = sorted(
+        (rate * offer.total_s / 3600, offer.total_s, offer.flavor)
         for offer in plan.offers
         if offer.total_s and offer.flavor != name and (rate := _rate(offer, catalog)) is not None
-    ]
-    faster = min((other for other in others if other[0] <= total_s * _FASTER), key=lambda other: other[1], default=None)
-    cheaper = min((other for other in others if other[1] < usd), key=lambda other: other[1], default=None)
+    )
+    faster = next((other for other in others if other[1] <= total_s * _FASTER), None)
+    cheaper = next((other for other in others if round(other[0], 2) < round(usd, 2)), None)
     return [
         ("machine", f"{name}, {gpus(flavor)}, ${flavor.usd_per_hour:.2f}/h: about {minutes(total_s)}"),
         ("  faster", _beside(faster) or "no machine is much faster"),
@@ -105,14 +106,14 @@ def _rate(offer: Offer, catalog: Catalog) -> float | None:
     return flavor.usd_per_hour if flavor and flavor.num_gpus <= 1 else None
 
 
-def _beside(other: tuple[int, float, str] | None) -> str | None:
-    return other and f"--flavor {other[2]}: {minutes(other[0])}, about ${other[1]:.2f}"
+def _beside(other: tuple[float, int, str] | None) -> str | None:
+    return other and f"--flavor {other[2]}: {minutes(other[1])}, about ${other[0]:.2f}"
 
 
 def _cost(request: JobRequest, catalog: Catalog) -> list[tuple[str, str]]:
     cost, payer = request.plan.cost, f", {request.namespace} pays" if request.namespace else ""
-    whole = " for the whole run" if request.resumes else ""
-    most = f"at most ${cost.max_usd:.2f}: it is stopped after {minutes(request.timeout_s)}"
+    whole = " in all" if request.resumes else ""
+    most = f"at most ${cost.max_usd:.2f} (stopped after {minutes(request.timeout_s)})"
     return [
         ("cost", f"about ${cost.expected_usd:.2f}{whole}, {most}{payer}"),
         ("prices", f"{catalog.flavors_from}{_changed(request.flavor, catalog)}"),

@@ -54,7 +54,7 @@ def test_it_submits_a_job_with_the_token_from_its_environment(launcher: Containe
         hub.add_repo("HuggingFaceTB/SmolLM2-135M-Instruct", files={"config.json": '{"model_type": "llama"}'})
         hub.add_repo("trl-lib/Capybara", type="dataset")
         env = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token, "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-        asked = ("--model", "smollm2-135m", "--max-steps", "5", "--detach", "--json")
+        asked = ("--model", "smollm2-135m", "--max-steps", "5", "--yes", "--detach", "--json")
         submitted = json.loads(answer(launcher.run(*asked, network=True, env=env)))
         assert list(hub.jobs) == [submitted["id"]]
 
