@@ -50,9 +50,9 @@ def submit(
     elif as_json:
         print_json(job.as_dict())
     else:
-        err().print(f"[dim]follow it with[/] launch logs -f {job.id}", soft_wrap=True)
+        err().print(f"[dim]follow it with[/] launch logs -f {job.address}", soft_wrap=True)
         if quiet:
-            print(job.id)
+            print(job.address)
 
 
 def follow(job: Job, *, as_json: bool, quiet: bool, terse: bool = False) -> None:
@@ -99,7 +99,7 @@ def _rate(flavor: str) -> float:
 def _interrupted(job: Job, stop: KeyboardInterrupt) -> NoReturn:
     from launcher import jobs
 
-    back = f"`launch wait {job.id}` comes back to it, `launch cancel {job.id}` stops it."
+    back = f"`launch wait {job.address}` comes back to it, `launch cancel {job.address}` stops it."
     if job.backend != "local":
         text = f"\n{job.id} goes on, and so does its bill. {back}"
     elif isinstance(stop, Terminated):  # nobody asked for the run to end

@@ -55,7 +55,7 @@ def follow(hub: Hub, namespace: str, job_id: str, has_ended: Callable[[], bool])
             failures = 1 if seen.count > before else failures + 1
             if failures == (LAST_ATTEMPTS if last else ATTEMPTS):
                 goes_on = "The Job has ended" if last else "The Job may well go on"
-                hint = f"{goes_on}: `launch logs -f {job_id}` follows it again."
+                hint = f"{goes_on}: `launch logs -f {namespace}/{job_id}` follows it again."
                 raise ServiceError(error.message, hint) from error
         if failures or not last:
             wait_s = pause_s if seen.count > before else min(wait_s * 2, _LONGEST_PAUSE * pause_s)

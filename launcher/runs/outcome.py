@@ -57,13 +57,13 @@ def outcome(
         message = "how the Job ended can't be known now."
         return Outcome("unknown", 4, message, "`launch ps --all` shows it.", progress.result)
     name = f"Job {job.id}"
-    filled = {"id": job.id, "again": f"launch resume {job.id}", **(values or {})}
+    filled = {"id": job.address, "again": f"launch resume {job.address}", **(values or {})}
     if job.succeeded:
         return _succeeded(job, progress, filled, left or Left())
     if job.ended:
         return _failed(job, progress, timeout_s, filled, left or Left())
     if job.stage in ("SCHEDULING", "RUNNING"):
-        hint = f"`launch logs -f {job.id}` follows it, `launch cancel {job.id}` stops it."
+        hint = f"`launch logs -f {job.address}` follows it, `launch cancel {job.address}` stops it."
         return Outcome("running", 4, f"{name} still runs (stage {job.stage}).", hint, progress.result)
     message = f"{name} is in stage '{job.stage}', which this version does not know."
     return Outcome("unknown", 4, message, f"Look at {job.url}.", progress.result)
@@ -73,7 +73,7 @@ def _succeeded(job: Job, progress: Progress, values: Mapping[str, object], left:
     name, result = f"Job {job.id}", progress.result
     if result is None:
         found = left.model or left.problem.rstrip(".") or "no model of it was found"
-        hint = f"`launch logs {job.id}` shows what there is of its log."
+        hint = f"`launch logs {job.address}` shows what there is of its log."
         return Outcome("completed", 0, f"{name} is done; its log has no RESULT line, and {found}.", hint, None)
     stopped = result.get("stopped")
     if not stopped:
@@ -83,7 +83,7 @@ def _succeeded(job: Job, progress: Progress, values: Mapping[str, object], left:
     of = f" of {progress.total}" if progress.total else ""
     kept = "What it learned is saved." if step else "Nothing was learned yet."
     message = f"{name} stopped {reason}, at step {step}{of}. {kept}"
-    command, what = f"launch resume {job.id}", "goes on"
+    command, what = f"launch resume {job.address}", "goes on"
     if _made_no_step(result) and values.get("longer"):
         command, what = f"{command} --timeout {values['longer']}", "gives it time for one: the same would not"
         message += " This Job made no step." if step else ""
@@ -108,7 +108,7 @@ def _failed(job: Job, progress: Progress, timeout_s: float | None, values: Mappi
         last = "\n".join(f"  {line}" for line in list(progress.tail)[-_SHOWN:])
         message += f"\nThe last lines of its log:\n{last}" if last else ""
     hint = f"Next: {commands[0]}" if commands else ""
-    hint += f"\n`launch logs {job.id}` shows the whole log." if f"launch logs {job.id}" not in hint else ""
+    hint += f"\n`launch logs {job.address}` shows the whole log." if f"launch logs {job.address}" not in hint else ""
     return Outcome("canceled" if canceled else "failed", 1, message, hint, progress.result, cause.name, commands)
 
 
