@@ -57,6 +57,7 @@ def submit(
 
 def follow(job: Job, *, as_json: bool, quiet: bool, terse: bool = False) -> None:
     """Show a run until it ends, print its outcome and exit by it."""
+    from launcher.jobs.base import Job as Seen
     from launcher.jobs.events import Line
     from launcher.view.live import Live
 
@@ -65,6 +66,8 @@ def follow(job: Job, *, as_json: bool, quiet: bool, terse: bool = False) -> None
             for item in api.watch(job):
                 if isinstance(item, Line):
                     live.update(item)
+                elif isinstance(item, Seen):
+                    live.see(item)
                 else:
                     outcome = item
     except KeyboardInterrupt as stop:
@@ -80,7 +83,7 @@ def explain(job: Job, as_json: bool) -> None:
     from launcher.runs import why
 
     backend = jobs.get(job.backend)
-    progress = why.read(backend, job)
+    progress = why.seen(backend, job)
     found = why.explain(backend, job, progress)
     if as_json:
         print_json(why.as_dict(job, found, progress))

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
-from launcher.jobs.base import Job, Left
+from launcher.jobs.base import WAITING, Job, Left
 from launcher.jobs.events import Progress
 
 _SHOWN = 10
@@ -62,10 +62,11 @@ def outcome(
         return _succeeded(job, progress, filled, left or Left())
     if job.ended:
         return _failed(job, progress, timeout_s, filled, left or Left())
-    if job.stage in ("SCHEDULING", "RUNNING"):
+    if job.live:
         hint = f"`launch logs -f {job.address}` follows it, `launch cancel {job.address}` stops it."
-        return Outcome("running", 4, f"{name} still runs (stage {job.stage}).", hint, progress.result)
-    message = f"{name} is in stage '{job.stage}', which this version does not know."
+        does = "waits for its machine, and nothing is billed" if job.stage == WAITING else "still runs"
+        return Outcome("running", 4, f"{name} {does} (stage {job.stage}).", hint, progress.result)
+    message = f"{name} is in stage '{job.stage}', which this version does not know: it may go on, and cost."
     return Outcome("unknown", 4, message, f"Look at {job.url}.", progress.result)
 
 
@@ -138,10 +139,12 @@ def _words(job: Job, progress: Progress, cause: str) -> str:
 def _kept(progress: Progress, left: Left) -> str:
     """What was not lost."""
     if progress.result is not None:
-        url = progress.result.get("url") or left.model
-        return f"It had come to its end before that: {url}." if url else "It had come to its end before that."
+        url, step = progress.result.get("url") or left.model, progress.result.get("steps", progress.step)
+        of = f" of {progress.total}" if progress.total else ""
+        end = f"stopped at step {step}{of}" if progress.result.get("stopped") else "come to its end"
+        return f"It had {end} before that{f': {url}' if url else ''}."
     if left.model:
-        return f"It had come to its end before that: {left.model}."
+        return f"What it had learned was saved before that: {left.model}."
     step = max(left.checkpoint or 0, progress.checkpoint or 0)
     return f"The checkpoint of step {step} is kept." if step else ""
 

@@ -53,6 +53,16 @@ def read(backend: Backend, job: Job) -> Progress:
             return summarize((line.rstrip("\n") for line in kept), job.mark)
 
 
+def seen(backend: Backend, job: Job) -> Progress:
+    """The same, or nothing of a run that is over: how it ended is known without."""
+    try:
+        return read(backend, job)
+    except ServiceError:
+        if job.live:
+            raise
+        return Progress(job.mark)
+
+
 def plan_of(job_id: str) -> AnyPlan | None:
     """The plan that this launcher kept, where it did and can still read it."""
     run = folder.find(job_id)
