@@ -96,7 +96,7 @@ class HubBackend:
             lines = log.follow(self.hub, namespace, job_id, lambda: not self.inspect(name).live)
         else:
             lines = log.read(self.hub, namespace, job_id, ended)
-        return _kept(job_id, lines)
+        return _kept(namespace, job_id, lines)
 
     def cancel(self, job_id: str) -> Job:
         """Stop the Job."""
@@ -170,8 +170,8 @@ def _namespace(run: Run) -> str | None:
     return known if isinstance(known, str) and REPO_ID.fullmatch(f"{known}/x") else None
 
 
-def _kept(job_id: str, lines: Iterator[str]) -> Iterator[str]:
-    with log.keep(folder.find(job_id)) as write:
+def _kept(namespace: str, job_id: str, lines: Iterator[str]) -> Iterator[str]:
+    with _told("reading the Job's log", namespace, job_id), log.keep(folder.find(job_id)) as write:
         for line in lines:
             write(line)
             yield line
