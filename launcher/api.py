@@ -147,26 +147,50 @@ def follow(run: Job | str) -> Iterator[Event | Outcome]:
     first. Raises `RequestError` for no such run, and `ServiceError` when the service has been away for long.
     """
     from launcher.jobs.events import Line
+    from launcher.runs.outcome import Outcome
 
     for item in watch(run):
-        if not isinstance(item, Line):
+        if isinstance(item, Outcome):
             yield item
-        elif item.event:
+        elif isinstance(item, Line) and item.event:
             yield item.event
 
 
-def watch(run: Job | str) -> Iterator[Line | Outcome]:
-    """The same with every line, each with its event if it is one, and with what the lines add up to."""
+def watch(run: Job | str) -> Iterator[Job | Line | Outcome]:
+    """The same with every line, each with its event if it is one, and with what the lines add up to.
+
+    Before them comes the Job, each time it was looked at while it waits for its machine, and once it has that.
+    """
     from launcher import jobs
+    from launcher.errors import RefusedError, RequestError
+    from launcher.jobs.base import lost
+
+    job = inspect(run) if isinstance(run, str) else run
+    try:
+        yield from _watched(jobs.get(job.backend), job)
+    except (RequestError, RefusedError) as error:
+        raise (lost(error, job.address, job.url) if job.backend == "hub" else error) from error
+
+
+def _watched(backend: Backend, job: Job) -> Iterator[Job | Line | Outcome]:
+    from launcher.errors import ServiceError
     from launcher.jobs import base, events
     from launcher.runs import why
 
-    job = inspect(run) if isinstance(run, str) else run
-    backend = jobs.get(job.backend)
     progress = events.Progress(job.mark)
-    for line in events.watch(backend.logs(job.address, follow=True), job.mark):
-        progress = line.progress
-        yield line
+    if job.stage == base.WAITING:
+        yield job
+        for seen in base.looks(backend, job.address, 0.2):
+            yield seen
+            if seen.stage != base.WAITING:
+                break
+    try:
+        for line in events.watch(backend.logs(job.address, follow=True), job.mark):
+            progress = line.progress
+            yield line
+    except ServiceError:
+        if backend.inspect(job.address).live:
+            raise  # of a Job that is over the stage tells how it ended, whatever became of its log
     ended = base.wait(backend, job.address)
     yield replace(why.explain(backend, ended, progress), job=ended)
 

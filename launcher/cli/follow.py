@@ -58,9 +58,9 @@ def submit(
     elif as_json:
         print_json(job.as_dict() | _shown(rehearsed))
     else:
-        err().print(f"[dim]follow it with[/] launch logs -f {job.id}", soft_wrap=True)
+        err().print(f"[dim]follow it with[/] launch logs -f {job.address}", soft_wrap=True)
         if quiet:
-            print(job.id)
+            print(job.address)
 
 
 def rehearse(plan: AnyPlan, hub: Hub, *, goes_on: bool, as_json: bool, quiet: bool) -> Rehearsed:
@@ -96,6 +96,7 @@ def _shown(rehearsed: Rehearsed | None) -> dict[str, Any]:
 
 def follow(job: Job, *, as_json: bool, quiet: bool, terse: bool = False, rehearsed: Rehearsed | None = None) -> None:
     """Show a run until it ends, print its outcome and exit by it."""
+    from launcher.jobs.base import Job as Seen
     from launcher.jobs.events import Line
     from launcher.view.live import Live
 
@@ -104,6 +105,8 @@ def follow(job: Job, *, as_json: bool, quiet: bool, terse: bool = False, rehears
             for item in api.watch(job):
                 if isinstance(item, Line):
                     live.update(item)
+                elif isinstance(item, Seen):
+                    live.see(item)
                 else:
                     outcome = item
     except KeyboardInterrupt as stop:
@@ -119,7 +122,7 @@ def explain(job: Job, as_json: bool) -> None:
     from launcher.runs import why
 
     backend = jobs.get(job.backend)
-    progress = why.read(backend, job)
+    progress = why.seen(backend, job)
     found = why.explain(backend, job, progress)
     if as_json:
         print_json(why.as_dict(job, found, progress))
@@ -138,7 +141,7 @@ def _rate(flavor: str) -> float:
 def _interrupted(job: Job, stop: KeyboardInterrupt) -> NoReturn:
     from launcher import jobs
 
-    back = f"`launch wait {job.id}` comes back to it, `launch cancel {job.id}` stops it."
+    back = f"`launch wait {job.address}` comes back to it, `launch cancel {job.address}` stops it."
     if job.backend != "local":
         text = f"\n{job.id} goes on, and so does its bill. {back}"
     elif isinstance(stop, Terminated):  # nobody asked for the run to end

@@ -74,7 +74,7 @@ def find(name: str | None) -> Board:
     if plan.task != "sft" or not plan.decisions.trackio_project.value:
         raise RequestError(
             f"{job.id} keeps no metrics: it was started without a Trackio project.",
-            f"`launch logs {job.id}` shows its losses.",
+            f"`launch logs {job.address}` shows its losses.",
         )
     return Board(job=job, plan=plan)
 
@@ -170,13 +170,13 @@ def _nothing(board: Board, place: str) -> LauncherError:
     if board.fed:
         return RequestError(
             f"{run_id} has logged no step: there is nothing to show.",
-            f"`launch why {run_id}` says what became of it.",
+            f"`launch why {board.job.address}` says what became of it.",
         )
     return RequestError(
         f"there are no metrics of {run_id} in {place} (project {board.plan.decisions.trackio_project.value}, "
         f"run {board.plan.decisions.run_name.value}).",
-        f"`launch logs {run_id}` shows its losses. A run that was started with another TRACKIO_DIR or HF_HOME needs "
-        "the same here.",
+        f"`launch logs {board.job.address}` shows its losses. A run that was started with another TRACKIO_DIR or "
+        "HF_HOME needs the same here.",
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from pydantic import AwareDatetime, TypeAdapter
 
-from launcher.errors import RefusedError, RequestError, ServiceError
+from launcher.errors import LauncherError, RefusedError, RequestError, ServiceError
 from launcher.hub import session
 from launcher.hub.client import read_token
 from launcher.hub.repos import Place
@@ -27,7 +27,9 @@ from launcher.spec import path_of
 from launcher.text import SHORTEST
 
 # The service's words. A stage that is in neither set is one that this launcher does not know.
-LIVE = frozenset({"SCHEDULING", "RUNNING"})
+WAITING = "SCHEDULING"
+"""For a machine: nothing is paid yet."""
+LIVE = frozenset({WAITING, "RUNNING"})
 ENDED = frozenset({"COMPLETED", "ERROR", "CANCELED", "DELETED"})
 
 # What `run_uv_job` does when nothing is said (huggingface_hub's DEFAULT_UV_IMAGE, HF_JOBS_ARTIFACTS_*); a test holds
@@ -181,6 +183,11 @@ class Job:
         return self.stage in ENDED
 
     @property
+    def live(self) -> bool:
+        """True while it waits or runs; a stage that is not known here is neither that nor an end."""
+        return self.stage in LIVE
+
+    @property
     def succeeded(self) -> bool:
         """True only for a Job that ran to its end and exited with 0."""
         return self.stage == "COMPLETED"
@@ -288,8 +295,8 @@ class Backend(Protocol):
         ...
 
 
-def wait(backend: Backend, job_id: str, pause_s: float = 1.0) -> Job:
-    """Return the Job once it has ended; a service that fails for a while is asked again, less and less often."""
+def looks(backend: Backend, job_id: str, pause_s: float = 1.0) -> Iterator[Job]:
+    """The Job as it is, again and again, less and less often; a service that fails for a while is asked again."""
     failures = 0
     while True:
         try:
@@ -299,11 +306,24 @@ def wait(backend: Backend, job_id: str, pause_s: float = 1.0) -> Job:
             if failures == 8:
                 raise
         else:
-            if job.ended:
-                return job
             failures = 0
+            yield job
         time.sleep(pause_s)
         pause_s = min(pause_s * 1.5, 15)
+
+
+def wait(backend: Backend, job_id: str, pause_s: float = 1.0) -> Job:
+    """Return the Job once it is over, or in a stage that nobody knows here."""
+    return next(job for job in looks(backend, job_id, pause_s) if not job.live)
+
+
+def lost(error: LauncherError, address: str, url: str = "") -> ServiceError:
+    """What is said instead of a Job that was made, where the service does not show it: it may go on all the same."""
+    place = url or f"https://huggingface.co/jobs/{address}"
+    return ServiceError(
+        f"{error.message} The Job {address} was made: it may go on, and cost.",
+        f"`launch wait {address}` looks again, `launch cancel {address}` stops it; its page is {place}. {error.hint}",
+    )
 
 
 def now() -> datetime:

@@ -9,11 +9,11 @@ import time
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from launcher import home
-from launcher.errors import ServiceError
+from launcher.errors import RequestError, ServiceError
 from launcher.hub.client import Hub, read_token, told
 from launcher.jobs import folder, stream
 from launcher.jobs.folder import PART, REQUEST, Run
@@ -53,10 +53,15 @@ def follow(hub: Hub, namespace: str, job_id: str, has_ended: Callable[[], bool])
             last, failures = has_ended(), 0
         except ServiceError as error:
             failures = 1 if seen.count > before else failures + 1
-            if failures == (LAST_ATTEMPTS if last else ATTEMPTS):
+            gone = isinstance(error, Gone)
+            if failures >= (READ_ATTEMPTS if last and gone else LAST_ATTEMPTS if last else ATTEMPTS):
                 goes_on = "The Job has ended" if last else "The Job may well go on"
-                hint = f"{goes_on}: `launch logs -f {job_id}` follows it again."
+                hint = f"{goes_on}: `launch logs -f {namespace}/{job_id}` follows it again."
                 raise ServiceError(error.message, hint) from error
+            if gone and not last:  # no stream would end
+                with suppress(ServiceError):
+                    last = has_ended()
+                    failures = 0 if last else failures
         if failures or not last:
             wait_s = pause_s if seen.count > before else min(wait_s * 2, _LONGEST_PAUSE * pause_s)
             time.sleep(wait_s)
@@ -129,6 +134,10 @@ class _Part:
                 self._path.unlink() if longer else self._path.replace(log)
 
 
+class Gone(ServiceError):
+    """The service has no log of the Job, not yet or not any more."""
+
+
 class Seen:
     """What has been read, so that a log which is sent from its start again gives only what is new.
 
@@ -170,7 +179,7 @@ def _fresh(
     seen.start_over()
     looked = time.monotonic()
     with (
-        told("reading the Job's log"),
+        _told(),
         closing(stream.read(hub, namespace, job_id, follow=has_ended is not None, ended=ended)) as entries,
     ):
         for entry in entries:
@@ -182,6 +191,16 @@ def _fresh(
                 if has_ended():
                     return
                 looked = time.monotonic()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """The client's errors in words: whether there is such a Job is not the log's to say."""
+    try:
+        with told("reading the Job's log"):
+            yield
+    except RequestError as error:
+        raise Gone("reading the Job's log failed: the service has none of it.") from error
 
 
 def _lines(entry: Entry, secrets: tuple[str, ...]) -> Iterator[str]:

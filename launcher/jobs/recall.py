@@ -139,7 +139,7 @@ def require_undone(hub: Hub, namespace: str, job_id: str, artifacts: str) -> Non
     if live := [job.id for job in others if stage_of(job) not in ENDED]:
         raise RequestError(
             f"Job {job_id} was resumed already: Job {live[0]} is at it.",
-            f"`launch wait {live[0]}` follows that one, `launch cancel {live[0]}` stops it.",
+            f"`launch wait {namespace}/{live[0]}` follows that one, `launch cancel {namespace}/{live[0]}` stops it.",
         )
     if ended_well := [job for job in others if stage_of(job) == "COMPLETED"]:
         _require_stopped(hub, namespace, job_id, ended_well[-1])
@@ -165,7 +165,7 @@ def _require_stopped(hub: Hub, namespace: str, job_id: str, other: JobInfo) -> N
         raise ServiceError(f"{unsure}: its log can't be read now. {failed.message}", failed.hint) from failed
     raise RequestError(
         f"{unsure}: its log has no RESULT that would tell.",
-        f"`launch why {other.id}` says what there is of it; a new run with the same options starts anew.",
+        f"`launch why {namespace}/{other.id}` says what there is of it; a new run with the same options starts anew.",
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import time
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from launcher import home
@@ -13,7 +14,7 @@ from launcher.errors import LauncherError, RefusedError, RequestError, ServiceEr
 from launcher.hub.client import TIMEOUT_S, Hub, told
 from launcher.jobs import folder, log, recall, submit
 from launcher.jobs import info as infos
-from launcher.jobs.base import LIVE, Checked, Job, JobRequest, Left, now
+from launcher.jobs.base import LIVE, Checked, Job, JobRequest, Left, lost, now
 from launcher.jobs.folder import STATUS, Run
 from launcher.spec import REPO_ID
 from launcher.text import held, plain, safe
@@ -66,7 +67,7 @@ class HubBackend:
     def inspect(self, job_id: str) -> Job:
         """The Job as the service sees it, which is the truth about it."""
         namespace, job_id = self._locate(job_id)
-        with told("looking at the Job"):
+        with _told("looking at the Job", namespace, job_id):
             job = _job(infos.inspect(self.hub, namespace, job_id))
         if run := folder.find(job.id):
             with home.spared():
@@ -92,10 +93,10 @@ class HubBackend:
         with suppress(ServiceError):  # an unknown id is an error now; a service that is away may be back for the log
             ended = self.inspect(name).ended
         if follow:
-            lines = log.follow(self.hub, namespace, job_id, lambda: self.inspect(name).ended)
+            lines = log.follow(self.hub, namespace, job_id, lambda: not self.inspect(name).live)
         else:
             lines = log.read(self.hub, namespace, job_id, ended)
-        return _kept(job_id, lines)
+        return _kept(namespace, job_id, lines)
 
     def cancel(self, job_id: str) -> Job:
         """Stop the Job."""
@@ -104,9 +105,19 @@ class HubBackend:
             job = self.inspect(f"{namespace}/{job_id}")
             if job.ended:
                 return job
-        with told("canceling the Job"):
+        with _told("canceling the Job", namespace, job_id):
             self.hub.api.cancel_job(job_id=job_id, namespace=namespace)
-        return self.inspect(f"{namespace}/{job_id}")
+        # Any answer with a status of success is taken for one: what counts is the stage, which may lag behind.
+        pace = self.hub.patient
+        for number in range(1, pace.tries + 1):
+            job = self.inspect(f"{namespace}/{job_id}")
+            if not job.live:
+                return job
+            time.sleep(pace.pause(number))
+        raise ServiceError(
+            f"Job {job.address} was asked to stop, and is still {job.stage}: it goes on, and costs.",
+            f"`launch cancel {job.address}` asks again; it can be stopped at {job.url} too.",
+        )
 
     def _locate(self, job_id: str) -> tuple[str, str]:
         """Namespace and bare id of an ID or NAMESPACE/ID, which may be of a form that the service has not today."""
@@ -149,6 +160,18 @@ def todays(hub: Hub) -> Catalog:
     return flavors.over(shipped(), flavors.taken_now(listed))
 
 
+@contextmanager
+def _told(action: str, namespace: str, job_id: str) -> Iterator[None]:
+    """The client's errors in words; of a Job that was started from here none says that there is no such Job."""
+    try:
+        with told(action):
+            yield
+    except (RequestError, RefusedError) as error:
+        if folder.find(job_id) is None:
+            raise
+        raise lost(error, f"{namespace}/{job_id}") from error
+
+
 def _keep(run: Run, info: JobInfo) -> None:
     """Give the record the Job's id. The Job runs, whatever becomes of it."""
     with home.spared():
@@ -166,8 +189,8 @@ def _namespace(run: Run) -> str | None:
     return known if isinstance(known, str) and REPO_ID.fullmatch(f"{known}/x") else None
 
 
-def _kept(job_id: str, lines: Iterator[str]) -> Iterator[str]:
-    with log.keep(folder.find(job_id)) as write:
+def _kept(namespace: str, job_id: str, lines: Iterator[str]) -> Iterator[str]:
+    with _told("reading the Job's log", namespace, job_id), log.keep(folder.find(job_id)) as write:
         for line in lines:
             write(line)
             yield line

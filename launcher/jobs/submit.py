@@ -216,7 +216,7 @@ class Submission:
                     raise RequestError(
                         f"Job {first} went on with {self._request.resumes} at the same time, and began first: "
                         f"{info.id} was canceled.",
-                        f"`launch wait {first}` follows that one.",
+                        f"`launch wait {self._namespace}/{first}` follows that one.",
                     )
                 return
             time.sleep(self._pace.pause(number + 1))
@@ -235,7 +235,7 @@ class Submission:
             found = find(self._hub, self._namespace, {"request": self.id}, Pace(tries=1))
         if not found:
             return InterruptedSubmissionError("interrupted while the Job was being started.", self._known())
-        job = found[0].id
+        job = f"{self._namespace}/{found[0].id}"
         return InterruptedSubmissionError(
             f"interrupted, but the Job {job} was started: it goes on, and so does its bill.",
             f"`launch wait {job}` comes back to it, `launch cancel {job}` stops it.",

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import shlex
 from datetime import date
 
 from launcher import __version__, spec
 from launcher.catalog import Catalog, FetchConfig, FetchWeights, Flavor, Modality, Model
-from launcher.catalog.machine import LOCAL
 from launcher.errors import RefusedError, RequestError
 from launcher.estimate import copies, duration
 from launcher.estimate.copies import Copies
@@ -81,18 +79,6 @@ def make_plan(
         warnings=_warnings(asked, adapter, model, place),
         offers=tuple(other.offer() for other in export_place.survey(export, catalog.flavors.values())),
     )
-
-
-def command(plan: ExportPlan) -> str:
-    """The command line that starts such an export again."""
-    made = plan.decisions
-    words = ["launch export", shlex.quote(str(made.adapter.value))]
-    words += [f"--merge {made.merge.value}"] if made.merge.value else []
-    words += [f"--gguf {kind}" for kind in made.gguf.value]
-    words += [f"--merged-repo {made.merged_repo.value}"] if made.merged_repo.value else []
-    words += [f"--output-repo {made.output_repo.value}"] if made.output_repo.value else []
-    words += ["--local"] if made.flavor.value == LOCAL else []
-    return " ".join(words)
 
 
 def _require_seen(asked: ExportSpec, adapter: Adapter, of: Plan | None) -> None:

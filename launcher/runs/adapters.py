@@ -63,7 +63,9 @@ def _of_run(found: LocalRun | HubJob, revision: str | None, local: bool, hub: Hu
     backend = jobs.get(found.backend, hub)
     job = backend.inspect(found.address)
     if not job.ended:
-        raise RequestError(f"{job.id} still goes on: it has no adapter yet.", f"`launch wait {job.id}` follows it.")
+        raise RequestError(
+            f"{job.id} still goes on: it has no adapter yet.", f"`launch wait {job.address}` follows it."
+        )
     plan, script, inputs = _kept(job.id) or _recalled(backend, job)
     if plan.task == "export":
         raise RequestError(
@@ -79,7 +81,7 @@ def _of_run(found: LocalRun | HubJob, revision: str | None, local: bool, hub: Hu
     except (RequestError, RefusedError) as error:
         raise type(error)(
             f"{job.id} was to push its adapter, and it is not there: {error.message}",
-            f"`launch why {job.id}` says what became of it, and how what it kept is pushed.",
+            f"`launch why {job.address}` says what became of it, and how what it kept is pushed.",
         ) from error
     if _is_anothers(pushed, script, inputs):
         raise _replaced(hub, pushed, job, script, inputs)
@@ -142,13 +144,15 @@ def _unpushed(backend: Backend, job: Job) -> RequestError:
     """The error for a run whose adapter is nowhere on the Hub."""
     message = f"{job.id} pushed nothing"
     if backend.name == "local":
-        return RequestError(f"{message}, and its folder has no adapter.", f"`launch why {job.id}` says how it ended.")
+        return RequestError(
+            f"{message}, and its folder has no adapter.", f"`launch why {job.address}` says how it ended."
+        )
     try:
         artifacts = backend.recall(job.address).artifacts
     except LauncherError:
         artifacts = None
     if not artifacts:
-        return RequestError(f"{message}, and its bucket is not there any more.", f"See `launch why {job.id}`.")
+        return RequestError(f"{message}, and its bucket is not there any more.", f"See `launch why {job.address}`.")
     name = f"{job.id}-output"
     return RequestError(
         f"{message}: its adapter is in its bucket only.",

@@ -21,7 +21,7 @@ from launcher.jobs import folder
 from launcher.jobs import request as requests
 from launcher.jobs.base import ARTIFACTS_ENV, ARTIFACTS_MOUNT, DEFAULT_IMAGE, Backend, Job, JobRequest
 from launcher.jobs.folder import REQUEST, Run
-from launcher.plan import budget, export
+from launcher.plan import budget, command
 from launcher.plan.record import AnyPlan
 from launcher.runs import arguments, record, trust, why
 from launcher.runs.find import fetch
@@ -113,7 +113,7 @@ def require_unfinished(job: Job, result: Mapping[str, Any] | None) -> None:
     if not job.ended:
         raise RequestError(
             f"{job.id} still goes on (stage {job.stage}).",
-            f"`launch wait {job.id}` follows it; `launch cancel {job.id}` stops it, and then it can be resumed.",
+            f"`launch wait {job.address}` follows it; `launch cancel {job.address}` stops it: then it can be resumed.",
         )
     if job.succeeded and not (result or {}).get("stopped"):
         raise RequestError(
@@ -127,7 +127,7 @@ def require_training(plan: AnyPlan, job_id: str) -> None:
     if plan.task == "export":
         raise RequestError(
             f"{job_id} is an export, which has no checkpoints to go on from.",
-            f"Start it again: `{export.command(plan)}`.",
+            f"Start it again: `{command.export(plan)}`.",
         )
 
 

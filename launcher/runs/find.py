@@ -104,6 +104,8 @@ def find(name: str) -> Found:
         raise _unknown(name)
     if job := _JOB.fullmatch(name):
         return HubJob(job["id"], job["namespace"], folder.find(job["id"]))
+    if REPO_ID.fullmatch(name) and (run := folder.find(name.partition("/")[2])):
+        return HubJob(run.id, name.partition("/")[0], run)  # an id of another form, as it was printed
     if path := _path(name):
         return path
     repo, at, revision = _PAGE.sub("", name).partition("@")

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
-from launcher.jobs.base import Job, Left
+from launcher.jobs.base import WAITING, Job, Left
 from launcher.jobs.events import Progress
 
 _SHOWN = 10
@@ -57,15 +57,16 @@ def outcome(
         message = "how the Job ended can't be known now."
         return Outcome("unknown", 4, message, "`launch ps --all` shows it.", progress.result)
     name = f"Job {job.id}"
-    filled = {"id": job.id, "again": f"launch resume {job.id}", **(values or {})}
+    filled = {"id": job.address, "again": f"launch resume {job.address}", **(values or {})}
     if job.succeeded:
         return _succeeded(job, progress, filled, left or Left())
     if job.ended:
         return _failed(job, progress, timeout_s, filled, left or Left())
-    if job.stage in ("SCHEDULING", "RUNNING"):
-        hint = f"`launch logs -f {job.id}` follows it, `launch cancel {job.id}` stops it."
-        return Outcome("running", 4, f"{name} still runs (stage {job.stage}).", hint, progress.result)
-    message = f"{name} is in stage '{job.stage}', which this version does not know."
+    if job.live:
+        hint = f"`launch logs -f {job.address}` follows it, `launch cancel {job.address}` stops it."
+        does = "waits for its machine, and nothing is billed" if job.stage == WAITING else "still runs"
+        return Outcome("running", 4, f"{name} {does} (stage {job.stage}).", hint, progress.result)
+    message = f"{name} is in stage '{job.stage}', which this version does not know: it may go on, and cost."
     return Outcome("unknown", 4, message, f"Look at {job.url}.", progress.result)
 
 
@@ -73,7 +74,7 @@ def _succeeded(job: Job, progress: Progress, values: Mapping[str, object], left:
     name, result = f"Job {job.id}", progress.result
     if result is None:
         found = left.model or left.problem.rstrip(".") or "no model of it was found"
-        hint = f"`launch logs {job.id}` shows what there is of its log."
+        hint = f"`launch logs {job.address}` shows what there is of its log."
         return Outcome("completed", 0, f"{name} is done; its log has no RESULT line, and {found}.", hint, None)
     stopped = result.get("stopped")
     if not stopped:
@@ -83,7 +84,7 @@ def _succeeded(job: Job, progress: Progress, values: Mapping[str, object], left:
     of = f" of {progress.total}" if progress.total else ""
     kept = "What it learned is saved." if step else "Nothing was learned yet."
     message = f"{name} stopped {reason}, at step {step}{of}. {kept}"
-    command, what = f"launch resume {job.id}", "goes on"
+    command, what = f"launch resume {job.address}", "goes on"
     if _made_no_step(result) and values.get("longer"):
         command, what = f"{command} --timeout {values['longer']}", "gives it time for one: the same would not"
         message += " This Job made no step." if step else ""
@@ -108,7 +109,7 @@ def _failed(job: Job, progress: Progress, timeout_s: float | None, values: Mappi
         last = "\n".join(f"  {line}" for line in list(progress.tail)[-_SHOWN:])
         message += f"\nThe last lines of its log:\n{last}" if last else ""
     hint = f"Next: {commands[0]}" if commands else ""
-    hint += f"\n`launch logs {job.id}` shows the whole log." if f"launch logs {job.id}" not in hint else ""
+    hint += f"\n`launch logs {job.address}` shows the whole log." if f"launch logs {job.address}" not in hint else ""
     return Outcome("canceled" if canceled else "failed", 1, message, hint, progress.result, cause.name, commands)
 
 
@@ -138,10 +139,12 @@ def _words(job: Job, progress: Progress, cause: str) -> str:
 def _kept(progress: Progress, left: Left) -> str:
     """What was not lost."""
     if progress.result is not None:
-        url = progress.result.get("url") or left.model
-        return f"It had come to its end before that: {url}." if url else "It had come to its end before that."
+        url, step = progress.result.get("url") or left.model, progress.result.get("steps", progress.step)
+        of = f" of {progress.total}" if progress.total else ""
+        end = f"stopped at step {step}{of}" if progress.result.get("stopped") else "come to its end"
+        return f"It had {end} before that{f': {url}' if url else ''}."
     if left.model:
-        return f"It had come to its end before that: {left.model}."
+        return f"What it had learned was saved before that: {left.model}."
     step = max(left.checkpoint or 0, progress.checkpoint or 0)
     return f"The checkpoint of step {step} is kept." if step else ""
 

@@ -14,7 +14,7 @@ from launcher.errors import LauncherError, RequestError, ServiceError
 from launcher.jobs import folder
 from launcher.jobs.base import Backend, Job
 from launcher.jobs.events import Progress, summarize
-from launcher.plan import export
+from launcher.plan import command
 from launcher.plan.record import AnyPlan, Plan
 from launcher.runs import outcome
 from launcher.runs.outcome import Outcome
@@ -51,6 +51,16 @@ def read(backend: Backend, job: Job) -> Progress:
             raise
         with run.log.open(encoding="utf-8", errors="replace") as kept:
             return summarize((line.rstrip("\n") for line in kept), job.mark)
+
+
+def seen(backend: Backend, job: Job) -> Progress:
+    """The same, or nothing of a run that is over: how it ended is known without."""
+    try:
+        return read(backend, job)
+    except ServiceError:
+        if job.live:
+            raise
+        return Progress(job.mark)
 
 
 def plan_of(job_id: str) -> AnyPlan | None:
@@ -90,7 +100,7 @@ def as_dict(job: Job, found: Outcome, progress: Progress) -> dict[str, Any]:
 
 def values(job: Job, plan: AnyPlan | None, progress: Progress, tables: Catalog) -> dict[str, object]:
     """What the commands of the table are filled with; what is not known is none."""
-    filled: dict[str, object] = {"id": job.id} | _flavors(job.flavor, tables)
+    filled: dict[str, object] = {"id": job.address} | _flavors(job.flavor, tables)
     filled["page"] = _page(plan, progress)
     began, ended = job.started_at, job.finished_at
     ran_s = plan.decisions.timeout_s.value if plan else (ended - began).total_seconds() if began and ended else 0
@@ -99,16 +109,24 @@ def values(job: Job, plan: AnyPlan | None, progress: Progress, tables: Catalog) 
     if plan is None:
         return filled
     if plan.task == "export":
-        return filled | {"again": export.command(plan)}
-    length = plan.decisions.max_length.value
+        return filled | {"again": command.export(plan)}
+    asked, length = plan.asked, plan.decisions.max_length.value
+    rows = (progress.batch_size or plan.decisions.batch_size.value) // 2
+    # As many rows a step as before, where that was asked for.
+    passes = asked.gradient_accumulation and (None if asked.effective_batch_size else 2 * asked.gradient_accumulation)
     return filled | {
         "export": _export(job, plan, progress),
-        "model": shlex.quote(plan.asked.model),
-        "dataset": shlex.quote(plan.decisions.dataset.value),
-        "smaller_batch": (progress.batch_size or plan.decisions.batch_size.value) // 2,
-        "longer_rows": length * 2,
-        "shorter": length // 2 if length >= 256 else None,
+        "look": _with(command.launch(asked), "--dry-run"),
+        "no_evaluation": command.launch(asked, eval_rows=0, eval_split=None, eval_steps=None),
+        "smaller_batch": rows and command.launch(asked, batch_size=rows, gradient_accumulation=passes),
+        "shorter_rows": length >= 256 and command.launch(asked, max_length=length // 2),
+        "longer_rows": command.launch(asked, max_length=length * 2),
+        "slower": command.launch(asked, learning_rate=min(asked.learning_rate / 4, 5e-5)),
     }
+
+
+def _with(words: str | None, option: str) -> str | None:
+    return words and f"{words} {option}"
 
 
 def _flavors(name: str, tables: Catalog) -> dict[str, object]:
@@ -179,5 +197,6 @@ def _export(job: Job, plan: Plan, progress: Progress) -> str | None:
     if words and made.merged_repo.value:
         words.append(f"--merged-repo {made.merged_repo.value}")
     words += [f"--gguf {kind}" for kind in made.gguf.value if ("gguf", kind) in failed]
+    words += ["--private"] if words and plan.values["private"] else []
     words += ["--local"] if words and job.backend == "local" else []
-    return f"launch export {job.id} {' '.join(words)}" if words else None
+    return f"launch export {job.address} {' '.join(words)}" if words else None

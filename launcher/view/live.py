@@ -46,7 +46,7 @@ class Live:
             disable=quiet or not console.is_terminal,
         )
         self._task = self._bar.add_task("starting", total=None)
-        self._seen = Seen()
+        self._seen, self._next_s = Seen(), 0.0
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -73,6 +73,24 @@ class Live:
             self._task, description=seen.phase or "starting", completed=seen.step, total=seen.total or None
         )
 
+    def see(self, job: Job) -> None:
+        """Take in how the Job stands; where nothing is drawn, that it waits is said now and then."""
+        waits = job.started_at is None and job.live
+        waited_s = self._waited_s(job)
+        self._job = job
+        if self._quiet or job.backend != "hub" or (waits and waited_s < self._next_s):
+            return
+        if waits:
+            self._next_s = max(2 * waited_s, 60.0)
+            if self._bar.disable:
+                self._console.print(f"queued for {tables.minutes(waited_s)}, nothing billed", style="dim")
+        elif job.started_at and self._next_s:
+            self._console.print(f"started after {tables.minutes(waited_s)} in the queue", style="dim")
+
+    @staticmethod
+    def _waited_s(job: Job) -> float:
+        return max(((job.started_at or datetime.now(UTC)) - job.created_at).total_seconds(), 0)
+
     def _state(self) -> str:
         seen, words = self._seen, []
         if seen.total:
@@ -83,7 +101,9 @@ class Live:
             words.append(f"{tables.minutes(seen.eta_s)} left")
         if seen.checkpoint is not None:
             words.append(f"kept at {seen.checkpoint}")
-        if self._rate:
-            running = (datetime.now(UTC) - (self._job.started_at or self._job.created_at)).total_seconds()
+        if self._rate and self._job.started_at:
+            running = max((datetime.now(UTC) - self._job.started_at).total_seconds(), 0)
             words.append(f"${self._rate * running / 3600:.2f} so far")
+        elif self._rate:
+            words.append(f"queued for {tables.minutes(self._waited_s(self._job))}, nothing billed")
         return " · ".join(words)

@@ -93,7 +93,7 @@ def jobs_table(jobs: Iterable[Job]) -> Table:
     for job in sorted(jobs, key=lambda job: job.created_at, reverse=True):
         age = minutes((now - job.created_at).total_seconds())
         stage = Text(job.stage, style=_STAGE_STYLE.get(job.stage, ""))
-        view.add_row(job.id, Text(job.labels.get("model", "")), job.flavor, stage, age)
+        view.add_row(job.address, Text(job.labels.get("model", "")), job.flavor, stage, age)
     return view
 
 

@@ -245,7 +245,7 @@ def test_of_a_run_that_has_no_adapter_it_says_what_to_do(hub: Hub, launch: Any) 
     lost = trained(hub, output_repo="tester/lost")
     answer = launch("export", lost, "--merge", "16bit", status=2)
     assert "it is not there: the model 'tester/lost' does not exist" in answer
-    assert f"launch why {lost}" in answer
+    assert f"launch why tester/{lost}" in answer
     unpushed = trained(hub, output_repo=None)
     answer = launch("export", unpushed, "--merge", "16bit", status=2)
     assert "its adapter is in its bucket only" in answer

@@ -66,7 +66,7 @@ def test_a_job_that_is_followed_goes_on_and_is_named(hub: Hub, number: signal.Si
     process.send_signal(number)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == status
-    assert f"`launch wait {job.id}` comes back to it" in error and "its bill" in error
+    assert f"`launch wait tester/{job.id}` comes back to it" in error and "its bill" in error
     assert not job.ended
 
 

@@ -139,6 +139,11 @@ def test_from_another_laptop(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path
     assert hub.buckets["tester/jobs-artifacts"].files[f"{folder}/sft_text.py"] == asked.script.encode()
 
 
+def id_of(printed: str) -> str:
+    """The Job's id, of NAMESPACE/ID as it is printed."""
+    return printed.strip().removeprefix("tester/")
+
+
 def test_what_a_stage_allows(
     recorded: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,7 +154,7 @@ def test_what_a_stage_allows(
         made.stage = stage
         assert launch(monkeypatch, "resume", first.id, "-d") == 2
         said = " ".join(capsys.readouterr().err.split())
-        assert f"still goes on (stage {stage})" in said and f"launch cancel {first.id}" in said
+        assert f"still goes on (stage {stage})" in said and f"launch cancel tester/{first.id}" in said
     made.say('RESULT {"steps": 5, "stopped": null}')
     made.finish("COMPLETED")
     assert launch(monkeypatch, "resume", first.id, "-d") == 2
@@ -157,19 +162,19 @@ def test_what_a_stage_allows(
     assert list(recorded.jobs) == [first.id]
     made.say('RESULT {"steps": 5, "stopped": "deadline"}')
     assert launch(monkeypatch, "resume", first.id, "-d", "-q", "--timeout", "2h") == 0
-    second = capsys.readouterr().out.strip()
+    second = id_of(capsys.readouterr().out)
     spec = recorded.jobs[second].spec
     assert (spec["timeoutSeconds"], spec["command"][-2:]) == (7200, ["--timeout-s", "7200"])
     assert launch(monkeypatch, "resume", first.id, "-d") == 2
     assert f"Job {second} is at it" in " ".join(capsys.readouterr().err.split())
     recorded.jobs[second].finish("ERROR", "node lost")
     assert launch(monkeypatch, "resume", second, "-d", "-q", "--timeout", "90m") == 0
-    third = recorded.jobs[capsys.readouterr().out.strip()]
+    third = recorded.jobs[id_of(capsys.readouterr().out)]
     assert third.spec["command"] == [*made.spec["command"], "--timeout-s", "5400"]
     assert (third.labels["resumes"], third.labels["artifacts"]) == (second, made.labels["artifacts"])
     third.finish("CANCELED")
     assert launch(monkeypatch, "resume", third.id, "-d", "-q") == 0
-    assert recorded.jobs[capsys.readouterr().out.strip()].spec["timeoutSeconds"] == 5400
+    assert recorded.jobs[id_of(capsys.readouterr().out)].spec["timeoutSeconds"] == 5400
 
 
 def test_a_run_that_another_job_has_finished_is_not_paid_for_again(
@@ -178,11 +183,11 @@ def test_a_run_that_another_job_has_finished_is_not_paid_for_again(
     first = start(HubBackend(), of=plan(flavor="cpu-basic", timeout_s=2400))
     recorded.jobs[first.id].finish("ERROR", "node lost")
     assert launch(monkeypatch, "resume", first.id, "-d", "-q") == 0
-    second = recorded.jobs[capsys.readouterr().out.strip()]
+    second = recorded.jobs[id_of(capsys.readouterr().out)]
     second.say('RESULT {"steps": 2, "stopped": "deadline"}')
     second.finish("COMPLETED")
     assert launch(monkeypatch, "resume", first.id, "-d", "-q") == 0
-    third = recorded.jobs[capsys.readouterr().out.strip()]
+    third = recorded.jobs[id_of(capsys.readouterr().out)]
     third.say('RESULT {"steps": 3, "stopped": null}')
     third.finish("COMPLETED")
     for job in (first.id, second.id):
@@ -203,7 +208,7 @@ def test_whether_a_run_is_finished_is_not_guessed(
     recorded.jobs[second.id].finish("COMPLETED")
     assert launch(monkeypatch, "resume", first.id, "-d") == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert f"launch why {second.id}" in said and "has no RESULT" in said
+    assert f"launch why tester/{second.id}" in said and "has no RESULT" in said
     recorded.fail_next(503, "GET /api/jobs/{namespace}/{id}/logs", times=50)
     assert launch(monkeypatch, "resume", first.id, "-d") == 4
     assert "its log can't be read now" in " ".join(capsys.readouterr().err.split())
@@ -318,7 +323,7 @@ def test_one_machine_goes_on_with_a_run_once(recorded: Hub, launch_home: Path, d
     ended = at_once(RESUME, job, [launch_home] * 4)
     assert sorted(item.returncode for item in ended) == [0, 2, 2, 2]
     [second] = [made for made in recorded.jobs.values() if made.id != job.id]
-    assert [item.stdout.strip() for item in ended if not item.returncode] == [second.id]
+    assert [id_of(item.stdout) for item in ended if not item.returncode] == [second.id]
     assert all(f"Job {second.id} is at it" in " ".join(item.stderr.split()) for item in ended if item.returncode)
 
 
@@ -337,7 +342,7 @@ def test_of_two_machines_that_go_on_with_a_run_the_first_does(
     alive = [made.id for made in recorded.jobs.values() if not made.ended]
     assert alive == [made[0][1]]
     assert sorted(item.returncode for item in ended) == [0, 2, 2]
-    assert [item.stdout.strip() for item in ended if not item.returncode] == alive
+    assert [id_of(item.stdout) for item in ended if not item.returncode] == alive
     assert all(alive[0] in item.stderr for item in ended if item.returncode)
 
 
@@ -348,7 +353,7 @@ def test_one_after_the_other_while_the_list_lags(
     recorded.jobs[job.id].finish("ERROR", "node lost")
     recorded.listing_delay_s = 2.0
     assert launch(monkeypatch, "resume", job.id, "-d", "-q", pause_s=0.2) == 0
-    second = capsys.readouterr().out.strip()
+    second = id_of(capsys.readouterr().out)
     monkeypatch.setenv("LAUNCH_HOME", str(tmp_path / "another"))
     assert launch(monkeypatch, "resume", job.id, "-d", "-q", pause_s=0.2) == 2
     assert f"Job {second}" in " ".join(capsys.readouterr().err.split())

@@ -343,8 +343,8 @@ def test_ctrl_c_after_the_job_was_made_names_it(hub: Hub) -> None:
     hub.fail_next("after_commit", STAGES["job"])
     error = interrupted_at(hub, "look-up", 1.0)
     (made,) = hub.jobs
-    assert f"the Job {made} was started" in error.message
-    assert f"launch cancel {made}" in error.hint
+    assert f"the Job tester/{made} was started" in error.message
+    assert f"launch cancel tester/{made}" in error.hint
 
 
 COMMAND = ("--model", "smollm2-135m", "--flavor", "t4-small", "--timeout", "40m", "--detach", "-q")
@@ -356,7 +356,7 @@ def test_the_command_says_the_job_once(
     hub.fail_next("after_commit", STAGES["job"])
     assert launch(monkeypatch, *COMMAND) == 0
     (made,) = hub.jobs.values()
-    assert capsys.readouterr().out == f"{made.id}\n"
+    assert capsys.readouterr().out == f"tester/{made.id}\n"
     assert made.spec["attempts"] == 2
 
 

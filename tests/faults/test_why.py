@@ -88,13 +88,13 @@ def test_a_job_at_its_timeout_is_explained_here_and_elsewhere(hub: Hub, launch: 
     assert answer.status == 0, answer.err
     assert "cause: timeout" in answer.out
     assert "The checkpoint of step 5 is kept." in answer.out
-    assert f"Next: launch resume {job.id} --timeout 180m" in answer.out
+    assert f"Next: launch resume tester/{job.id} --timeout 180m" in answer.out
     here, elsewhere = why(launch, job), why(launch, job, LAUNCH_HOME=str(tmp_path / "another"))
     assert here == elsewhere
     assert (here["cause"], here["stage"], here["step"], here["checkpoint"]) == ("timeout", "ERROR", 7, 5)
     waited = launch("wait", job.id)
     assert waited.status == 1
-    assert f"launch resume {job.id} --timeout 180m" in words(waited.err)
+    assert f"launch resume tester/{job.id} --timeout 180m" in words(waited.err)
 
 
 def test_a_job_that_is_not_there_and_a_service_that_is_not(hub: Hub, launch: Launch) -> None:
@@ -115,7 +115,7 @@ def test_a_log_that_is_gone_is_read_from_the_transcript(hub: Hub, launch: Launch
     hub.fail_next(503, LOGS, times=50)
     found = why(launch, job)
     assert found["cause"] == "cuda-memory-evaluation"
-    assert found["next"][0] == f"launch resume {job.id} --flavor l4x1"
+    assert found["next"][0] == f"launch resume tester/{job.id} --flavor l4x1"
     assert runs.load(job.id).log.read_text().startswith("== evaluate")
 
 
@@ -126,7 +126,7 @@ def test_a_run_that_stopped_in_time_is_a_success_with_a_notice(hub: Hub, launch:
     job.finish("COMPLETED")
     waited = launch("wait", job.id)
     assert waited.status == 0, waited.err
-    assert f"launch resume {job.id}" in waited.err
+    assert f"launch resume tester/{job.id}" in waited.err
     assert "at step 5 of 50" in words(waited.err)
     ended = launch("wait", job.id, "--json")
     assert (json.loads(ended.out)["status"], json.loads(ended.out)["result"]["stopped"]) == (
@@ -142,7 +142,7 @@ def test_a_run_that_had_no_time_for_a_step_is_given_more(hub: Hub, launch: Launc
     job = start(hub)
     job.say("deadline in 60s: stopping", f"RESULT {DONE[:-1]}, {steps}, " + '"stopped": "deadline"}')
     job.finish("COMPLETED")
-    command = f"launch resume {job.id} --timeout 180m"
+    command = f"launch resume tester/{job.id} --timeout 180m"
     waited = launch("wait", job.id)
     assert (waited.status, command in words(waited.err)) == (0, True), waited.err
     assert json.loads(launch("wait", job.id, "--json").out)["next"] == [command]
@@ -153,7 +153,7 @@ def test_a_run_that_was_asked_to_stop_before_a_step_needs_no_more_time(hub: Hub,
     job = start(hub)
     job.say(f"RESULT {DONE[:-1]}, " + '"steps": 0, "stopped": "signal"}')
     job.finish("COMPLETED")
-    assert why(launch, job)["next"] == [f"launch resume {job.id}"]
+    assert why(launch, job)["next"] == [f"launch resume tester/{job.id}"]
 
 
 def test_what_a_result_holds_moves_no_terminal(hub: Hub, launch: Launch) -> None:
@@ -232,7 +232,7 @@ def test_what_is_in_data_is_found_where_the_log_says_nothing(hub: Hub, launch: L
     found = why(launch, job)
     assert found["cause"] == "host-memory"
     assert "checkpoint of step 40 is kept" in found["message"]  # the one of step 60 was never sealed
-    assert found["next"][0] == f"launch resume {job.id} --flavor t4-medium"
+    assert found["next"][0] == f"launch resume tester/{job.id} --flavor t4-medium"
 
 
 def test_a_job_that_still_runs(hub: Hub, launch: Launch) -> None:

@@ -193,7 +193,7 @@ def test_following_gives_up_in_the_end_and_says_how_to_go_on(hub: Hub, backend: 
     hub.fail_next(503, "GET /api/jobs", times=100)
     with pytest.raises(ServiceError, match="503") as raised:
         list(backend.logs(job.id, follow=True))
-    assert f"launch logs -f {job.id}" in raised.value.hint
+    assert f"launch logs -f tester/{job.id}" in raised.value.hint
     assert not hub.jobs[job.id].ended
 
 

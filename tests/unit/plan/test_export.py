@@ -20,7 +20,7 @@ from launcher.estimate import copies
 from launcher.estimate.copies import Copies
 from launcher.jobs import folder as runs
 from launcher.jobs import request
-from launcher.plan import adapter, choices, export
+from launcher.plan import adapter, choices, command, export
 from launcher.plan import make as planner
 from launcher.plan.adapter import Adapter
 from launcher.plan.record import AnyPlan, ExportPlan, Plan
@@ -392,7 +392,7 @@ def test_what_a_job_can_not_see_is_named() -> None:
 
 def test_an_export_is_started_again_and_not_resumed() -> None:
     made = exported(merge="16bit", gguf=["q4_k_m", "f16"], merged_repo="m")
-    again = export.command(made)
+    again = command.export(made)
     assert again == (
         "launch export me/houses --merge 16bit --gguf q4_k_m --gguf f16 --merged-repo me/m --output-repo me/houses"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from launcher import catalog
 from launcher.jobs.base import Job, Left
 from launcher.jobs.events import Progress
+from launcher.plan import command
 from launcher.runs import why
 from launcher.runs.outcome import Evidence, cause_of, causes, outcome
 from tests.unit.sample import plan
@@ -159,8 +161,8 @@ def test_the_exit_status_is_read_from_the_services_sentence(message: str, code: 
 
 
 def test_the_table_is_whole() -> None:
-    known = {"id", "again", "export", "longer", "larger", "more_ram", "more_disk", "page", "rescue", "model", "dataset",
-             "smaller_batch", "shorter", "longer_rows"}  # fmt: skip
+    known = {"id", "again", "export", "longer", "larger", "more_ram", "more_disk", "page", "rescue", "look",
+             "no_evaluation", "smaller_batch", "shorter_rows", "longer_rows", "slower"}  # fmt: skip
     assert list(causes())[-1] == "unknown"
     for cause in causes().values():
         assert set(re.findall(r"\{(\w+)\}", " ".join(cause.next))) <= known
@@ -197,13 +199,13 @@ def progress(*lines: str) -> Progress:
 
 
 def test_the_next_command_is_exact() -> None:
-    run = "launch --model smollm2-135m --dataset trl-lib/Capybara"
-    assert next_of(progress(), "Job timeout")[0] == "launch resume abc --timeout 180m"
-    larger = "launch resume abc --flavor l4x1"
-    assert next_of(progress("== train", CUDA_OOM))[:3] == (larger, f"{run} --batch-size 1", f"{run} --max-length 256")
+    anew = partial(command.launch, plan().asked)
+    assert next_of(progress(), "Job timeout")[0] == "launch resume me/abc --timeout 180m"
+    larger = "launch resume me/abc --flavor l4x1"
+    assert next_of(progress("== train", CUDA_OOM))[:3] == (larger, anew(batch_size=1), anew(max_length=256))
     halved = progress("== train", "out of memory: batch 2 -> 1", CUDA_OOM)
-    assert next_of(halved)[:2] == (larger, f"{run} --max-length 256")
-    assert next_of(progress("== evaluate", CUDA_OOM))[:2] == (larger, f"{run} --eval-rows 0")
+    assert next_of(halved)[:2] == (larger, anew(max_length=256))
+    assert next_of(progress("== evaluate", CUDA_OOM))[:2] == (larger, anew(eval_rows=0))
     llama = "meta-llama/Llama-3.1-8B"
     assert f"https://huggingface.co/{llama}" in next_of(progress(*GATED), repo=llama)[0]
     assert f"https://huggingface.co/datasets/{llama}" in next_of(progress(*GATED), dataset=llama)[0]
@@ -211,11 +213,11 @@ def test_the_next_command_is_exact() -> None:
               {"kind": "merged", "name": "16bit"}]  # fmt: skip
     unmade = progress(f"RESULT {json.dumps({'exports': failed})}", "error: the adapter is whole; 1 of 2 exports failed")
     assert next_of(unmade, merge="16bit", gguf=("q4_k_m", "q8_0")) == (
-        "launch export abc --gguf q8_0",
-        "launch resume abc",
+        "launch export me/abc --gguf q8_0 --private",
+        "launch resume me/abc",
     )
-    strange = next_of(progress("== train", CUDA_OOM), model="a b; rm -rf", dataset="$(x)")
-    assert strange[1].startswith("launch --model 'a b; rm -rf' --dataset '$(x)' ")
+    strange = next_of(progress("== train", CUDA_OOM), model="a b; rm -rf")
+    assert strange[1].startswith("launch --model 'a b; rm -rf' --batch-size 1 ")
 
 
 def test_a_larger_machine_is_larger() -> None:
