@@ -38,8 +38,12 @@ _CARD = "README.md"
 
 @dataclass(frozen=True, slots=True)
 class Rehearsed:
-    """What a rehearsal showed, and what none on a CPU can show; `files` are what a push would send, in bytes."""
+    """What a rehearsal showed, and what none on a CPU can show.
 
+    `script` is the SHA-256 of the script that ran; `files` are what a push would send, in bytes.
+    """
+
+    script: str
     seconds: float
     proved: tuple[str, ...]
     unproved: tuple[str, ...]
@@ -118,7 +122,7 @@ def _in(place: Path, request: JobRequest, plan: Plan, hub: Hub, began: float) ->
         stack.require("the rows are refused in the rehearsal")
         labels = next((line for line in stack.seen.tail if line.startswith("labels: ")), "labels: ?")
         proved = (_script(request, "the first of them"), _SEEN, labels.partition(". One of")[0])
-        yield Rehearsed(time.monotonic() - began, proved, (_TRAINING, *_unproved(plan)))
+        yield Rehearsed(folder.digest(script), time.monotonic() - began, proved, (_TRAINING, *_unproved(plan)))
         return
     # Its imports take as long as all it does: they go on beside the training's.
     with stack.started(str(twin.SCRIPT), "load", str(output)) as loader:
@@ -134,7 +138,8 @@ def _in(place: Path, request: JobRequest, plan: Plan, hub: Hub, began: float) ->
         yield from stack.lines(loader)
     stack.require("the adapter that was saved can't be used")
     files = _pushed(output, script.name)
-    yield Rehearsed(time.monotonic() - began, tuple(_proved(request, plan, seen, files)), _unproved(plan), files)
+    proved = tuple(_proved(request, plan, seen, files))
+    yield Rehearsed(folder.digest(script), time.monotonic() - began, proved, _unproved(plan), files)
 
 
 class _Stack:

@@ -77,7 +77,8 @@ def folder(name: str, place: Path) -> dict[str, Any]:
     made.mkdir(parents=True)
     if spec.processor:
         families.build(name, made, tiny=True)
-        return {"name": name, "folder": str(made)}
+        rows = families.write_vision_rows(place / "rows", system=spec.system)
+        return {"name": name, "folder": str(made), "rows": str(rows)}
     ids = families.write_tokenizer(spec.tokens(), spec.template(), made)
     tokenizer = AutoTokenizer.from_pretrained(made)
     published(name, ids, len(tokenizer)).save_pretrained(made)

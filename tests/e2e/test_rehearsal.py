@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from launcher.hub.client import Hub
 from launcher.jobs import rehearse, twin
 from launcher.plan.record import Plan
+from tests.emulator import Hub as StandIn
+from tests.faults import command
 from tests.faults.trainings import Ended, Trainings
 from tests.unit import sample
 
@@ -115,3 +118,45 @@ def test_every_family_is_rehearsed(family: str, trainings: Trainings, tmp_path: 
     check(rehearsed(trainings, model, tmp_path), tmp_path)
     loaded = trainings.run_script(twin.SCRIPT, tmp_path, "load", tmp_path / "out")
     assert loaded.code == 0, loaded.error[-3000:]
+
+
+@pytest.mark.slow
+def test_the_job_gets_what_was_rehearsed_and_nothing_where_that_failed(smollm2: Path, tmp_path: Path) -> None:
+    files = {path.name: path.read_bytes() for path in smollm2.iterdir() if path.suffix != ".safetensors"}
+    rows, bad = write_rows(tmp_path / "rows.jsonl"), tmp_path / "bad.jsonl"
+    bad.write_text('{"weight": 1}\n' * 20)
+    with StandIn(tmp_path / "hub", run=False) as hub:
+        hub.add_repo("lab/model", files=files)
+
+        def launch(*words: object) -> command.Ran:
+            return command.run("--model", "lab/model", "--dataset", *map(str, words), env=hub.env())
+
+        failed = launch(bad, "--rehearse", "--yes")
+        assert failed.returncode in (1, 2)
+        assert "the script failed in its rehearsal: no usable column" in failed.stderr.replace("\n", " ")
+        alone = launch(rows, "--rehearse")
+        assert (alone.returncode, len(hub.jobs)) == (0, 0), alone.stderr
+        assert "it goes on from step 1" in alone.stdout
+        done = launch(rows, "--rehearse", "--yes", "--detach", "--json")
+        assert done.returncode == 0, done.stderr
+        found, [job] = json.loads(done.stdout), hub.jobs.values()
+        sent = hub.buckets["tester/jobs-artifacts"].files[f"{job.labels['artifacts']}/sft_text.py"]
+        assert (found["id"], found["rehearsal"]["script"]) == (job.id, hashlib.sha256(sent).hexdigest())
+        assert {"README.md", "run.json", "adapter_model.safetensors"} <= set(found["rehearsal"]["files"])
+
+
+@pytest.mark.parametrize("family", [VISION[0], *(pytest.param(name, marks=pytest.mark.slow) for name in VISION[1:])])
+def test_the_rows_of_a_vision_run_are_taken_by_the_scripts_own_functions(
+    family: str, trainings: Trainings, tmp_path: Path
+) -> None:
+    made = probe(trainings, tmp_path, "folders", tmp_path, family)[family]
+    script, rows = sample.JOB_SCRIPTS / "sft_vlm.py", Path(made["rows"])
+    wanted = planned(Path(made["folder"]), rows, modality="vision", image_size=224)
+    words = ("look", script, "--dataset", rows, *rehearse.flags(wanted, Path(made["folder"]), tmp_path / "out"))
+    looked = trainings.run_script(twin.SCRIPT, tmp_path, *words, "--max-length", 1024)
+    assert looked.code == 0, looked.log[-3000:] + looked.error[-3000:]
+    assert "labels: " in looked.log
+    assert "\u27e6" in looked.log
+    cut = trainings.run_script(twin.SCRIPT, tmp_path, *words, "--max-length", 16)
+    assert cut.code == 1
+    assert "Raise --max-length" in cut.error
