@@ -121,8 +121,8 @@ def _in(place: Path, request: JobRequest, plan: Plan, hub: Hub, began: float) ->
         yield from stack.run(str(twin.SCRIPT), "look", str(script), *words)
         stack.require("the rows are refused in the rehearsal")
         labels = next((line for line in stack.seen.tail if line.startswith("labels: ")), "labels: ?")
-        proved = (_script(request, "the first of them"), _SEEN, labels.partition(". One of")[0])
-        yield Rehearsed(folder.digest(script), time.monotonic() - began, proved, (_TRAINING, *_unproved(plan)))
+        shown = (_script(request, "the first of them"), _SEEN, labels.partition(". One of")[0])
+        yield Rehearsed(folder.digest(script), time.monotonic() - began, shown, (_TRAINING, *_unproved(plan)))
         return
     # Its imports take as long as all it does: they go on beside the training's.
     with stack.started(str(twin.SCRIPT), "load", str(output)) as loader:

@@ -96,7 +96,7 @@ def test_the_script_trains_a_twin_goes_on_after_a_kill_and_leaves_what_loads(
     def make(folder: Path) -> None:
         made = trainings.run_script(twin.SCRIPT, tmp_path, "make", folder)
         assert made.code == 0, made.error[-3000:]
-        assert "llama: 1.6 M parameters, 2 of 30 layers" in made.log
+        assert "llama: 2.4 M parameters, 2 of 30 layers" in made.log
 
     model = twin.folder_of(planned(smollm2, tmp_path / "rows.jsonl"), Hub(), make)
     assert (model / "tokenizer.json").read_bytes() == (smollm2 / "tokenizer.json").read_bytes()
