@@ -64,6 +64,8 @@ def make(folder: Path) -> None:
 
 def tiny(config: Any) -> Any:
     """The config of the same architecture with few layers, and narrow ones."""
+    from transformers import AutoConfig
+
     values = config.to_dict()
     # How the weights are stored, and what follows from the rest.
     for name in ("quantization_config", "full_attn_idxs", "per_layer_config"):
@@ -93,7 +95,7 @@ def tiny(config: Any) -> Any:
     if known("mlp_only_layers"):
         changed["mlp_only_layers"] = [0]
     changed |= {name: scaled(values[name], before) for name in ("rope_parameters", "rope_scaling") if values.get(name)}
-    return type(config)(**values | changed)
+    return AutoConfig.for_model(**values | changed)
 
 
 def kinds_of(values: dict[str, Any], count: int) -> list[int]:
@@ -172,6 +174,8 @@ def look(path: Path, words: list[str]) -> None:
         from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
         processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=False)
+        # As the trainer has it; makers of chat models pad for generation.
+        processor.tokenizer.padding_side = "right"
         if not processor.chat_template and args.chat_template:
             processor = get_chat_template(processor, args.chat_template)
         if not processor.chat_template:
