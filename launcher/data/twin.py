@@ -46,7 +46,7 @@ def make(folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
-    whole = AutoConfig.from_pretrained(folder)
+    whole = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     config = tiny(whole.get_text_config(decoder=True))
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, name, getattr(config, name, None) or getattr(whole, name, None))
@@ -64,6 +64,8 @@ def make(folder: Path) -> None:
 
 def tiny(config: Any) -> Any:
     """The config of the same architecture with few layers, and narrow ones."""
+    from transformers import AutoConfig
+
     values = config.to_dict()
     # How the weights are stored, and what follows from the rest.
     for name in ("quantization_config", "full_attn_idxs", "per_layer_config"):
@@ -93,7 +95,7 @@ def tiny(config: Any) -> Any:
     if known("mlp_only_layers"):
         changed["mlp_only_layers"] = [0]
     changed |= {name: scaled(values[name], before) for name in ("rope_parameters", "rope_scaling") if values.get(name)}
-    return type(config)(**values | changed)
+    return AutoConfig.for_model(**values | changed)
 
 
 def kinds_of(values: dict[str, Any], count: int) -> list[int]:
@@ -142,7 +144,7 @@ def load(folder: Path) -> None:
     ]
     if wrong:
         sys.exit(f"error: PEFT does not load {len(wrong)} of the adapter's weights as they were saved: {min(wrong)}.")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     chat = [{"role": "user", "content": "Hello"}]
     words = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
     if not torch.isfinite(model(**words).logits).all():
@@ -171,15 +173,18 @@ def look(path: Path, words: list[str]) -> None:
         import torch
         from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-        processor = AutoProcessor.from_pretrained(args.model)
+        processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=False)
+        # As the trainer has it; makers of chat models pad for generation.
+        processor.tokenizer.padding_side = "right"
         if not processor.chat_template and args.chat_template:
             processor = get_chat_template(processor, args.chat_template)
         if not processor.chat_template:
             hint = "Add --chat-template NAME (gemma-3, llama-3.2, …)."
-            raise script.UserError(f"{args.model} has no chat template.", hint)
+            raise script.UserError(f"{args.model} has no chat template.", hint, status=2)
         # Of its real size, and without any weights.
+        config = AutoConfig.from_pretrained(args.model, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(args.model))
+            model = AutoModelForImageTextToText.from_config(config)
         script.phase("prepare data")
         rows, held_out = script.read_rows(args, pictures=True)
         reader = script.Reader(processor, list(next(iter(rows), {})), args)

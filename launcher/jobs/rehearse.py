@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,8 +38,12 @@ _CARD = "README.md"
 
 @dataclass(frozen=True, slots=True)
 class Rehearsed:
-    """What a rehearsal showed, and what none on a CPU can show; `files` are what a push would send, in bytes."""
+    """What a rehearsal showed, and what none on a CPU can show.
 
+    `script` is the SHA-256 of the script that ran; `files` are what a push would send, in bytes.
+    """
+
+    script: str
     seconds: float
     proved: tuple[str, ...]
     unproved: tuple[str, ...]
@@ -72,12 +76,13 @@ def rehearse(request: JobRequest, hub: Hub) -> Generator[Line | Rehearsed]:
 def flags(plan: Plan, model: Path, output: Path) -> tuple[str, ...]:
     """The arguments that make a rehearsal of the script of a plan."""
     made, asked, sees = plan.decisions, plan.asked, plan.decisions.modality.value == "vision"
-    evaluates = bool(made.eval_rows.value or asked.eval_split)
-    own = made.max_length.value, made.effective_batch_size.value
+    evaluates = made.eval_rows.value != 0 or bool(asked.eval_split)
+    rows = min(_ROWS, made.batch_size.value)
+    passes = max(min(made.effective_batch_size.value, _MOST_ROWS) // rows, 1)
     words = [
         f"--model={model}", "--revision=", "--no-trust-remote-code", "--device=cpu", f"--output-dir={output}",
-        f"--max-steps={STEPS}", "--logging-steps=1", "--checkpoint-minutes=0.0001", f"--max-length={own[0]}",
-        f"--batch-size={min(_ROWS, own[1])}", f"--gradient-accumulation={max(min(own[1], _MOST_ROWS) // _ROWS, 1)}",
+        f"--max-steps={STEPS}", "--logging-steps=1", "--checkpoint-minutes=0.0001",
+        f"--batch-size={rows}", f"--gradient-accumulation={passes}",
         f"--eval-rows={_EVAL_ROWS if evaluates else 0}", *(["--eval-steps=1"] if evaluates else []),
         f"--sample-rows={min(asked.sample_rows, 1)}",
         "--output-repo=", "--merge=", "--merged-repo=", "--gguf=", "--trackio-project=", "--trackio-space=",
@@ -117,8 +122,8 @@ def _in(place: Path, request: JobRequest, plan: Plan, hub: Hub, began: float) ->
         yield from stack.run(str(twin.SCRIPT), "look", str(script), *words)
         stack.require("the rows are refused in the rehearsal")
         labels = next((line for line in stack.seen.tail if line.startswith("labels: ")), "labels: ?")
-        proved = (_script(request, "the first of them"), _SEEN, labels.partition(". One of")[0])
-        yield Rehearsed(time.monotonic() - began, proved, (_TRAINING, *_unproved(plan)))
+        shown = (_script(request, "the first of them"), _SEEN, labels.partition(". One of")[0])
+        yield Rehearsed(folder.digest(script), time.monotonic() - began, shown, (_TRAINING, *_unproved(plan)))
         return
     # Its imports take as long as all it does: they go on beside the training's.
     with stack.started(str(twin.SCRIPT), "load", str(output)) as loader:
@@ -134,7 +139,8 @@ def _in(place: Path, request: JobRequest, plan: Plan, hub: Hub, began: float) ->
         yield from stack.lines(loader)
     stack.require("the adapter that was saved can't be used")
     files = _pushed(output, script.name)
-    yield Rehearsed(time.monotonic() - began, tuple(_proved(request, plan, seen, files)), _unproved(plan), files)
+    proved = tuple(_proved(request, plan, seen, files))
+    yield Rehearsed(folder.digest(script), time.monotonic() - began, proved, _unproved(plan), files)
 
 
 class _Stack:
@@ -183,8 +189,9 @@ class _Stack:
         for line in events.watch(_decoded(process), self._mark):
             self.seen = line.progress
             if isinstance(line.event, Checkpoint) and line.event.step == kill_after:
-                os.killpg(process.pid, signal.SIGKILL)
-                self.killed = True
+                with suppress(ProcessLookupError, PermissionError):  # it has ended in this moment
+                    os.killpg(process.pid, signal.SIGKILL)
+                    self.killed = True
             yield line
         self.status = process.wait()
 
@@ -241,7 +248,7 @@ def _proved(request: JobRequest, plan: Plan, seen: Progress, files: dict[str, in
         yield f"checkpoints: killed after its first step (SIGKILL), it goes on from step {seen.resumed_from}"
     yield "the adapter: saved whole, and PEFT alone loads each of its weights"
     repo = plan.decisions.output_repo.value
-    where = f"for {repo} ({'private' if plan.asked.private else 'public'})" if repo else "which stay in its folder"
+    where = f"for {repo} ({'private' if plan.values['private'] else 'public'})" if repo else "which stay in its folder"
     yield f"the card and the record: written, with {len(files)} files of {sum(files.values()) / 1e6:.1f} MB {where}"
 
 

@@ -130,6 +130,8 @@ def begin_again(request: dict[str, Any], told: Path) -> Any:
 
 
 def train(request: dict[str, Any], told: Path) -> NoReturn:
+    # The next requests are not meant for it.
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for name, number in (("out", 1), ("error", 2)):
         with open(request[name], "ab", buffering=0) as file:  # noqa: PTH123
             os.dup2(file.fileno(), number)

@@ -128,3 +128,9 @@ def test_what_is_copied_from_the_terminal_is_never_broken(tmp_path: Path) -> Non
     answer = launch("--model", "qwen3-8b", "--dataset", str(rows), "--dry-run")
     assert answer.returncode == 0, answer.stderr
     assert f"uv run /data/sft_text.py --dataset /data/{rows.name}\n" in answer.stderr
+
+
+def test_a_dry_run_rehearses_nothing() -> None:
+    answer = launch("--model", "qwen3-8b", "--dry-run", "--rehearse")
+    assert answer.returncode == 2
+    assert "--rehearse" in answer.stderr
