@@ -5,21 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
 
-from parts.chat import find_shape
-from parts.chat_text import TEXT_SHAPES, Encoder, has_target
-from parts.chat_text import conversation as text_conversation
+from parts import chat_vision
+from parts.chat import SHAPES, find_shape
+from parts.chat_text import TEXT_SHAPES, Encoder, conversation, has_target
 from parts.data import drawn
 from parts.labels import Tally, marked
 from parts.say import UserError
 
+from launcher import catalog
+from launcher.catalog.machine import LOCAL
 from launcher.errors import LauncherError, RequestError
 from launcher.estimate.dataset import Sample
 from launcher.hub import repos
 from launcher.hub.client import Hub
+from launcher.look.pictures import MOST_OPENED, PictureRows
 from launcher.look.rows import Seen, Source, open_rows
 from launcher.look.tokenizer import FILES, Tokenizer
 from launcher.plan.record import Plan
@@ -53,7 +57,8 @@ class Look:
     """What was seen of a run's rows. Tokens are counted over `rendered` rows, cut at `max_length`.
 
     `lengths` are those rows' tokens before the cut, in order; `unlearned` of them have nothing left to learn. `example`
-    is one of them as the model sees it, with ⟦ ⟧ around what is trained on. `refusal` is why the run would end, with
+    is one of them as the model sees it, with ⟦ ⟧ around what is trained on; of their `pictures` the `sides`, in order,
+    are those of squares as large, where they could be seen. `refusal` is why the run would end, with
     what to do in `hint`. `notes` say what could not be looked at.
     """
 
@@ -77,6 +82,8 @@ class Look:
     example: str = ""
     example_row: int | None = None
     duplicates: int = 0
+    pictures: int = 0
+    sides: tuple[int, ...] = ()
     bad: tuple[BadRow, ...] = ()
     bad_rows: int = 0
     refusal: str = ""
@@ -113,22 +120,26 @@ def _look(plan: Plan, hub: Hub) -> Look:
         raise RequestError(f"--dataset {plan.decisions.dataset.value} holds no rows in this split.", "Choose another.")
     encoder = None
     try:
-        encoder = _encoder(plan, hub, columns)
+        encoder = _encoder(plan, hub, columns, source)
     except LauncherError as error:
         notes.append(f"no row was rendered, only their shape was looked at: {error.message}")
     if source.left_out:
         notes.append(f"{source.left_out} rows are too long for the dataset viewer, and were not looked at")
-    shape = find_shape(columns, TEXT_SHAPES)
+    shape = find_shape(columns, SHAPES if _sees(plan) else TEXT_SHAPES)
     found = Look(
         dataset=plan.decisions.dataset.value, split=plan.asked.dataset_split, model=plan.facts.repo,
         source=source.said, rows=0, total=source.total, whole=source.whole, shape=shape,
-        columns=_uses(columns, shape), unread=tuple(name for name in columns if name not in _used(columns, shape)),
+        columns=_uses(columns, shape, plan), unread=tuple(n for n in columns if n not in _used(columns, shape, plan)),
         max_length=plan.decisions.max_length.value, notes=tuple(notes),
     )  # fmt: skip
     return _Reading(plan, source, shape, columns, encoder).read(found, chain(first, source.rows))
 
 
-def _encoder(plan: Plan, hub: Hub, columns: list[str]) -> Encoder | None:
+def _sees(plan: Plan) -> bool:
+    return plan.decisions.modality.value == "vision"
+
+
+def _encoder(plan: Plan, hub: Hub, columns: list[str], source: Source) -> Encoder | PictureRows:
     """The script's own encoder over the model's tokenizer."""
     repo = plan.facts.repo
     folder = path_of(repo)
@@ -139,14 +150,28 @@ def _encoder(plan: Plan, hub: Hub, columns: list[str]) -> Encoder | None:
     tokenizer = Tokenizer({name: path.read_bytes() for name, path in files.items()}, repo)
     if not tokenizer.chat_template and plan.decisions.chat_template.value:
         raise RequestError(f"the chat template {plan.decisions.chat_template.value} is Unsloth's, and only in the run.")
-    return Encoder(tokenizer, columns, plan.options.model_copy(update={"model": repo}))
+    args = plan.options.model_copy(update={"model": repo})
+    if not _sees(plan):
+        return Encoder(tokenizer, columns, args)
+    if not tokenizer.chat_template:
+        raise UserError(f"{repo} has no chat template.", "Add --chat-template NAME (gemma-3, llama-3.2, …).", status=2)
+    tower = None
+    with suppress(LauncherError):  # of a repo that the catalog does not know
+        tower = catalog.load().model(plan.asked.model).vision
+    travels = bool(source.folder) and plan.decisions.flavor.value != LOCAL
+    return PictureRows(tokenizer, columns, args, tower, source.folder, travels)
 
 
 class _Reading:
     """One pass over the rows."""
 
     def __init__(
-        self, plan: Plan, source: Source, shape: tuple[str, ...], columns: list[str], encoder: Encoder | None
+        self,
+        plan: Plan,
+        source: Source,
+        shape: tuple[str, ...],
+        columns: list[str],
+        encoder: Encoder | PictureRows | None,
     ) -> None:
         self._plan, self._source, self._shape, self._encoder = plan, source, shape, encoder
         self._blank = dict.fromkeys(columns)
@@ -179,23 +204,28 @@ class _Reading:
         try:
             if self._shape == ("text",):
                 Encoder.text(row)
+            elif self._encoder:
+                self._encoder.messages(row)
+            elif _sees(self._plan):
+                chat_vision.conversation(row, self._shape, chat_vision.attached(row))
             else:
-                text_conversation(row, self._shape, self._encoder is not None and self._encoder.fold)
+                conversation(row, self._shape)
         except UserError as error:
             return _of_row(error)
         return ""
 
-    def _render(self, found: Look, encoder: Encoder) -> Look:
+    def _render(self, found: Look, encoder: Encoder | PictureRows) -> Look:
         tally, lengths, example, cut, unlearned = Tally(encoder.stop), list[int](), ("", None), 0, 0
         for seen, row in self._sample.kept:
             try:
                 whole = encoder.ids(row)
+                pictures = encoder.cost(row) if isinstance(encoder, PictureRows) else 0
             except UserError as error:
                 self._bad.append(BadRow(seen.number, seen.place, _of_row(error)))
                 continue
             made = encoder.labelled(whole)
-            lengths.append(len(whole))
-            cut += made["was_cut"]
+            lengths.append(len(whole) + pictures)
+            cut += lengths[-1] > found.max_length
             if not has_target(made):
                 unlearned += 1
                 continue
@@ -209,6 +239,10 @@ class _Reading:
             found, rendered=len(lengths), lengths=tuple(sorted(lengths)), cut=cut, unlearned=unlearned,
             trained=tally.trained, masked=tally.masked, example=example[0], example_row=example[1],
         )  # fmt: skip
+        if isinstance(encoder, PictureRows):
+            sides = tuple(sorted(encoder.sides))
+            notes = (*found.notes, *(_unseen(encoder) if lengths else ()))
+            found = replace(found, pictures=encoder.pictures, sides=sides, notes=notes)
         if not lengths:
             return found
         try:
@@ -240,24 +274,35 @@ class _Reading:
         return set(drawn(args, total, held_out))
 
 
+def _unseen(rows: PictureRows) -> Iterator[str]:
+    """What could not be seen of the pictures, and why."""
+    if not rows.pictures:
+        yield "no row that was looked at has a picture: a column `images` or `image`, or parts of type image, hold them"
+    elif not rows.opens and len(rows.sides) < rows.pictures:
+        yield "pictures were counted and not opened: `pip install pillow` lets them be"
+    elif rest := rows.pictures - len(rows.sides):
+        yield f"{rest} pictures were not opened: they are on the web, or beyond the first {MOST_OPENED}"
+
+
 def _of_row(error: UserError) -> str:
     """What is wrong with a row, without its number."""
     return str(error.args[0]).partition(": ")[2].rstrip(".")
 
 
-def _used(columns: list[str], shape: tuple[str, ...]) -> tuple[str, ...]:
-    """The columns that are read: of a pair also what a question is about."""
-    return (*shape, "input") if len(shape) == 2 and "input" in columns else shape
+def _used(columns: list[str], shape: tuple[str, ...], plan: Plan) -> tuple[str, ...]:
+    """The columns that are read: of a pair also what a question is about, and where the model sees the pictures."""
+    beside = ("input",) if len(shape) == 2 else ()
+    pictures = ("images", "image") if _sees(plan) else ()
+    return (*shape, *(name for name in (*beside, *pictures) if name in columns))
 
 
-def _uses(columns: list[str], shape: tuple[str, ...]) -> dict[str, str]:
+def _uses(columns: list[str], shape: tuple[str, ...], plan: Plan) -> dict[str, str]:
     """What becomes of each column that is read."""
-    if shape == ("text",):
-        return {"text": "the whole text is trained on"}
-    if len(shape) == 1:
-        return {shape[0]: "the messages of a chat"}
-    beside = dict.fromkeys(_used(columns, shape)[2:], f"put below {shape[0]}")
-    return {shape[0]: "the question", **beside, shape[1]: "the answer"}
+    known = {"text": "the whole text is trained on", "input": f"put below {shape[0]}",
+             "images": "the pictures, in their places", "image": "the picture, in its place"}  # fmt: skip
+    if len(shape) == 2:
+        known |= {shape[0]: "the question", shape[1]: "the answer"}
+    return {name: known.get(name, "the messages of a chat") for name in _used(columns, shape, plan)}
 
 
 def _fields(row: dict[str, Any], shape: tuple[str, ...]) -> Iterator[str]:
