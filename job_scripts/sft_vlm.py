@@ -482,6 +482,9 @@ def conversation(row: dict[str, Any], shape: tuple[str, ...], pictures: list[Any
         parts = [part for part in (one_part(part, role, number) for part in content) if part]
         if not parts:
             raise bad_row(number, f"the {role}'s message is empty")
+        if role == "assistant" and any(part["type"] == "image" for part in parts):
+            # No model here answers with pictures: the batch would fail in the forward pass.
+            raise bad_row(number, "a picture stands in the assistant's message", "Put it into a user's message.")
         messages.append({"role": role, "content": parts})
     places = images_of(messages)
     if pictures and not places:
