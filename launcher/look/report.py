@@ -11,7 +11,7 @@ from itertools import chain, islice
 from typing import Any
 
 from parts import chat_vision
-from parts.chat import SHAPES, find_shape
+from parts.chat import ROLES, SHAPES, find_shape
 from parts.chat_text import TEXT_SHAPES, Encoder, conversation, has_target
 from parts.data import drawn
 from parts.labels import Tally, marked
@@ -58,8 +58,9 @@ class Look:
 
     `lengths` are those rows' tokens before the cut, in order; `unlearned` of them have nothing left to learn. `example`
     is one of them as the model sees it, with ⟦ ⟧ around what is trained on; of their `pictures` the `sides`, in order,
-    are those of squares as large, where they could be seen. `refusal` is why the run would end, with
-    what to do in `hint`. `notes` say what could not be looked at.
+    are those of squares as large, where they could be seen. `unanswered` rows end with messages that nobody answers,
+    which are left out. `refusal` is why the run would end, with what to do in `hint`. `notes` say what could not be
+    looked at.
     """
 
     dataset: str
@@ -82,6 +83,7 @@ class Look:
     example: str = ""
     example_row: int | None = None
     duplicates: int = 0
+    unanswered: int = 0
     pictures: int = 0
     sides: tuple[int, ...] = ()
     bad: tuple[BadRow, ...] = ()
@@ -177,7 +179,7 @@ class _Reading:
         self._blank = dict.fromkeys(columns)
         self._bad, self._rows = list[BadRow](), 0
         self._sample, self._hashes, self._duplicates = Sample(_RENDERED), set[bytes](), 0
-        self._fields = dict[str, None]()
+        self._fields, self._unanswered = dict[str, None](), 0
 
     def read(self, found: Look, rows: Iterator[Seen]) -> Look:
         """The look with what the rows say."""
@@ -190,12 +192,14 @@ class _Reading:
                 self._bad.append(BadRow(seen.number, seen.place, problem))
                 continue
             self._sample.add((seen, row))
+            self._unanswered += _ends_unanswered(row, self._shape)
             content = json.dumps([row[name] for name in self._shape], sort_keys=True, default=str).encode()
             digest = hashlib.blake2b(content, digest_size=12).digest()
             self._duplicates += digest in self._hashes
             self._hashes.add(digest)
         unread = (*found.unread, *self._fields)
-        found = replace(found, rows=self._rows, duplicates=self._duplicates, unread=unread)
+        counted = {"rows": self._rows, "duplicates": self._duplicates, "unanswered": self._unanswered}
+        found = replace(found, **counted, unread=unread)  # type: ignore[arg-type]
         if self._encoder:
             found = self._render(found, self._encoder)
         return self._judge(found)
@@ -282,6 +286,14 @@ def _unseen(rows: PictureRows) -> Iterator[str]:
         yield "pictures were counted and not opened: `pip install pillow` lets them be"
     elif rest := rows.pictures - len(rows.sides):
         yield f"{rest} pictures were not opened: they are on the web, or beyond the first {MOST_OPENED}"
+
+
+def _ends_unanswered(row: dict[str, Any], shape: tuple[str, ...]) -> bool:
+    """Whether a chat that holds an answer goes on after its last one."""
+    turns = row[shape[-1]]
+    last = turns[-1] if isinstance(turns, list) else {}
+    role = last.get("role") or last.get("from")
+    return bool(role) and ROLES.get(str(role), role) != "assistant"
 
 
 def _of_row(error: UserError) -> str:

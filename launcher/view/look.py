@@ -103,6 +103,8 @@ def _pieces(text: str) -> list[str]:
 
 
 def _warnings(look: Look) -> Iterator[str]:
+    if look.unanswered:
+        yield f"{look.unanswered:,} rows go on after their last answer: the messages that nobody answers are left out"
     if look.unlearned:
         yield f"{look.unlearned:,} of {look.rendered:,} rows have nothing left to learn once they are cut: left out"
     for bad in look.bad[:_MOST_BAD]:
