@@ -253,7 +253,7 @@ def main(args: Options) -> Run | None:
         note(f"saved in {run.output_dir}")
     guard.look_after(answers, evaluates=eval_data is not None)
     held_out = None if eval_data is None or args.streaming else len(eval_data)
-    run.describe(guard, asked, words, None if args.streaming else len(train_rows), held_out)
+    run.describe(guard, asked, words, None if args.streaming else len(train_data), held_out)
     run.write(model, trainer.state.log_history)
 
     # ---- Push --------------------------------------------------------------------------------------------------------
@@ -752,7 +752,10 @@ def encode_rows(rows: Any, encoder: Encoder, columns: list[str], told: bool = Tr
     encoded = rows.map(encoder, remove_columns=columns)
     if told:
         check_encoded(encoded, encoder.args.max_length)
-    return encoded.filter(has_target).select_columns(["input_ids", "labels"])
+    kept = encoded.filter(has_target).select_columns(["input_ids", "labels"])
+    if told and not encoder.args.streaming and len(kept) < len(encoded):
+        note(f"nothing left to learn once they are cut: {len(encoded) - len(kept)} rows, left out")
+    return kept
 
 
 def check_encoded(encoded: Any, longest: int) -> None:

@@ -64,6 +64,16 @@ def test_a_table_is_read_as_it_is_written(trainings: Trainings, tmp_path: Path) 
     assert "line 2 has 3 cells for 2 columns" in ended.log
 
 
+@pytest.mark.slow
+def test_rows_that_are_cut_before_their_answer_are_counted_out(trainings: Trainings, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    rows = [ROW, ROW | {"prompt": "word " * 200}, ROW]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    ended = trainings.run(tmp_path / "out", dataset=data, max_steps=2)
+    assert ended.result["rows"] == 2
+    assert "nothing left to learn once they are cut: 1 rows" in ended.log
+
+
 def test_a_column_called_row_number_is_the_datasets_own(trainings: Trainings, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text((json.dumps(ROW | {"row_number": "seventh"}) + "\n") * 4, encoding="utf-8")
