@@ -198,8 +198,7 @@ class _Reading:
 
     def _judge(self, found: Look) -> Look:
         """The look with the rows that are none, and the refusal where the run comes to one of them."""
-        total = found.rows if found.whole else found.total
-        read = self._read(total) if total and self._bad else None
+        read = self._read(found) if self._bad else None
         bad = [replace(one, read=read is None or one.number in read) for one in self._bad]
         bad.sort(key=lambda one: (not one.read, one.number))
         found = replace(found, bad=tuple(bad[:_MOST_BAD]), bad_rows=len(bad))
@@ -210,11 +209,15 @@ class _Reading:
             return replace(found, refusal=message, hint="Mend or remove the row: the run would end at it.")
         return found
 
-    def _read(self, total: int) -> set[int] | None:
-        """The numbers of the rows that the run reads; none where that is not known."""
+    def _read(self, found: Look) -> set[int] | None:
+        """The numbers of the rows that the run surely reads; none where it reads them all, or the first ones."""
         args = self._plan.options
-        if args.streaming:
+        if args.streaming or args.packing or not args.max_steps:
             return None
+        total = found.rows if found.whole else found.total
+        # Which rows are drawn depends on how many there are, to the row.
+        if not total or "estimated" in found.source:
+            return set()
         held_out = 0 if args.eval_split else min(args.eval_rows or 0, total // 2)
         return set(drawn(args, total, held_out))
 
