@@ -1693,13 +1693,18 @@ AT_LEAST = {"eval_rows": 0, "weight_decay": 0, "seed": 0, "sample_rows": 0, "che
 BELOW_1 = ("warmup_ratio", "lora_dropout")
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}.", "--help lists every flag.", status=2)
+
+
 def read_options(kind: type[Chosen], argv: Sequence[str], description: str = "") -> Chosen:
     """What the command line chose, over the defaults of `kind`: `Annotated[TYPE, "help"] = VALUE` declares a flag.
 
     Flags may be spelled as in Python, --max_steps. Of two stop criteria the one that is given replaces the chosen one;
     only in a Job somebody ends the script after `timeout_s`.
     """
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     hints = get_type_hints(kind, vars(sys.modules[kind.__module__]), include_extras=True)
     for option in fields(kind):  # type: ignore[arg-type]
         declared, told = get_args(hints[option.name])

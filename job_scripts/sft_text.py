@@ -243,7 +243,7 @@ def main(args: Options) -> Run | None:
         run.saved = save(run.output_dir, model, tokenizer, settings)
         note(f"saved in {run.output_dir}")
     guard.after = guard.look(evaluates=eval_data is not None)
-    run.describe(guard, words, train_rows, eval_data)
+    run.describe(guard, words, train_data, eval_data)
 
     # ---- Push --------------------------------------------------------------------------------------------------------
 
@@ -731,7 +731,10 @@ def encode_rows(rows: Any, encoder: Encoder, columns: list[str], told: bool = Tr
     encoded = rows.map(encoder, remove_columns=columns)
     if told:
         check_encoded(encoded, encoder.args.max_length)
-    return encoded.filter(has_target).select_columns(["input_ids", "labels"])
+    kept = encoded.filter(has_target).select_columns(["input_ids", "labels"])
+    if told and not encoder.args.streaming and len(kept) < len(encoded):
+        note(f"nothing left to learn once they are cut: {len(encoded) - len(kept)} rows, left out")
+    return kept
 
 
 def check_encoded(encoded: Any, longest: int) -> None:
@@ -1059,13 +1062,18 @@ AT_LEAST = {"eval_rows": 0, "weight_decay": 0, "seed": 0, "sample_rows": 0, "che
 BELOW_1 = ("warmup_ratio", "lora_dropout")
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}.", "--help lists every flag.", status=2)
+
+
 def read_options(kind: type[Chosen], argv: Sequence[str], description: str = "") -> Chosen:
     """What the command line chose, over the defaults of `kind`: `Annotated[TYPE, "help"] = VALUE` declares a flag.
 
     Flags may be spelled as in Python, --max_steps. Of two stop criteria the one that is given replaces the chosen one;
     only in a Job somebody ends the script after `timeout_s`.
     """
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     hints = get_type_hints(kind, vars(sys.modules[kind.__module__]), include_extras=True)
     for option in fields(kind):  # type: ignore[arg-type]
         declared, told = get_args(hints[option.name])

@@ -37,6 +37,7 @@ The last line printed is `RESULT {json}`.
 from __future__ import annotations
 
 import argparse
+import base64
 import csv
 import faulthandler
 import fcntl
@@ -464,6 +465,9 @@ def conversation(row: dict[str, Any], shape: tuple[str, ...], pictures: list[Any
         parts = [part for part in (one_part(part, role, number) for part in content) if part]
         if not parts:
             raise bad_row(number, f"the {role}'s message is empty")
+        if role == "assistant" and any(part["type"] == "image" for part in parts):
+            # No model here answers with pictures: the batch would fail in the forward pass.
+            raise bad_row(number, "a picture stands in the assistant's message", "Put it into a user's message.")
         messages.append({"role": role, "content": parts})
     places = images_of(messages)
     if pictures and not places:
@@ -497,31 +501,52 @@ def open_picture(source: Any, place: Path | str, longest: int, number: int) -> A
 
     `place` is the folder of a dataset of this machine, or the name of the Hub's.
     """
-    import fsspec
-    from PIL import Image, UnidentifiedImageError
-    from transformers.image_utils import load_image
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        if isinstance(source, dict):
-            source = source.get("bytes") or source.get("path")
-        if isinstance(source, bytes):
-            source = Image.open(io.BytesIO(source))
-        elif isinstance(source, str) and re.match(r"(hf|zip|tar|gzip)://", source):
-            # A file in the dataset's repo or in an archive, as streams name them: in one, and not beyond it.
-            inside, _, archive = source.rpartition("::")
-            if "::" in inside:
-                raise ValueError(f"{source} is in an archive of an archive")
-            if not archive.startswith(("https://", f"hf://datasets/{place}@")):
-                own_file(place, re.sub(r"^\w+://", "", archive))
-            with fsspec.open(source) as file:
-                source = Image.open(io.BytesIO(file.read()))
-        elif isinstance(source, str) and not source.startswith(("http://", "https://", "data:")):
-            source = Image.open(own_file(place, source))
-        picture = load_image(source).convert("RGB")
-    except (OSError, ValueError, TypeError, UnidentifiedImageError) as error:
-        raise bad_row(number, f"an image can't be read ({error})") from error
+        picture = ImageOps.exif_transpose(find_picture(source, place)).convert("RGB")
+    except (OSError, ValueError, TypeError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        # A file that is broken in the middle is a SyntaxError to some of Pillow's readers.
+        said = "it is no picture" if isinstance(error, UnidentifiedImageError) else reason(error)[:200]
+        raise bad_row(number, f"an image can't be read ({said})") from error
     picture.thumbnail((longest, longest))
     return picture
+
+
+def find_picture(source: Any, place: Path | str) -> Any:
+    """The picture as Pillow opens it, wherever it is."""
+    from PIL import Image
+
+    if isinstance(source, dict):
+        source = source.get("bytes") or source.get("path")
+    if isinstance(source, str) and source.startswith("data:"):
+        source = base64.b64decode(source.partition(",")[2], validate=True)
+    if not source:
+        raise ValueError("it is empty")
+    if isinstance(source, bytes):
+        return Image.open(io.BytesIO(source))
+    if not isinstance(source, str):
+        return source
+    if source.startswith(("http://", "https://")):
+        from httpx import HTTPError, InvalidURL
+        from transformers.image_utils import load_image
+
+        try:
+            return load_image(source)
+        except (HTTPError, InvalidURL) as error:
+            raise ValueError(f"{source[:100]}: {reason(error)}") from error
+    if re.match(r"(hf|zip|tar|gzip)://", source):
+        import fsspec
+
+        # A file in the dataset's repo or in an archive, as streams name them: in one, and not beyond it.
+        inside, _, archive = source.rpartition("::")
+        if "::" in inside:
+            raise ValueError(f"{source} is in an archive of an archive")
+        if not archive.startswith(("https://", f"hf://datasets/{place}@")):
+            own_file(place, re.sub(r"^\w+://", "", archive))
+        with fsspec.open(source) as file:
+            return Image.open(io.BytesIO(file.read()))
+    return Image.open(own_file(place, source))
 
 
 def own_file(place: Path | str, name: str) -> Path:
@@ -947,13 +972,18 @@ AT_LEAST = {"eval_rows": 0, "weight_decay": 0, "seed": 0, "sample_rows": 0, "che
 BELOW_1 = ("warmup_ratio", "lora_dropout")
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}.", "--help lists every flag.", status=2)
+
+
 def read_options(kind: type[Chosen], argv: Sequence[str], description: str = "") -> Chosen:
     """What the command line chose, over the defaults of `kind`: `Annotated[TYPE, "help"] = VALUE` declares a flag.
 
     Flags may be spelled as in Python, --max_steps. Of two stop criteria the one that is given replaces the chosen one;
     only in a Job somebody ends the script after `timeout_s`.
     """
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     hints = get_type_hints(kind, vars(sys.modules[kind.__module__]), include_extras=True)
     for option in fields(kind):  # type: ignore[arg-type]
         declared, told = get_args(hints[option.name])

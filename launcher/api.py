@@ -95,9 +95,9 @@ def look(plan: Plan) -> Look:
     `ServiceError` where none can be seen from here.
     """
     from launcher.hub.client import Hub
-    from launcher.look import report
+    from launcher.look import reading
 
-    return report.look(plan, Hub())
+    return reading.look(plan, Hub())
 
 
 def render(plan: AnyPlan) -> str:

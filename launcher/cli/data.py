@@ -30,7 +30,7 @@ def data(
 
     if asked is None:
         raise RequestError("no model was named.", "Try --model qwen3-8b; `launch models` lists the aliases.")
-    chosen = asked.model_dump(exclude_unset=True) | {"dataset": source, "push": False}
+    chosen = asked.model_dump(exclude_unset=True) | {"dataset": source}
     found = api.look(api.plan(build(chosen)))
     if as_json:
         print_json(found.as_dict())

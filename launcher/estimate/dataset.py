@@ -1,6 +1,6 @@
 """How large a dataset is: its rows exactly where that can be read, a row's tokens as an estimate from a sample.
 
-The launcher has no tokenizer: tokens are estimated from the characters of the texts that the scripts would train on.
+A plan reads no tokenizer: tokens are estimated from the characters of the texts that the scripts would train on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TURN_TOKENS = 5
 SAMPLE_ROWS = 200
 # A JSON array is read whole: larger ones take too long for a plan.
 _LARGEST_ARRAY = 100_000_000
-# Columns that the scripts know, in their order (templates/_chat.py.j2).
+# Columns that the scripts know, in their order (templates/parts/chat.py).
 _SHAPES = (("messages",), ("conversations",), ("prompt", "completion"), ("instruction", "input", "output"),
            ("instruction", "input", "response"), ("question", "answer"), ("text",))  # fmt: skip
 # How `datasets` knows a file's split by its name.

@@ -72,7 +72,8 @@ def open_rows(plan: Plan, hub: Hub) -> Source:
         files, problem = files_of(path, asked.dataset_split)
     if problem:
         raise ServiceError(f"the rows of {name} can't be seen from here: {problem}.", "")
-    return Source(f"all rows of {len(files)} files in {path.name}", _rows(files), True, folder=path)
+    together = "the file" if len(files) == 1 else f"{len(files)} files"
+    return Source(f"all rows of {together} in {path.name}", _rows(files), True, folder=path)
 
 
 def _rows(files: Iterable[Path]) -> Iterator[Seen]:

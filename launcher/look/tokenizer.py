@@ -82,6 +82,11 @@ class Tokenizer:
         """The number of the token that ends a text."""
         return self._id(self.eos_token)
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """As a processor has one."""
+        return self
+
     def __call__(self, text: str, add_special_tokens: bool = True) -> Encoded:
         """The tokens of a text."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids

@@ -41,6 +41,11 @@ def _facts(look: Look) -> Iterator[tuple[str, str]]:
         shown = ", ".join(look.unread[:8]) + (f" and {len(look.unread) - 8} more" if len(look.unread) > 8 else "")
         yield "unread", shown
     yield "twice", f"{look.duplicates:,} rows are the same as an earlier one" if look.duplicates else "no row"
+    if look.sides:
+        middle, most = look.sides[len(look.sides) // 2], look.sides[-1]
+        yield "pictures", f"{look.pictures:,}, half of them as large as a square of {middle} pixels, at most {most}"
+    elif look.pictures:
+        yield "pictures", f"{look.pictures:,}"
     if not look.lengths:
         return
     counted = "" if look.rendered == look.rows else f", of {look.rendered:,} rows"
@@ -98,6 +103,8 @@ def _pieces(text: str) -> list[str]:
 
 
 def _warnings(look: Look) -> Iterator[str]:
+    if look.unanswered:
+        yield f"{look.unanswered:,} rows go on after their last answer: the messages that nobody answers are left out"
     if look.unlearned:
         yield f"{look.unlearned:,} of {look.rendered:,} rows have nothing left to learn once they are cut: left out"
     for bad in look.bad[:_MOST_BAD]:

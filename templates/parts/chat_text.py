@@ -85,7 +85,10 @@ def encode_rows(rows: Any, encoder: Encoder, columns: list[str], told: bool = Tr
     encoded = rows.map(encoder, remove_columns=columns)
     if told:
         check_encoded(encoded, encoder.args.max_length)
-    return encoded.filter(has_target).select_columns(["input_ids", "labels"])
+    kept = encoded.filter(has_target).select_columns(["input_ids", "labels"])
+    if told and not encoder.args.streaming and len(kept) < len(encoded):
+        note(f"nothing left to learn once they are cut: {len(encoded) - len(kept)} rows, left out")
+    return kept
 
 
 def check_encoded(encoded: Any, longest: int) -> None:

@@ -170,7 +170,7 @@ def test_refuses_when_every_answer_is_cut_off(trainings: Trainings, tiny: Path, 
     done = trainings.run_script(
         SCRIPT, tmp_path, "--model", tiny, "--dataset", rows, "--eval-rows", 0, "--max-length", 16, "--device", "cpu"
     )
-    assert done.code == 1
+    assert done.code == 2
     assert "cut: 8 of 8 rows" in done.log
     last = done.error.splitlines()[-1]
     assert last.startswith("error: every token is masked")

@@ -95,9 +95,9 @@ def test_pictures_that_are_too_long_are_shrunk(seen: Seen, family: str) -> None:
     ("case", "written", "says"),
     [
         ("placeholders", "parts", "row 1: 2 images for 1 placeholders."),
-        ("unreadable", "parts", "row 1: an image can't be read (cannot identify"),
-        ("unreadable", "bytes", "row 1: an image can't be read (cannot identify"),
-        ("unreadable", "inside", "row 1: an image can't be read (cannot identify"),
+        ("unreadable", "parts", "row 1: an image can't be read (it is no picture"),
+        ("unreadable", "bytes", "row 1: an image can't be read (it is no picture"),
+        ("unreadable", "inside", "row 1: an image can't be read (it is no picture"),
         ("missing", "paths", "row 1: an image can't be read ([Errno 2] No such file"),
     ],
 )

@@ -40,5 +40,7 @@ def test_an_installed_wheel_plans_and_renders(tmp_path: Path) -> None:
         )
         assert run(launch, "render", *asked) == (CHECKOUT / "job_scripts" / name).read_text(encoding="utf-8")
     assert json.loads(run(launch, "models", "--json"))
+    # The scripts' parts are imported from there too.
+    run(tmp_path / "venv" / "bin" / "python", "-c", "import launcher.look.reading")
     shipped = {path.name for path in (Path(where.strip()).parent / "data").rglob("*") if path.is_file()}
     assert {"models.toml", "flavors.toml", "stack.toml", "train.jsonl", "test.jsonl", "convert_smollm2.py"} <= shipped

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.update(UNSLOTH_FORCE_CPU="1", UNSLOTH_DISABLE_STATISTICS="1", CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1")
-from unsloth.chat_templates import get_chat_template, train_on_responses_only  # isort: skip
+from unsloth.chat_templates import get_chat_template  # isort: skip
 
 import family_models
 import torch
@@ -168,7 +168,7 @@ class Probe:
         self.model = AutoModelForImageTextToText.from_pretrained(self.folder)
         self.processor = AutoProcessor.from_pretrained(self.folder)
         self.system = self.takes_system()
-        self.mask = train_on_responses_only(None, tokenizer=self.processor, return_function=True)
+        self.mask = self.script.find_mask(self.processor)
         self.end = family_models.facts_of(name)["end_of_turn"]
 
     def args(self, dataset: Path, *flags: object) -> Any:
@@ -299,7 +299,7 @@ class Probe:
         given = self.script.read_options(self.script.Options, ["--chat-template", "gemma-3"]).chat_template
         self.processor = get_chat_template(self.processor, given)
         self.system = self.takes_system()
-        self.mask = train_on_responses_only(None, tokenizer=self.processor, return_function=True)
+        self.mask = self.script.find_mask(self.processor)
         self.show({"way": "template", "given": self.processor.chat_template != template, "system": self.system})
         rows = conversations()
         wanted = expected_rows(rows, self.processor, self.end, self.system, one=False)

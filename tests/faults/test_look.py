@@ -98,7 +98,7 @@ def test_without_a_viewer_its_first_file_is_looked_at(hub: Hub, monkeypatch: pyt
     lines = f"{json.dumps({'messages': MESSAGES})}\n" * 2 + json.dumps({"messages": 7})
     found = {"README.md": card, "rows/train-0.jsonl": lines, "rows/train-1.jsonl": lines, "other/notes.json": "[]"}
     hub.add_repo("me/rows", type="dataset", files=found if card else {"train.jsonl": lines})
-    status, said = submit("me/rows")
+    status, said = submit("me/rows", "--streaming")
     assert (status, len(hub.jobs)) == (2, 0)
     assert "row 2 (line 3): messages is not a list of messages but a number (7)" in said
 

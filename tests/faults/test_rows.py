@@ -40,6 +40,40 @@ def test_a_row_that_is_none_is_named(
     assert says in ended.log.splitlines()[-1]
 
 
+def test_the_next_attempt_of_a_job_ends_at_once(trainings: Trainings, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps(ROW | {"completion": 42}) + "\n", encoding="utf-8")
+    env = {"JOB_ID": "job", "LAUNCH_DATA_DIR": str(tmp_path / "volume")}
+    (tmp_path / "volume").mkdir()
+    first, second = (trainings.run(None, dataset=data, env=env) for _ in range(2))
+    assert (first.code, second.code) == (2, 2)
+    assert "== load model" in first.log
+    assert "==" not in second.log
+    assert second.log.splitlines()[-1] == first.log.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_table_is_read_as_it_is_written(trainings: Trainings, tmp_path: Path) -> None:
+    data = tmp_path / "rows.csv"
+    data.write_text("question,answer\nHow many?,007\nWhich?,NA\nWhen?,2026-01-02\n", encoding="utf-8")
+    ended = trainings.run(tmp_path / "out", dataset=data, max_steps=1)
+    assert ended.code == 0, ended.log[-2000:]
+    data.write_text("question,answer\nHow many?,1,000\n", encoding="utf-8")
+    ended = trainings.run(tmp_path / "other", dataset=data, max_steps=1)
+    assert ended.code == 2
+    assert "line 2 has 3 cells for 2 columns" in ended.log
+
+
+@pytest.mark.slow
+def test_rows_that_are_cut_before_their_answer_are_counted_out(trainings: Trainings, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    rows = [ROW, ROW | {"prompt": "word " * 200}, ROW]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    ended = trainings.run(tmp_path / "out", dataset=data, max_steps=2)
+    assert ended.result["rows"] == 2
+    assert "nothing left to learn once they are cut: 1 rows" in ended.log
+
+
 def test_a_column_called_row_number_is_the_datasets_own(trainings: Trainings, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text((json.dumps(ROW | {"row_number": "seventh"}) + "\n") * 4, encoding="utf-8")

@@ -124,7 +124,7 @@ def _all_imports(path: Path) -> set[str]:
 
 
 def test_the_command_line_loads_neither_torch_nor_the_hub_client() -> None:
-    heavy = ("torch", "huggingface_hub", "jinja2", "rich", "pyarrow")
+    heavy = ("torch", "huggingface_hub", "jinja2", "rich", "pyarrow", "tokenizers", "PIL")
     code = f"import sys, launcher.cli.app; print([name for name in {heavy} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"

@@ -141,9 +141,10 @@ def test_unsloth_finds_the_answers_that_were_counted_here(seen: dict[str, dict[s
     assert all(seen[family]["expected"])
     # The scripts' own mask is Unsloth's, and what tests/unit/look compares with is what came of it.
     assert seen[family]["masks"] == 0
-    if family in TEXT:
-        kept = json.loads(KEPT.read_text(encoding="utf-8"))[family]
+    kept = json.loads(KEPT.read_text(encoding="utf-8")).get(family)
+    if kept:
         assert seen[family]["look"]["template"] == kept["template"]
+    if family in TEXT:
         assert list(map(dateless, seen[family]["look"]["marked"])) == list(map(dateless, kept["marked"]))
 
 

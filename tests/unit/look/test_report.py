@@ -68,9 +68,16 @@ def test_what_is_read_and_what_is_not(looks: Looks) -> None:
     found.require()
 
 
+def test_messages_that_nobody_answers_are_counted(looks: Looks) -> None:
+    chat = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    found = looks([{"conversations": chat}, {"conversations": [*chat, chat[0]]}])
+    assert (found.rows, found.unanswered) == (2, 1)
+    assert found.lengths[0] == found.lengths[1]
+
+
 def test_a_pairs_input_is_put_below_its_question(looks: Looks) -> None:
     found = looks([{"instruction": "Add", "input": "1 2", "output": "3", "response": "4"}])
-    assert list(found.columns) == ["instruction", "input", "output"]
+    assert list(found.columns) == ["instruction", "output", "input"]
     assert found.unread == ("response",)
     assert "Add\n\n1 2<|im_end|>" in found.example
 

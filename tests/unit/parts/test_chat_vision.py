@@ -80,6 +80,10 @@ def test_a_row_without_pictures_is_only_text() -> None:
             "0 images for 1 placeholders",
         ),
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}, ANSWER]}, "part of type 'video'"),
+        (
+            {"messages": [{"role": "user", "content": "hm"}, {"role": "assistant", "content": [{"type": "image"}]}]},
+            "a picture stands in the assistant's message",
+        ),
         ({"images": ["A"], "messages": [{"role": "wizard", "content": "hm"}, ANSWER]}, "unknown role 'wizard'"),
         ({"images": ["A"], "messages": [{"role": "user", "content": "hm"}]}, "no message of the assistant"),
         (
