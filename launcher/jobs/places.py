@@ -23,9 +23,10 @@ def require_free(hub: Hub, request: JobRequest) -> Place | None:
     copies are made. Any is, where the user says so by `--overwrite`.
     """
     output, merged, adapter = request.plan.places
+    named = {"--output-repo": output, "--merged-repo": merged}
     found = {
         option: repos.place(hub, name if "/" in name else f"{hub.user}/{name}")
-        for option, name in (("--output-repo", output), ("--merged-repo", merged))
+        for option, name in named.items()
         if name
     }
     for option, place in found.items():
@@ -36,7 +37,7 @@ def require_free(hub: Hub, request: JobRequest) -> Place | None:
             )
     known = bool(request.resumes) or request.plan.asked.overwrite
     for option, place in found.items():
-        known = known or place.name == adapter or _has_pushed(hub, place, request)
+        known = known or adapter in (place.name, named[option]) or _has_pushed(hub, place, request)
         if place.holds_model and not known:
             raise RefusedError(
                 f"{option} {place.name} holds a model already, and not of this run: its files would be replaced.",
