@@ -1983,14 +1983,12 @@ class Mask:
     def end(self, ids: list[int], place: int) -> int:
         """Where the answer that begins there ends: with the end of the text's token, or before another message."""
         while place < len(ids):
+            if ids[place] == self.eos:
+                return place + 1
             opened = self.opener and ids[place : place + len(self.opener)] == self.opener
-            if opened or ids[place] == self.bos != self.eos or self.answer.at(ids, place):
-                return place
-            if self.question.at(ids, place):
+            if opened or ids[place] == self.bos or self.answer.at(ids, place) or self.question.at(ids, place):
                 return place
             place += 1
-            if ids[place - 1] == self.eos:
-                return place
         return place
 
 
@@ -2002,15 +2000,27 @@ def around(processor: Any, tokenizer: Any) -> tuple[str, str]:
     for ask, tell in ((said[0], said[0]), (said[1], said[1]), (said[1], said[0])):
         turn = [{"role": "user", "content": ask(ASKED)}, {"role": "assistant", "content": tell(ANSWERED)}]
         try:
-            found = gaps(processor, turn * 3)
+            found = gaps(processor, tokenizer, turn * 3)
         except (TemplateError, TypeError, ValueError):
             continue
         if found:
-            return strip(tokenizer, *found)
+            question, answer = strip(tokenizer, *found)
+            return question, thoughtless(processor, answer, ask, tell)
     raise unmarked()
 
 
-def gaps(processor: Any, chat: list[Message]) -> tuple[list[str], list[str], str] | None:
+def thoughtless(processor: Any, answer: str, ask: Callable[[str], Any], tell: Callable[[str], Any]) -> str:
+    """The marker without a place for thoughts at its end, where a row's own thoughts stand in that place."""
+    empty = re.search(r"(?:<[^\s/<>]+>\s*)?</([^\s/<>]+)>\s*$", answer)
+    if not empty or not empty.start():
+        return answer
+    header, thoughts = answer[: empty.start()], f"<{empty[1]}>THOUGHT</{empty[1]}>{ANSWERED}"
+    chat = [{"role": "user", "content": ask(ASKED)}, {"role": "assistant", "content": tell(thoughts)}]
+    text = processor.apply_chat_template(chat, tokenize=False)
+    return answer if text.rpartition(header)[2].startswith(empty[0]) else header
+
+
+def gaps(processor: Any, tokenizer: Any, chat: list[Message]) -> tuple[list[str], list[str], str] | None:
     """What stands before later questions, before answers, and where an answer is asked for; none without the probes."""
     text = processor.apply_chat_template(chat, tokenize=False)
     if text.count(ASKED) != 3 or text.count(ANSWERED) != 3:
@@ -2019,10 +2029,24 @@ def gaps(processor: Any, chat: list[Message]) -> tuple[list[str], list[str], str
     answers = [piece.partition(ASKED)[2] for piece in (first, *rest[:-1])]
     questions = [piece.partition(ASKED)[0] for piece in rest[:-1]]
     asked, answered = (
-        processor.apply_chat_template(chat[:-1], tokenize=False, add_generation_prompt=wanted)
+        processor.apply_chat_template(chat[:-1], tokenize=False, add_generation_prompt=wanted).rpartition(ASKED)[2]
         for wanted in (False, True)
     )
-    return questions, answers, answered.removeprefix(asked) if answered.startswith(asked) else ""
+    return questions, answers, apart(tokenizer, answered, asked)[0]
+
+
+def apart(tokenizer: Any, one: str, other: str) -> tuple[str, str]:
+    """Both texts without what they begin with alike, in whole tokens that are no pieces of a text, and spaces."""
+    added = sorted({token.content for token in tokenizer.added_tokens_decoder.values()}, key=len, reverse=True)
+    while one and other:
+        begun = next((token for token in added if one.startswith(token) and other.startswith(token)), "")
+        if not begun and one[0] == other[0] and one[0].isspace():
+            begun = one[0]
+        if not begun:
+            break
+        one, other = one.removeprefix(begun), other.removeprefix(begun)
+    # A plain text may end a question, too.
+    return (one.removeprefix(other), "") if one.startswith(other) else (one, other)
 
 
 def strip(tokenizer: Any, questions: list[str], answers: list[str], header: str) -> tuple[str, str]:
@@ -2031,8 +2055,11 @@ def strip(tokenizer: Any, questions: list[str], answers: list[str], header: str)
     # A template may ask for thoughts where it asks for an answer, and put them before the last one only.
     while header and not (answer.endswith(header) and all(header in gap for gap in answers)):
         header = header[:-1]
-    if header.strip():
+    if header.strip() and header != answer:
         return question.removeprefix(answer.removesuffix(header)).strip(" \t"), header.strip(" \t")
+    if header.strip():
+        # What ends a question was taken for a part of it.
+        answer, question = apart(tokenizer, answer, question)
     ends = [token for token in (tokenizer.eos_token, tokenizer.bos_token, " ", "\t") if token]
     while begun := next((token for token in ends if question.startswith(token)), ""):
         question = question.removeprefix(begun)

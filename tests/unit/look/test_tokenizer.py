@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,9 +23,14 @@ KEPT = json.loads(Path(__file__).with_name("families.json").read_text(encoding="
 ARGS = SimpleNamespace(model="me/model", train_on="assistant", max_length=2048)
 
 
-def tokenizer(family: str, folder: Path, template: str | None = None) -> Tokenizer:
-    """A small one of that family."""
-    write_tokenizer(_shrunk(FAMILIES[family].tokens()), template or KEPT[family]["template"], folder)
+def tokenizer(
+    family: str, folder: Path, template: str | None = None, renamed: dict[str, str] | None = None
+) -> Tokenizer:
+    """A small one of that family, with another template and other names for its special tokens where so asked."""
+    tokens, names = _shrunk(FAMILIES[family].tokens()), renamed or {}
+    special = {id: names.get(token, token) for id, token in tokens.special.items()}
+    tokens = replace(tokens, special=special, eos=names.get(tokens.eos, tokens.eos), stops=())
+    write_tokenizer(tokens, template or KEPT[family]["template"], folder)
     return Tokenizer({path.name: path.read_bytes() for path in folder.iterdir() if path.name in FILES}, family)
 
 
@@ -41,6 +47,49 @@ def test_what_is_trained_on_is_what_the_training_stack_trains_on(family: str, tm
     shown = [dateless(marked(found, row["input_ids"], row["labels"])) for row in made]
     assert shown == list(map(dateless, KEPT[family]["marked"]))
     assert found.decode([encoder.stop]) in KEPT[family]["marked"][0]
+
+
+# Templates of other kinds, with what is trained on of two turns; Unsloth's mask is the same.
+OTHERS = {
+    # It closes a chat that asks for nothing with the end of the text.
+    "phi-4-mini": (
+        "phi-4", {"<|im_start|>": "<|user|>", "<|im_sep|>": "<|assistant|>", "<|im_end|>": "<|end|>"},
+        "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ '<|endoftext|>' }}{% endif %}",
+        "<|user|>Hi<|end|><|assistant|>⟦Yes<|end|>⟧<|user|>Hi<|end|><|assistant|>⟦No<|end|>⟧<|endoftext|>",
+    ),
+    # Words mark its turns.
+    "alpaca": (
+        "mistral", {},
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '### Ask:\\n' + m.content + '\\n\\n' }}"
+        "{% else %}{{ '### Tell:\\n' + m.content + eos_token + '\\n\\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '### Tell:\\n' }}{% endif %}",
+        "<s>### Ask:\nHi\n\n### Tell:\n⟦Yes</s>⟧\n\n### Ask:\nHi\n\n### Tell:\n⟦No</s>⟧\n\n",
+    ),
+    # It asks for no thoughts, unless the row has some.
+    "thoughts": (
+        "qwen3", {},
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+        "{% if m.role == 'assistant' and '<think>' not in m.content %}{{ '<think></think>' }}{% endif %}"
+        "{{ m.content + '<|im_end|>\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think></think>' }}{% endif %}",
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦<think></think>Yes<|im_end|>⟧\n"
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦<think></think>No<|im_end|>⟧\n",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_answers_are_found_whatever_marks_them(kind: str, tmp_path: Path) -> None:
+    family, renamed, template, expected = OTHERS[kind]
+    found = tokenizer(family, tmp_path, template, renamed)
+    chat = [
+        {"role": role, "content": text}
+        for told in ("Yes", "No")
+        for role, text in (("user", "Hi"), ("assistant", told))
+    ]
+    made = Encoder(found, ["messages"], ARGS)({"messages": chat, "row_number": 0})
+    assert marked(found, made["input_ids"], made["labels"]) == expected
 
 
 @pytest.mark.parametrize(
