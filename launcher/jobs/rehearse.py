@@ -30,8 +30,8 @@ from launcher.spec import path_of
 from launcher.text import held, safe
 
 STEPS = 2
-_ROWS, _MOST_ROWS, _EVAL_ROWS = 2, 16, 4
-"""Rows at once, rows of a step at most, rows to evaluate on."""
+_ROWS, _MOST_ROWS, _MOST_TOKENS, _EVAL_ROWS = 2, 16, 2**14, 4
+"""Rows at once, rows and tokens of a step at most, rows to evaluate on: long rows would take minutes."""
 _SHOWN = 12
 _CARD = "README.md"
 
@@ -78,7 +78,8 @@ def flags(plan: Plan, model: Path, output: Path) -> tuple[str, ...]:
     made, asked, sees = plan.decisions, plan.asked, plan.decisions.modality.value == "vision"
     evaluates = made.eval_rows.value != 0 or bool(asked.eval_split)
     rows = min(_ROWS, made.batch_size.value)
-    passes = max(min(made.effective_batch_size.value, _MOST_ROWS) // rows, 1)
+    most = min(made.effective_batch_size.value, _MOST_ROWS, _MOST_TOKENS // made.max_length.value)
+    passes = max(most // rows, 1)
     words = [
         f"--model={model}", "--revision=", "--no-trust-remote-code", "--device=cpu", f"--output-dir={output}",
         f"--max-steps={STEPS}", "--logging-steps=1", "--checkpoint-minutes=0.0001",
