@@ -53,7 +53,8 @@ def shape(name: str) -> dict[str, Any]:
     loss.backward()
     seen: dict[str, Any] = {"name": name, "loss": loss.item(), "parameters": model.num_parameters()}
     for when, one in (("before", whole), ("after", small)):
-        heads, keys = one.num_attention_heads, getattr(one, "num_key_value_heads", None)
+        # Of Gemma 4's they may be others in each layer, and are then not to be asked for.
+        heads, keys = one.num_attention_heads, one.to_dict().get("num_key_value_heads")
         positions = getattr(one, "rope_parameters", None) or {}
         seen[when] = {
             "layers": one.num_hidden_layers, "kinds": sorted(set(getattr(one, "layer_types", None) or ["all"])),
