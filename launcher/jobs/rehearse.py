@@ -30,9 +30,10 @@ from launcher.spec import path_of
 from launcher.text import held, safe
 
 STEPS = 2
-_ROWS, _MOST_ROWS, _EVAL_ROWS = 2, 16, 4
-"""Rows at once, rows of a step at most, rows to evaluate on."""
+_ROWS, _MOST_ROWS, _MOST_TOKENS, _EVAL_ROWS = 2, 16, 2**14, 4
+"""Rows at once, rows and tokens of a step at most, rows to evaluate on: long rows would take minutes."""
 _SHOWN = 12
+_FREE = "Nothing was started or paid for."
 _CARD = "README.md"
 
 
@@ -78,7 +79,8 @@ def flags(plan: Plan, model: Path, output: Path) -> tuple[str, ...]:
     made, asked, sees = plan.decisions, plan.asked, plan.decisions.modality.value == "vision"
     evaluates = made.eval_rows.value != 0 or bool(asked.eval_split)
     rows = min(_ROWS, made.batch_size.value)
-    passes = max(min(made.effective_batch_size.value, _MOST_ROWS) // rows, 1)
+    most = min(made.effective_batch_size.value, _MOST_ROWS, _MOST_TOKENS // made.max_length.value)
+    passes = max(most // rows, 1)
     words = [
         f"--model={model}", "--revision=", "--no-trust-remote-code", "--device=cpu", f"--output-dir={output}",
         f"--max-steps={STEPS}", "--logging-steps=1", "--checkpoint-minutes=0.0001",
@@ -123,7 +125,7 @@ def _in(place: Path, request: JobRequest, plan: Plan, hub: Hub, began: float) ->
         stack.require("the rows are refused in the rehearsal")
         labels = next((line for line in stack.seen.tail if line.startswith("labels: ")), "labels: ?")
         shown = (_script(request, "the first of them"), _SEEN, labels.partition(". One of")[0])
-        yield Rehearsed(folder.digest(script), time.monotonic() - began, shown, (_TRAINING, *_unproved(plan)))
+        yield Rehearsed(folder.digest(script), time.monotonic() - began, shown, _unproved(plan))
         return
     # Its imports take as long as all it does: they go on beside the training's.
     with stack.started(str(twin.SCRIPT), "load", str(output)) as loader:
@@ -140,7 +142,8 @@ def _in(place: Path, request: JobRequest, plan: Plan, hub: Hub, began: float) ->
     stack.require("the adapter that was saved can't be used")
     files = _pushed(output, script.name)
     proved = tuple(_proved(request, plan, seen, files))
-    yield Rehearsed(folder.digest(script), time.monotonic() - began, proved, _unproved(plan), files)
+    late = () if seen.resumed_from else ("going on from a checkpoint: it had ended before it could be killed",)
+    yield Rehearsed(folder.digest(script), time.monotonic() - began, proved, (*late, *_unproved(plan)), files)
 
 
 class _Stack:
@@ -200,7 +203,7 @@ class _Stack:
         if not self.status:
             return
         said = self.seen.error or "".join(f"\n  {line}" for line in list(self.seen.tail)[-_SHOWN:])
-        failed = JobFailedError(f"{what}: {said or f'status {self.status}'}", "Nothing was started or paid for.")
+        failed = JobFailedError(f"{what}: {said or f'status {self.status}'}", _FREE)
         failed.exit_code = self.status if self.status in (2, 3) else 1
         raise failed
 
@@ -232,7 +235,7 @@ def _pushed(output: Path, script: str) -> dict[str, int]:
     missing = [name for name in (RECORD, _CARD, *told) if not (output / name).is_file()]
     wrong = missing or [name for name, digest in told.items() if folder.digest(output / name) != digest]
     if wrong or not told:
-        raise JobFailedError(f"the script did not leave {', '.join(wrong) or RECORD} as it says.", "It is a bug.")
+        raise JobFailedError(f"the script did not leave {', '.join(wrong) or RECORD} as it says.", _FREE)
     sent = {*told, RECORD, _CARD, script, *(path.name for path in output.glob("*.png"))}
     return {name: (output / name).stat().st_size for name in sorted(sent)}
 
@@ -257,7 +260,8 @@ def _unproved(plan: Plan) -> tuple[str, ...]:
     gpu += ["4-bit weights"] if made.load_in.value == "4bit" else []
     gpu += ["packing"] if made.packing.value else []
     gpu += [plan.asked.optim] if "8bit" in plan.asked.optim else []
-    left = [f"the GPU: {', '.join(gpu)}", "what the model learns: the twin's weights are random", "all other rows"]
+    learned = "what the model learns: the twin's weights are random"
+    left = [f"the GPU: {', '.join(gpu)}", _TRAINING if made.modality.value == "vision" else learned, "all other rows"]
     left += ["the copies (--merge, --gguf)"] if made.merge.value or made.gguf.value else []
     left += [f"whether your token may write to {made.output_repo.value}"] if made.output_repo.value else []
     return tuple(left)

@@ -21,6 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "tests" / "unit" / "catalog" / "configs"
+# Whose tokenizer and chat template come with a config that is no family's there: their own, or one like it.
+TOKENIZERS = {"qwen3_moe": "qwen3", "lfm2_moe": "lfm2", "phi3": "phi-4"}
 
 
 def twins() -> Any:
@@ -51,7 +53,8 @@ def shape(name: str) -> dict[str, Any]:
     loss.backward()
     seen: dict[str, Any] = {"name": name, "loss": loss.item(), "parameters": model.num_parameters()}
     for when, one in (("before", whole), ("after", small)):
-        heads, keys = one.num_attention_heads, getattr(one, "num_key_value_heads", None)
+        # Of Gemma 4's they may be others in each layer, and are then not to be asked for.
+        heads, keys = one.num_attention_heads, one.to_dict().get("num_key_value_heads")
         positions = getattr(one, "rope_parameters", None) or {}
         seen[when] = {
             "layers": one.num_hidden_layers, "kinds": sorted(set(getattr(one, "layer_types", None) or ["all"])),
@@ -73,7 +76,7 @@ def routed(config: Any) -> bool:
 
 def folder(name: str, place: Path) -> dict[str, Any]:
     """What a model's repo holds besides its weights."""
-    spec, made = families.FAMILIES[name], place / name
+    spec, made = families.FAMILIES[TOKENIZERS.get(name, name)], place / name
     made.mkdir(parents=True)
     if spec.processor:
         families.build(name, made, tiny=True)
@@ -81,7 +84,12 @@ def folder(name: str, place: Path) -> dict[str, Any]:
         return {"name": name, "folder": str(made), "rows": str(rows)}
     ids = families.write_tokenizer(spec.tokens(), spec.template(), made)
     tokenizer = AutoTokenizer.from_pretrained(made)
-    published(name, ids, len(tokenizer)).save_pretrained(made)
+    if name in TOKENIZERS:
+        config = AutoConfig.from_pretrained(str(CONFIGS / f"{name}.json"))
+        config.bos_token_id, config.eos_token_id, config.pad_token_id = ids["bos"], ids["stops"], ids["pad"]
+    else:
+        config = published(name, ids, len(tokenizer))
+    config.save_pretrained(made)
     return {"name": name, "folder": str(made)}
 
 

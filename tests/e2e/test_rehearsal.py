@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from launcher import catalog
 from launcher.hub.client import Hub
 from launcher.jobs import rehearse, twin
 from launcher.plan.record import Plan
@@ -72,10 +73,10 @@ def planned(model: Path, rows: Path, **changes: Any) -> Plan:
     )  # fmt: skip
 
 
-def rehearsed(trainings: Trainings, model: Path, folder: Path) -> Ended:
+def rehearsed(trainings: Trainings, model: Path, folder: Path, *more: object) -> Ended:
     """The attempts of a rehearsal with that model's twin: killed once its first step is kept, and gone on with."""
     rows = write_rows(folder / "rows.jsonl")
-    words = ("--dataset", rows, *rehearse.flags(planned(model, rows), model, folder / "out"))
+    words = ("--dataset", rows, *rehearse.flags(planned(model, rows), model, folder / "out"), *more)
     first = trainings.start(None, *words, fate={"signal": {"checkpoint step 1": signal.SIGKILL}}).end()
     assert (first.code, first.steps) == (-signal.SIGKILL, [1]), first.log[-3000:]
     return trainings.run(None, *words)
@@ -110,12 +111,14 @@ def test_the_script_trains_a_twin_goes_on_after_a_kill_and_leaves_what_loads(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", TEXT)
+@pytest.mark.parametrize("family", TEXT + CONFIGS)
 def test_every_family_is_rehearsed(family: str, trainings: Trainings, tmp_path: Path) -> None:
     model = Path(probe(trainings, tmp_path, "folders", tmp_path, family)[family]["folder"])
     made = trainings.run_script(twin.SCRIPT, tmp_path, "make", model)
     assert made.code == 0, made.error[-3000:]
-    check(rehearsed(trainings, model, tmp_path), tmp_path)
+    tables = catalog.shipped()
+    own = [known.lora_targets for known in tables.models.values() if family in (known.family, known.model_type)]
+    check(rehearsed(trainings, model, tmp_path, f"--lora-targets={','.join(own[0])}"), tmp_path)
     loaded = trainings.run_script(twin.SCRIPT, tmp_path, "load", tmp_path / "out")
     assert loaded.code == 0, loaded.error[-3000:]
 
