@@ -237,6 +237,13 @@ def test_a_token_that_may_not_write_is_refused(
     assert done.waits == []
 
 
+def test_nothing_is_pushed_without_a_token(push: Push, hub: Hub) -> None:
+    done = push("m", HF_TOKEN="")
+    assert done.code == 2
+    assert "m can't be written to without a token" in done.error
+    assert "tester/m" not in hub.repos
+
+
 def test_a_fine_grained_token_that_may_write_is_enough(push: Push, hub: Hub, model: Path) -> None:
     token = hub.add_user("tester", role="fineGrained", permissions=["repo.write"]).token
     assert push("m", model, token=token).code == 0

@@ -40,7 +40,6 @@ def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
         (["--max-length", "3"], "--max-length 3"),
         (["--load-in", "8bit"], "8bit"),
         (["--output-repo", "a/b/c"], "NAMESPACE/NAME"),
-        (["--output-repo", "me/model"], "HF_TOKEN"),
         (["--dataset", "missing.jsonl"], "missing.jsonl"),
         (["--dataset", "./missing"], "./missing"),
         (["--dataset", str(Path(__file__))], ".parquet"),
