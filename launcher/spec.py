@@ -193,7 +193,7 @@ class RunSpec(BaseModel):
     dataset_revision: Revision | None = _option(
         "Branch, tag or commit of the dataset.", DATA, scripts=TRAINING_SCRIPTS, open=True
     )
-    dataset_rows: int | None = _option("Rows in the dataset, where it can't be looked up.", DATA, gt=0)
+    dataset_rows: int | None = _option("Rows in the dataset, where it can't be looked up.", DATA, gt=0, le=10**12)
     eval_split: Part | None = _option("Split to evaluate on.", DATA, scripts=TRAINING_SCRIPTS, open=True)
     eval_rows: int | None = _option(
         "Rows held out for evaluation (0: none).", DATA, ge=0, le=100_000, scripts=TRAINING_SCRIPTS
@@ -236,9 +236,15 @@ class RunSpec(BaseModel):
     seed: int = _option(
         "Seed of the data order and the adapter.", TRAINING, default=3407, ge=0, lt=2**32, scripts=TRAINING_SCRIPTS
     )
-    logging_steps: int = _option("Steps between two loss lines.", TRAINING, default=1, gt=0, scripts=TRAINING_SCRIPTS)
+    logging_steps: int = _option("Steps between two loss lines.", TRAINING, default=1, gt=0, le=10_000_000,
+                                 scripts=TRAINING_SCRIPTS)  # fmt: skip
     eval_steps: int | None = _option(
-        "Steps between evaluations (else only at the end).", TRAINING, gt=0, scripts=TRAINING_SCRIPTS, open=True
+        "Steps between evaluations (else only at the end).",
+        TRAINING,
+        gt=0,
+        le=10_000_000,
+        scripts=TRAINING_SCRIPTS,
+        open=True,
     )
     checkpoint_minutes: float = _option(
         "Minutes between two checkpoints (0: none).", TRAINING, default=10.0, ge=0, le=1440, scripts=TRAINING_SCRIPTS

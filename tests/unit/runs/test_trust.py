@@ -246,7 +246,7 @@ def test_an_honest_record_is_not_asked_about(hub: Hub, monkeypatch: pytest.Monke
     assert len(hub.jobs) == 1
 
 
-@pytest.mark.parametrize("timeout_s", [-5, 0, 10**9, 10**300])
+@pytest.mark.parametrize("timeout_s", [-5, 0, 10**9, 10**400])
 def test_a_timeout_is_within_the_launchers_own(timeout_s: int) -> None:
     honestly, _ = request([], planned(timeout_s=1800))
     assert honestly.timeout_s == 1800
