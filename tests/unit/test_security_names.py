@@ -154,13 +154,10 @@ def test_a_job_of_somebody_else_is_not_resumed_with_ones_own_secrets(hub: Hub, m
     assert len(hub.jobs) == 1
 
 
-@pytest.mark.parametrize(
-    "by", [{"type": "org", "name": "ours"}, {"type": "scheduled-job", "id": "5", "name": "tester"}]
-)
+@pytest.mark.parametrize("kind", ["org", "scheduled-job"])
 def test_a_job_that_no_user_started_is_not_resumed_elsewhere_with_ones_own_secrets(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
 ) -> None:
-    by = {"type": kind, "id": "5", "name": "tester"}
     by = {"type": kind, "id": "5", "name": "tester"}
     job = HubBackend().submit(request("pass"))
     hub.jobs[job.id].initiator = by
