@@ -1030,6 +1030,11 @@ def check_options(args: Any) -> None:
             refuse(args, name, f"should be above 0 and below {end:,}")
         if name in AT_LEAST and value is not None and not AT_LEAST[name] <= value < end:
             refuse(args, name, f"should be at least {AT_LEAST[name]} and below {end:,}")
+    for name in ("model", "dataset", "adapter", "output_dir"):
+        try:
+            Path(getattr(args, name, None) or ".").expanduser().resolve().exists()
+        except (OSError, RuntimeError, ValueError) as error:
+            refuse(args, name, f"no path that can be looked at ({reason(error)})")
     if args.trust_remote_code and not is_commit(args.revision):
         refuse(args, "revision", "--trust-remote-code needs the 40 digits of the commit that was read")
     if not re.fullmatch(r"\w[\w .-]*", args.run_name):
@@ -2178,14 +2183,14 @@ def open_repo(name: str, private: bool, create: bool = True) -> str:
 
     Raises `UserError` of status 3 where it can't be written to, or is public although it should be private.
     """
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import get_token
     from huggingface_hub.errors import RepositoryNotFoundError
 
     if not get_token():
         raise UserError(
             f"{name} can't be written to without a token.", "Run `hf auth login` or set HF_TOKEN.", status=2
         )
-    api = HfApi()
+    api = hub()
     try:
         if "/" not in name:
             name = f"{persist('asking who this token belongs to', api.whoami)['name']}/{name}"
@@ -2207,15 +2212,36 @@ def open_repo(name: str, private: bool, create: bool = True) -> str:
     return str(found.id)
 
 
+def hub() -> Any:
+    """The Hub's client, which sends nothing that is written on to another host."""
+    from huggingface_hub import HfApi, get_session
+
+    hooks = get_session().event_hooks["response"]
+    if hold not in hooks:
+        hooks.append(hold)
+    return HfApi()
+
+
+def hold(response: Any) -> None:
+    """Refuse a redirection to another host: the client would send the model there."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    request = response.request
+    if response.has_redirect_location and request.method not in ("GET", "HEAD"):
+        target = request.url.join(response.headers["location"])
+        if target.origin != request.url.origin:
+            raise HfHubHTTPError(f"{request.url.host} sends it on to {target.host}, another host", response=response)
+
+
 def push(folder: Path, repo: str, paths: Collection[str], stale: Collection[str] = ()) -> str:
     """Upload these files of the folder in one commit, and again until the Hub holds each as it is here; its address.
 
     Files that are `stale` in the repo are deleted with it.
     Raises `UserError` with the command that brings the model to the repo later: it stays in the folder.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    api, folder, files = HfApi(), Path(folder), sorted({*paths})
+    api, folder, files = hub(), Path(folder), sorted({*paths})
 
     def attempt() -> None:
         # What the Hub holds already is left out of the commit, so that a lost answer makes no second one, which
@@ -2876,7 +2902,10 @@ def begin(args: Any, planned: dict[str, Any]) -> Run | None:
 
 def next_attempt(kept: bool) -> str:
     """What to do after a stop, where a checkpoint is `kept` or not."""
-    again = f"`launch resume {os.environ['JOB_ID']}`" if os.environ.get("JOB_ID") else "the same command"
+    # Whoever pays: hf://buckets/NAMESPACE/…
+    payer = os.environ.get("LAUNCH_ARTIFACTS", "").removeprefix("hf://buckets/").partition("/")[0]
+    name = f"{payer}/" * bool(payer) + os.environ.get("JOB_ID", "")
+    again = f"`launch resume {name}`" if os.environ.get("JOB_ID") else "the same command"
     return f"{again} {'goes on from there' if kept else 'starts over, since no checkpoint was made'}"
 
 

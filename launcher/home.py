@@ -95,7 +95,7 @@ def settings() -> Settings:
     """The settings, all at their defaults where there is no file; `RequestError` for one that can't be meant."""
     path = config() / SETTINGS
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
         return Settings()
     except OSError as error:

@@ -198,7 +198,7 @@ class RunSpec(BaseModel):
     dataset_revision: Revision | None = _option(
         "Branch, tag or commit of the dataset.", DATA, scripts=TRAINING_SCRIPTS, open=True
     )
-    dataset_rows: int | None = _option("Rows in the dataset, where it can't be looked up.", DATA, gt=0)
+    dataset_rows: int | None = _option("Rows in the dataset, where it can't be looked up.", DATA, gt=0, le=10**12)
     eval_split: Part | None = _option("Split to evaluate on.", DATA, scripts=TRAINING_SCRIPTS, open=True)
     eval_rows: int | None = _option(
         "Rows held out for evaluation (0: none; else 64, at most a tenth).", DATA, ge=0, le=100_000,
@@ -242,9 +242,15 @@ class RunSpec(BaseModel):
     seed: int = _option(
         "Seed of the data order and the adapter.", TRAINING, default=3407, ge=0, lt=2**32, scripts=TRAINING_SCRIPTS
     )
-    logging_steps: int = _option("Steps between two loss lines.", TRAINING, default=1, gt=0, scripts=TRAINING_SCRIPTS)
+    logging_steps: int = _option("Steps between two loss lines.", TRAINING, default=1, gt=0, le=10_000_000,
+                                 scripts=TRAINING_SCRIPTS)  # fmt: skip
     eval_steps: int | None = _option(
-        "Steps between evaluations (else only at the end).", TRAINING, gt=0, scripts=TRAINING_SCRIPTS, open=True
+        "Steps between evaluations (else only at the end).",
+        TRAINING,
+        gt=0,
+        le=10_000_000,
+        scripts=TRAINING_SCRIPTS,
+        open=True,
     )
     checkpoint_minutes: float = _option(
         "Minutes between two checkpoints (0: none).", TRAINING, default=10.0, ge=0, le=1440, scripts=TRAINING_SCRIPTS
@@ -316,6 +322,12 @@ class RunSpec(BaseModel):
         check_text(value, free=info.field_name == "env")
         return value
 
+    @field_validator("timeout", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        """A file may hold a number, which is judged as it would be on the command line."""
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
     @field_validator("trackio_space")
     @classmethod
     def _full_repo_id(cls, name: str | None) -> str | None:
@@ -385,28 +397,42 @@ def build(options: dict[str, Any], config: Path | None = None) -> RunSpec:
 
     `options` holds only what was given. Raises `RequestError` for an unreadable file or any bad value.
     """
-    asked = _read_config(config) if config else {}
+    asked, lines = _read_config(config) if config else ({}, {})
     for name, value in options.items():
         merged = {**asked[name], **value} if isinstance(value, dict) and isinstance(asked.get(name), dict) else value
         asked[name] = merged
+        lines.pop(name, None)  # said on the command line
     if "model" not in asked:
         raise RequestError("no model was named.", "Try `launch --model qwen3-8b`; `launch models` lists the aliases.")
     try:
         return RunSpec.model_validate(asked)
     except ValidationError as error:
-        raise from_validation(error) from error
+        known = from_validation(error)
+        found = [str(item["loc"][0]) for item in error.errors() if item["loc"]]
+        places = dict.fromkeys(f"line {lines[name]}" for name in found if lines.get(name))
+        where = f"{config}, {' and '.join(places)}: " if places else f"{config}: " if lines.keys() & {*found} else ""
+        raise RequestError(where + known.message, known.hint) from error
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The options in a TOML file, a text where a list is meant too, and the line that each begins on (0: not found)."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
+        content = tomllib.loads(text)
     except OSError as error:
         raise RequestError(f"--config {path}: {error.strerror or error}.", "Give the path of a TOML file.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RequestError(
             f"--config {path} is not TOML: {error}.", 'One option a line, such as model = "qwen3-8b".'
         ) from error
-    return {name.replace("-", "_"): value for name, value in content.items()}
+    asked, lines = {}, {}
+    for key, value in content.items():
+        name = key.replace("-", "_")
+        listed = name in RunSpec.model_fields and isinstance(RunSpec.model_fields[name].default, tuple)
+        asked[name] = (value,) if listed and isinstance(value, str) else value
+        at = re.search(rf"""^[ \t]*(?:\[[ \t]*)?["']?{re.escape(key)}["']?[ \t]*[=.\]]""", text, re.MULTILINE)
+        lines[name] = text.count("\n", 0, at.start()) + 1 if at else 0
+    return asked, lines
 
 
 _EXPORT_EXAMPLE = (

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from launcher.errors import LauncherError, RefusedError, RequestError, ServiceError
 from launcher.text import mask, plain
 
@@ -96,8 +98,9 @@ TABLE = (
     _row("TimeoutError", ServiceError, "{action} failed: the Hub did not answer in time.", _NETWORK),
     _row("ConnectionError", RefusedError, "{action} failed: your token may not do that.", _LOGIN, (401, 403)),
     _row("ConnectionError", ServiceError, "{action} failed: the Hub can't be reached.{detail}", _NETWORK),
-    _row("JSONDecodeError", ServiceError, "{action} failed: the answer was not JSON.", _NETWORK),
-    *(_row(kind, ServiceError, "{action} failed: the service's answer is not of the form that this version knows.",
+    _row("JSONDecodeError", ServiceError, "{action} failed: the answer was not JSON.{came}", _NETWORK),
+    *(_row(kind, ServiceError, "{action} failed: the service's answer is not of the form that this version knows."
+           "{came}",
            "Update launch; https://status.huggingface.co shows whether the Hub is well.") for kind in ODD),
 )  # fmt: skip
 
@@ -118,9 +121,24 @@ def translate(error: Exception, action: str, *, what: str = "", secrets: tuple[s
                 "job": getattr(error, "job_id", ""),
                 "status": status,
                 "detail": _detail(error),
+                "came": _came(error),
             }
             return row.becomes(mask(row.message.format(**facts), secrets), row.hint.format(**facts))
     return None
+
+
+def _came(error: Exception) -> str:
+    """The beginning of an answer that can't be read, or where in it something is of another form."""
+    if isinstance(error, ValidationError):
+        found = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in found["loc"]) or "the whole"
+        said = plain(f"{place}: {found['msg']}")[:200]
+        return f" What came: {said}."
+    text = getattr(error, "doc", None)
+    if not isinstance(text, str):
+        return ""
+    start = plain(re.sub(r"\s+", " ", text[:200]).strip())[:80]
+    return f" What came begins with {start!r}." if start else " Nothing came."
 
 
 def status_of(error: Exception) -> int | None:

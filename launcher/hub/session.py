@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from launcher.errors import RefusedError
+from launcher.errors import RefusedError, RequestError
 from launcher.text import plain
 
 if TYPE_CHECKING:
@@ -71,7 +71,14 @@ def make(timeout_s: float, on_response: Callable[[httpx2.Response], None]) -> ht
         "request": [hf_request_event_hook, lambda request: _require_encrypted(request.url)],
         "response": [on_response, _require_same_host],
     }
-    return Client(event_hooks=hooks, follow_redirects=True, timeout=timeout_s)
+    try:
+        return Client(event_hooks=hooks, follow_redirects=True, timeout=timeout_s)
+    except ImportError as error:  # of what speaks SOCKS, which few need
+        raise RequestError(
+            "a SOCKS proxy is set (ALL_PROXY, HTTPS_PROXY or HTTP_PROXY), and the package that speaks to one is not "
+            "there.",
+            "Install it where launch is: `pip install socksio` (the extra httpx2[socks]), or unset the variable.",
+        ) from error
 
 
 def within(limit_s: float, call: Callable[[], Answer]) -> Answer:

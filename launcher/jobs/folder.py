@@ -92,6 +92,12 @@ class Run:
             return content if isinstance(content, dict) else {}
         return {}
 
+    @property
+    def inputs(self) -> dict[str, str]:
+        """The SHA-256 of each data file that the run was started with, by its path; empty where that is not kept."""
+        files = self.read(REQUEST).get("files")
+        return {name: str(value) for name, value in files.items()} if isinstance(files, dict) else {}
+
     def plan(self) -> AnyPlan:
         """The plan of the run; `RequestError` where this version of the launcher can't read it."""
         try:

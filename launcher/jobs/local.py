@@ -108,13 +108,19 @@ class LocalBackend:
         """The request of a run of this machine: submitted, it goes on in the same folder, under the same id."""
         run = self._load(job_id)
         kept, plan = run.read(REQUEST), run.plan()
-        script = run.folder / str(kept["script_name"])
-        return JobRequest(
-            plan=plan, script=script.read_bytes().decode(), script_name=script.name,
-            script_args=tuple(kept["script_args"]), image=None, flavor=plan.decisions.flavor.value,
-            timeout_s=plan.decisions.timeout_s.value, env=plan.env, secrets=plan.decisions.secrets.value,
-            labels=dict(run.read(STATUS).get("labels", {})), namespace=None, resumes=run.id,
-        )  # fmt: skip
+        try:
+            script = run.folder / str(kept["script_name"])
+            return JobRequest(
+                plan=plan, script=script.read_bytes().decode(), script_name=script.name,
+                script_args=tuple(map(str, kept["script_args"])), image=None, flavor=plan.decisions.flavor.value,
+                timeout_s=plan.decisions.timeout_s.value, env=plan.env, secrets=plan.decisions.secrets.value,
+                labels=_read(run)[0].labels, namespace=None, resumes=run.id,
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise RequestError(
+                f"the request of run '{run.id}' can't be read: it is not whole, or another version of launch wrote it.",
+                f"Look at {run.folder}, and start the run anew with its options.",
+            ) from error
 
     def inspect(self, job_id: str) -> Job:
         """The run as it is; one whose supervisor died without a word is ended here, with what it left running."""

@@ -8,6 +8,7 @@ go on after the last line seen.
 from __future__ import annotations
 
 import json
+import math
 import socket
 import threading
 import time
@@ -64,7 +65,14 @@ def read(hub: Hub, namespace: str, job_id: str, *, follow: bool, ended: bool = F
         hf_raise_for_status(response)
         until = None if follow or ended else _until(response.headers.get("date"))
         moment, asked = "", time.monotonic()
-        for line in _lines(response.iter_bytes()):
+        for line in _lines(response.iter_bytes(), STALLED_S if follow else timeout_s):
+            if line is None and ended:
+                raise TimeoutError
+            if line is None and not follow:
+                return
+            if line is None:
+                yield None
+                continue
             entry = _entry(line, moment) if line.startswith(b"data: {") else None
             moment = entry.time if entry else moment
             if entry is None:
@@ -78,12 +86,20 @@ def read(hub: Hub, namespace: str, job_id: str, *, follow: bool, ended: bool = F
                 yield entry
 
 
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Lines that end in a newline and no other character; one beyond all measure is dropped but for its start."""
+def _lines(chunks: Iterator[bytes], longest_s: float = math.inf) -> Iterator[bytes | None]:
+    """Lines that end in a newline and no other character; one beyond all measure is dropped but for its start.
+
+    None, where bytes come and no line ends for so many seconds.
+    """
     parts: list[bytes] = []
-    size = 0
+    size, since = 0, time.monotonic()
     for chunk in chunks:
         *whole, rest = chunk.split(b"\n")
+        if whole:
+            since = time.monotonic()
+        elif time.monotonic() - since > longest_s:
+            since = time.monotonic()
+            yield None
         for line in whole:
             yield b"".join([*parts, line]).rstrip(b"\r")
             parts, size = [], 0

@@ -33,6 +33,9 @@ class Decision(Generic[T]):
     reason: str = ""
 
 
+Flat = str | int | float | bool | None
+
+
 class Facts(Value):
     """What a script is told of the model: the repo that is loaded, and what its makers say of it.
 
@@ -117,7 +120,7 @@ class Planned(Value):
     cost: Cost
     warnings: tuple[str, ...] = ()
     offers: tuple[Offer, ...] = ()
-    replaced: dict[str, Any] = {}  # noqa: RUF012
+    replaced: dict[str, Flat | list[Flat] | dict[str, Flat]] = {}  # noqa: RUF012
 
     @property
     def env(self) -> dict[str, str]:

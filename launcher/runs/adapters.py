@@ -93,9 +93,8 @@ def _kept(job_id: str) -> tuple[AnyPlan, str | None, frozenset[str]] | None:
     run, plan = folder.find(job_id), why.plan_of(job_id)
     if run is None or plan is None:
         return None
-    asked = run.read(REQUEST)
-    script, files = run.folder / str(asked.get("script_name")), asked.get("files") or {}
-    return plan, folder.digest(script) if script.is_file() else None, frozenset(files.values())
+    script = run.folder / str(run.read(REQUEST).get("script_name"))
+    return plan, folder.digest(script) if script.is_file() else None, frozenset(run.inputs.values())
 
 
 def _recalled(backend: Backend, job: Job) -> tuple[AnyPlan, str | None, frozenset[str]]:

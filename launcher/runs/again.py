@@ -228,7 +228,7 @@ def _from_run(run: Run) -> JobRequest:
             f"the request of run '{run.id}' can't be read: it is not whole, or another version of launch wrote it.",
             f"Look at {run.folder}, and start the run anew with its options.",
         ) from error
-    return _with_data(request, kept.get("files") or {})
+    return _with_data(request, run.inputs)
 
 
 def _pushing_to(places: Places, plan: AnyPlan, args: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -56,6 +56,8 @@ class Record(_Value):
     """The SHA-256 of the dataset's file, by the path that the user gave."""
     env: tuple[str, ...] = ()
     """Names only of the variables that were set for the run."""
+    files: dict[str, str] = {}
+    """The SHA-256 of each file of the model that it wrote beside this record."""
     flavor: str | None = None
     revisions: Revisions = Revisions()
     packages: dict[str, str | None] = {}

@@ -47,7 +47,7 @@ _TAKEN = ("num_gpus", "amount", "vram", "host", "host_reason", "duration", "dura
 """Of a plan, what follows from its decisions."""
 _LEFT_OPEN = (
     "effective_batch_size", "run_name", "output_repo", "merged_repo", "trackio_space", "image", "namespace", "timeout",
-    "max_cost", "dataset_rows", "prefer", "label", "env", "secrets",
+    "max_cost", "dataset_rows", "prefer", "label", "env", "secrets", "attempts",
 )  # fmt: skip
 LAUNCHERS = frozenset({"timeout_s", "device"})
 """Those that this launcher gives a script by what it runs on. Any other option is refused where others chose it."""
@@ -93,7 +93,9 @@ def request(
     own = arguments.read(plan, made.script_args)
     if made.timeout_s != recorded.decisions.timeout_s.value:
         own |= {"timeout_s": str(made.timeout_s)}
-    given = {name: value for name, value in told.items() if name not in LAUNCHERS and name not in own}
+    given = {
+        name: _spelled(plan, name, value) for name, value in told.items() if name not in LAUNCHERS and name not in own
+    }
     notes += tuple(
         f"left out, since this launcher decides it: --{name.replace('_', '-')} {told[name]}."
         for name in sorted(LAUNCHERS & told.keys())
@@ -105,6 +107,12 @@ def request(
         secrets=tuple(name for name in made.secrets if trusts or name == "HF_TOKEN"),
     )  # fmt: skip
     return found, notes
+
+
+def _spelled(plan: Plan, name: str, value: arguments.Value) -> arguments.Value:
+    """What was told of an option, a number as the script reads it: `7.0` is 7 to this launcher, and no step to it."""
+    meant = plan.values.get(name)
+    return str(meant) if isinstance(meant, int | float) and not isinstance(meant, bool) else value
 
 
 def _own(plan: Plan, planner: Planner, trusts: bool) -> Plan:
@@ -124,11 +132,12 @@ def _own(plan: Plan, planner: Planner, trusts: bool) -> Plan:
         "dataset_rows": None,
         "overwrite": False,
     }
-    none |= {"image": image.value}
+    none |= {"image": image.value, "attempts": here.asked.attempts}
     plan = plan.changed({"timeout_s": timeout_s.value})
     values = {name: getattr(plan.decisions, name).value for name in type(plan.decisions).model_fields}
     decided = {name: Decision(value, _RECORDED if value else "") for name, value in values.items()}
     decided |= {"namespace": Decision(None), "image": image, "timeout_s": timeout_s}
+    decided |= {"attempts": here.decisions.attempts}
     return plan.model_copy(
         update={
             "asked": plan.asked.model_copy(update=none),
@@ -272,7 +281,7 @@ def _told_otherwise(kept: Kept, plan: Plan) -> tuple[str, ...]:
     true = (plan.cost.max_usd, plan.decisions.timeout_s.value)
     if said == true or not plan.cost.usd_per_hour:
         return ()
-    words = [f"${usd:,.2f} at most, a timeout of {seconds / 60:,.0f} minutes" for usd, seconds in (said, true)]
+    words = [f"${usd:,.2f} at most, a timeout of {(seconds + 30) // 60:,} minutes" for usd, seconds in (said, true)]
     return (f"its record says {words[0]}; by this launcher's own tables it is {words[1]}.",)
 
 

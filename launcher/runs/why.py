@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,14 @@ from launcher.errors import LauncherError, RequestError, ServiceError
 from launcher.jobs import folder
 from launcher.jobs.base import Backend, Job
 from launcher.jobs.events import Progress, summarize
+from launcher.jobs.folder import RECORD
 from launcher.plan import command
 from launcher.plan.record import AnyPlan, Plan
-from launcher.runs import outcome
+from launcher.runs import outcome, record
 from launcher.runs.outcome import Outcome
+
+_BESIDE = ("README.md", "loss.png")
+"""What a run writes after its record."""
 
 
 def explain(backend: Backend, job: Job, progress: Progress) -> Outcome:
@@ -175,14 +180,28 @@ def _rescue(backend: Backend, job: Job, plan: Plan, progress: Progress) -> str |
     repo = plan.decisions.output_repo.value
     if not repo:
         return None
-    upload, name = f"hf upload --private --exclude 'checkpoints/*' --exclude '.*' {repo}", repo.partition("/")[2]
-    if backend.name == "local":
-        place = (progress.result or {}).get("output_dir")
-        return f"{upload} {shlex.quote(place)} ." if isinstance(place, str) and Path(place).is_dir() else None
-    with suppress(LauncherError):
-        if artifacts := backend.recall(job.address).artifacts:
+    name, place = repo.partition("/")[2], (progress.result or {}).get("output_dir")
+    with suppress(LauncherError, OSError):
+        if backend.name == "local" and isinstance(place, str):
+            # Anything may lie beside what the run wrote.
+            kept = record.read(Path(place) / RECORD).record
+            wrote = [
+                *kept.files,
+                kept.script.name,
+                RECORD,
+                *(item for item in _BESIDE if (Path(place) / item).is_file()),
+            ]
+            return f"{_upload(repo, wrote)} {shlex.quote(place)} ."
+        if backend.name != "local" and (artifacts := backend.recall(job.address).artifacts):
+            # The Job's own, in which nothing else lies.
+            found = (path.removeprefix("output/") for path in backend.left(job.address, None).output_files)
+            upload = _upload(repo, [path for path in found if not path.startswith((".", "checkpoints/"))])
             return f"hf buckets sync {shlex.quote(f'{artifacts}/output')} {name} && {upload} {name} ."
     return None
+
+
+def _upload(repo: str, files: Iterable[str]) -> str:
+    return f"hf upload --private {' '.join(f'--include {shlex.quote(name)}' for name in sorted({*files}))} {repo}"
 
 
 def _export(job: Job, plan: Plan, progress: Progress) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from parts.places import HUB_ID, is_commit
-from parts.say import UserError
+from parts.say import UserError, reason
 
 Chosen = TypeVar("Chosen")
 FILE_LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -86,6 +86,11 @@ def check_options(args: Any) -> None:
             refuse(args, name, f"should be above 0 and below {end:,}")
         if name in AT_LEAST and value is not None and not AT_LEAST[name] <= value < end:
             refuse(args, name, f"should be at least {AT_LEAST[name]} and below {end:,}")
+    for name in ("model", "dataset", "adapter", "output_dir"):
+        try:
+            Path(getattr(args, name, None) or ".").expanduser().resolve().exists()
+        except (OSError, RuntimeError, ValueError) as error:
+            refuse(args, name, f"no path that can be looked at ({reason(error)})")
     if args.trust_remote_code and not is_commit(args.revision):
         refuse(args, "revision", "--trust-remote-code needs the 40 digits of the commit that was read")
     if not re.fullmatch(r"\w[\w .-]*", args.run_name):

@@ -193,5 +193,8 @@ def begin(args: Any, planned: dict[str, Any]) -> Run | None:
 
 def next_attempt(kept: bool) -> str:
     """What to do after a stop, where a checkpoint is `kept` or not."""
-    again = f"`launch resume {os.environ['JOB_ID']}`" if os.environ.get("JOB_ID") else "the same command"
+    # Whoever pays: hf://buckets/NAMESPACE/…
+    payer = os.environ.get("LAUNCH_ARTIFACTS", "").removeprefix("hf://buckets/").partition("/")[0]
+    name = f"{payer}/" * bool(payer) + os.environ.get("JOB_ID", "")
+    again = f"`launch resume {name}`" if os.environ.get("JOB_ID") else "the same command"
     return f"{again} {'goes on from there' if kept else 'starts over, since no checkpoint was made'}"

@@ -19,7 +19,8 @@ class Failure:
     `after_commit` answers 502 although the request took effect; `reset` breaks the connection before it does; `cut`
     breaks it in the middle of the answer; `stall` falls silent there and keeps the connection; `slow` waits first;
     `odd` answers with what `change` makes of the answer;
-    `drip` sends the answer byte by byte, with `seconds` between two. A redirection leads to `location`.
+    `drip` sends the answer byte by byte, with `seconds` between two, and for a stream a line without
+    end. A redirection leads to `location`.
     """
 
     kind: int | str

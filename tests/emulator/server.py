@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -236,6 +237,12 @@ class _Connection(BaseHTTPRequestHandler):
             self._reset()
         elif failure and kind == "drip" and isinstance(response.body, bytes):
             self._drip(response, failure.seconds)
+        elif failure and kind == "drip":
+            self._send_head(response, length=None)
+            with suppress(OSError):
+                while not self.server.hub.closing.wait(failure.seconds):
+                    self.wfile.write(b"1\r\nx\r\n")
+            self.close_connection = True
         elif isinstance(response.body, bytes):
             self._send_head(response, length=str(len(response.body)))
             if self.command != "HEAD":

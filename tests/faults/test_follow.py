@@ -128,6 +128,28 @@ def test_the_end_of_an_ended_jobs_log_is_not_lost_in_silence(
         list(backend.logs(job.id, follow=follow))
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_log_that_drips_without_a_line_end_is_given_up(
+    hub: Hub, backend: HubBackend, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    """Bytes come, so that no silence is seen, and no line ever ends."""
+    for name in ("DRAINED_S", "STALLED_S"):
+        monkeypatch.setattr(stream, name, 0.3)
+    monkeypatch.setattr(log, "_LOOK_S", 0.2)
+    job = start(hub, backend)
+    job.log("one line, and another that does not end")
+    if ended:
+        job.finish("COMPLETED")
+    hub.fail_next("drip", LOGS, times=50, seconds=0.02)
+    read = list(stream._lines(iter([b"a", b"b", b"c\nd"]), -1.0))
+    assert read == [None, None, b"abc"]
+    if ended:
+        with pytest.raises(ServiceError, match="did not answer in time"):
+            list(backend.logs(job.id, follow=False))
+    else:
+        assert list(backend.logs(job.id, follow=False)) == []
+
+
 def test_the_log_of_a_job_that_goes_on_has_been_read_where_it_falls_silent(
     hub: Hub, backend: HubBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,7 +234,7 @@ def test_bytes_that_are_no_text_and_lines_without_end_do_no_harm() -> None:
         b'ta": "next"}\ndata: {broken\n',
         b"data: {" + b"x" * (1 << 20),
     ]
-    lines = list(stream._lines(iter(sent)))
+    lines = [line for line in stream._lines(iter(sent)) if line is not None]
     assert lines[0] == b": hello"
     events = [stream._entry(line, "then") for line in lines if line.startswith(b"data: {")]
     assert events == [Entry("2026-01-01T00:00:00.1", "\ufffd\ufffd\0"), Entry("then", "next"), Entry("then", "{broken")]

@@ -119,6 +119,33 @@ def test_no_answer_of_another_form_is_a_traceback(hub: Hub, command: tuple[str, 
     assert command[0] != "cancel" or job.stage == "CANCELED"
 
 
+@pytest.mark.parametrize(
+    ("change", "came"),
+    [
+        (body(b"<html>\n Please log in"), "begins with '<html> Please log in'"),
+        (body(b""), "Nothing came."),
+        (field(("createdAt",), 5), "not of the form that this version knows"),
+        (field(("labels",), [5]), "labels: Input should be"),
+    ],
+    ids=["html", "nothing", "a date", "labels"],
+)
+def test_what_was_asked_and_what_came_is_said(hub: Hub, change: Callable[[bytes], bytes], came: str) -> None:
+    job = HubBackend(client.Hub(0.001)).submit(request("pass"))
+    hub.fail_next("odd", ONE, times=100, change=change)
+    answer = run("why", job.id)
+    said = " ".join(answer.stderr.split())
+    assert answer.returncode == 4 and "looking at the Job failed" in said and came in said
+
+
+@pytest.mark.parametrize("command", [item for item in COMMANDS if item[0] != "resume"], ids=lambda command: command[0])
+def test_a_redirection_without_end_is_an_error_of_the_service(hub: Hub, command: tuple[str, ...]) -> None:
+    job = HubBackend(client.Hub(0.001)).submit(request("pass"))
+    for route, path in ((ONE, f"/api/jobs/tester/{job.id}"), (LIST, "/api/jobs/tester")):
+        hub.fail_next(302, route, times=1000, location=path)
+    answer = run(*(word.format(id=job.id) for word in command))
+    assert (answer.returncode, "Traceback" in answer.stderr) == (4, False), answer.stderr
+
+
 @settings(max_examples=FEW, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(FIELDS), JSON, st.sampled_from([command for command in COMMANDS if command[0] != "resume"]))
 def test_no_field_of_another_form_is_a_traceback(

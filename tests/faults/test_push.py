@@ -431,3 +431,11 @@ def test_a_run_says_first_what_it_learned_and_last_how_to_push(
     assert hub.repos["tester/m"].private
     assert held(hub) == expected(folder)
     assert "adapter_model.safetensors" in held(hub)
+
+
+def test_a_model_is_not_sent_on_to_another_host(push: Push, hub: Hub, model: Path) -> None:
+    hub.fail_next(307, COMMIT, times=LOST, location="http://127.0.0.1:9/api/models/tester/m/commit/main")
+    done = push("m", model)
+    assert done.code != 0 and "sends it on to 127.0.0.1, another host" in done.error
+    assert done.waits == []
+    assert "adapter_model.safetensors" not in hub.repos["tester/m"].files

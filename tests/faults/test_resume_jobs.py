@@ -198,6 +198,25 @@ def test_a_run_that_another_job_has_finished_is_not_paid_for_again(
     assert HubBackend().recall(first.id).resumes == first.id  # whoever only wants to read it can
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b'{"task": "sft"}'])
+def test_a_plan_that_is_damaged_here_is_fetched_from_the_bucket(recorded: Hub, content: bytes) -> None:
+    first = start(HubBackend(), of=plan(flavor="cpu-basic", timeout_s=2400))
+    whole = HubBackend().recall(first.id)
+    (runs.load(first.id).folder / runs.PLAN).write_bytes(content)
+    assert HubBackend().recall(first.id) == whole
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b'{"script_name": 5}', b'{"script_name": "sft_text.py"}', b'{"script_name": "..", "script_args": 5}'],
+)
+def test_a_request_of_this_machine_that_is_damaged_is_an_error(content: bytes, launch_home: Path) -> None:
+    run = runs.create(request("pass", of=plan(flavor="local")), "local").rename("local-20261124-103012-ab12")
+    (run.folder / runs.REQUEST).write_bytes(content)
+    with pytest.raises(RequestError, match="the request of run"):
+        LocalBackend().recall(run.id)
+
+
 def test_whether_a_run_is_finished_is_not_guessed(
     recorded: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -151,6 +151,20 @@ def test_a_job_of_somebody_else_is_not_resumed_with_ones_own_secrets(hub: Hub, m
     assert len(hub.jobs) == 1
 
 
+@pytest.mark.parametrize("kind", ["org", "scheduled-job"])
+def test_a_job_that_no_user_started_is_not_resumed_elsewhere_with_ones_own_secrets(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    by = {"type": kind, "id": "5", "name": "tester"}
+    job = HubBackend().submit(request("pass"))
+    hub.jobs[job.id].initiator = by
+    hub.jobs[job.id].finish("ERROR", "exit status 1")
+    assert HubBackend().recall(job.id).resumes == job.id  # it was sent from here
+    monkeypatch.setenv("LAUNCH_HOME", str(tmp_path / "another"))
+    with pytest.raises(RefusedError, match=f"started by {by['name']}: its script would run with your secrets"):
+        HubBackend().recall(job.id)
+
+
 @pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "sub/x.arrow", ".."])
 def test_a_saved_dataset_names_only_its_own_files(tmp_path: Path, name: str) -> None:
     (tmp_path / "x").write_bytes(b"")

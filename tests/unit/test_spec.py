@@ -104,3 +104,39 @@ def test_a_path_is_told_from_a_repo_by_its_form(
     if not name.startswith(("/", "~", "..")):
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
     assert (spec.path_of(name) is not None) is is_path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_config_file_is_read_as_it_is_written(tmp_path: Path, encoding: str) -> None:
+    config = tmp_path / "run.toml"
+    text = 'model = "qwen3-8b"\nsecrets = "WANDB_API_KEY"\ngguf = "q8_0"\nlearning-rate = 1\n[env]\nA = "b"\n'
+    config.write_text(text, encoding=encoding)
+    asked = spec.build({}, config)
+    assert (asked.secrets, asked.gguf, asked.env) == (("WANDB_API_KEY",), ("q8_0",), {"A": "b"})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('model = "qwen3-8b"\n\nmax-steps = -5\n', "run.toml, line 3: --max-steps -5"),
+        ('model = "qwen3-8b"\n"lora_r" = "many"\n', "run.toml, line 2: --lora-r 'many'"),
+        ('model = "qwen3-8b"\n[label]\nteam = "a/b"\n', "run.toml, line 2: --label"),
+        ('model = "qwen3-8b"\nmax_stpes = 5\n', "run.toml, line 2: there is no option --max-stpes"),
+        ('model = "qwen3-8b"\ntimeout = 0\n', "run.toml, line 2: --timeout"),
+        ('model = "qwen3-8b"\nmax-steps = 5\nmax-steps = 6\n', "line 3"),
+    ],
+)
+def test_what_is_wrong_in_a_config_file_is_said_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(text, encoding="utf-8-sig")
+    with pytest.raises(RequestError) as caught:
+        spec.build({}, config)
+    assert said in caught.value.message and "run.toml" in caught.value.message
+
+
+def test_what_the_command_line_says_is_not_the_files(tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text('model = "qwen3-8b"\nmax-steps = 5\n')
+    with pytest.raises(RequestError) as caught:
+        spec.build({"max_steps": -1}, config)
+    assert "run.toml" not in caught.value.message

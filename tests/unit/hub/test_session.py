@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from huggingface_hub.utils import _http
 
-from launcher.errors import RefusedError, ServiceError
+from launcher.errors import RefusedError, RequestError, ServiceError
 from launcher.hub import client, datasets, repos
 from launcher.hub.client import library
 from launcher.hub.session import ENDLESS, require_endpoint
@@ -205,3 +206,14 @@ def test_a_log_may_go_on_for_ever(hub: Hub) -> None:
     )
     with ask as answer:
         assert answer.read().startswith(b'{"type": "user"')
+
+
+def test_a_proxy_that_nothing_here_speaks_to_is_named_with_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", "t" * 20)
+    library().close_session()
+    with pytest.raises(RequestError, match="SOCKS proxy") as raised:
+        HubBackend(client.Hub(0.001)).list()
+    assert "`pip install socksio`" in raised.value.hint
+    library().close_session()

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from parts import places
 from parts.checkpoints import forget
+from parts.options import check_options
 from parts.places import claim, show_life
 from parts.say import UserError
 
@@ -157,3 +159,15 @@ def test_starting_over_removes_what_runs_note_and_nothing_else(tmp_path: Path) -
         (tmp_path / name).touch()
     forget(tmp_path)
     assert set(files(tmp_path)) == {"checkpoint-x/a", "old.bin", "attempts", "notes/checkpoint-4/b"}
+
+
+@pytest.mark.parametrize("name", ["model", "dataset", "output_dir"])
+def test_a_path_that_can_not_be_looked_at_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in (str(tmp_path / "loop" / "x"), "~nobody-of-that-name/x", str(tmp_path / ("x" * 300)), "a\0b"):
+        try:
+            check_options(replace(options(script="sft_text.py"), **{name: path}))
+        except UserError as error:
+            assert error.status == 2 and "no path that can be looked at" in error.paragraph
+        else:
+            assert path.endswith("loop/x")  # later Pythons only find nothing there

@@ -11,6 +11,16 @@ from parts.run import Run
 from tests.unit.sample import options
 
 
+def test_that_it_is_done_can_be_said_with_no_room_to_note_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(options(script="sft_text.py"), {}, tmp_path, Checkpoints(tmp_path / "gone", {}, 1, {}))
+    run.result = {"stopped": None, "steps": 5}
+    assert run.tell() is None
+    said = capsys.readouterr().out
+    assert 'RESULT {"stopped": null, "steps": 5' in said and "can't be noted" in said
+
+
 def test_a_job_that_is_stopped_keeps_what_an_earlier_attempt_saved_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -30,3 +40,4 @@ def test_a_job_that_is_stopped_keeps_what_an_earlier_attempt_saved_elsewhere(
     said = capsys.readouterr().out
     assert "--include adapter_config.json --include tokenizer.json me/m" in said
     assert said.splitlines()[-1].startswith('RESULT {"status": "stopped"')
+    assert "`launch resume me/j1` goes on from there" in said

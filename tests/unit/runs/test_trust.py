@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,7 @@ def test_an_honest_record_is_not_asked_about(hub: Hub, monkeypatch: pytest.Monke
     assert len(hub.jobs) == 1
 
 
-@pytest.mark.parametrize("timeout_s", [-5, 0, 10**9, 10**300])
+@pytest.mark.parametrize("timeout_s", [-5, 0, 10**9, 10**400])
 def test_a_timeout_is_within_the_launchers_own(timeout_s: int) -> None:
     honestly, _ = request([], planned(timeout_s=1800))
     assert honestly.timeout_s == 1800
@@ -261,3 +262,42 @@ def test_nothing_of_a_strangers_words_is_shown_or_kept() -> None:
     assert "free" not in plan.model_dump_json()
     assert found.labels.keys() == {"model", "dataset", "plan", "launcher", "name"}
     assert plan.num_gpus == 8
+
+
+@pytest.mark.parametrize(("told", "written"), [("7.0", "7"), ("7", "7")])
+def test_a_number_is_told_to_the_script_as_it_reads_it(told: str, written: str) -> None:
+    found, _ = request([f"--logging-steps={told}", "--max-steps", "3.0", "--learning-rate", "1e-4"])
+    args = dict(zip(found.script_args[::2], found.script_args[1::2], strict=True))
+    assert (args["--logging-steps"], args["--max-steps"]) == (written, "3")
+    options = sample.options(*found.script_args)
+    assert (options.logging_steps, options.max_steps, options.learning_rate) == (7, 3, 1e-4)
+
+
+@pytest.mark.parametrize("value", ["7.5", "10000000000", f"{10**400}", "0", "x"])
+def test_a_number_that_the_script_would_refuse_is_refused_here(value: str) -> None:
+    with pytest.raises(RequestError):
+        request(["--logging-steps", value])
+
+
+def test_how_often_it_is_started_is_nobody_elses_to_say() -> None:
+    found, _ = request([], planned(attempts=10))
+    assert (found.attempts, found.plan.decisions.attempts.value, found.plan.values["attempts"]) == (2, 2, 2)
+
+
+@pytest.mark.parametrize(("said", "costs", "asked"), [(400.0, 30.0, True), (400.0, 19.0, False), (5.0, 6.0, True)])
+def test_much_is_asked_about_whatever_the_record_says(said: float, costs: float, asked: bool) -> None:
+    cost = Cost(usd_per_hour=1.0, expected_usd=1.0, max_usd=said)
+    found = kept(planned(cost=cost))
+    will = planned(cost=cost.model_copy(update={"max_usd": costs}))
+    assert bool(trust.doubt(found, will)) is asked
+    assert trust.UNASKED_USD == 20
+
+
+def test_a_record_of_any_depth_is_an_error() -> None:
+    deep: Any = 1
+    for _ in range(300):
+        deep = [deep]
+    told = json.loads(files(planned())["run.json"])
+    told["plan"]["replaced"] = {"max_steps": deep}
+    with pytest.raises(RequestError, match="not the record of a run"):
+        record.parse(json.dumps(told).encode(), "run.json")
