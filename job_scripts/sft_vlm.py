@@ -1184,7 +1184,7 @@ def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if len(cells) > len(names):
             problem = f"line {number} has {len(cells)} cells for {len(names)} columns"
             raise wrong(path, problem, "Put texts with commas in quotes.")
-        yield number, dict(zip(names, cells + [None] * (len(names) - len(cells)), strict=True))
+        yield number, dict(zip(names, cells + [""] * (len(names) - len(cells)), strict=True))
 
 
 def csv_lines(path: Path) -> Iterator[tuple[int, list[Any]]]:
