@@ -177,15 +177,15 @@ def snippets(card: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_the_snippet_of_the_card_gives_an_answer(trained: Trained, tmp_path: Path) -> None:
+def test_the_snippet_of_the_card_gives_an_answer(trained: Trained, script_python: str, tmp_path: Path) -> None:
     """As it stands: base and adapter come from the stand-in Hub."""
-    run_snippet(trained, tmp_path, snippets(trained.text("README.md"))["transformers and PEFT"])
+    run_snippet(trained, script_python, tmp_path, snippets(trained.text("README.md"))["transformers and PEFT"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("merged_repo", [None, "tester/whole-houses"])
 def test_the_snippet_of_a_merged_copy_gives_an_answer(
-    trained: Trained, tmp_path: Path, merged_repo: str | None
+    trained: Trained, script_python: str, tmp_path: Path, merged_repo: str | None
 ) -> None:
     """Beside the adapter, which transformers would take for the model where PEFT is installed, and alone."""
     export = Path(__file__).parents[2] / "job_scripts" / "export.py"
@@ -203,15 +203,12 @@ def test_the_snippet_of_a_merged_copy_gives_an_answer(
     card = snippets(files["README.md"].decode())
     assert list(card) == ["Merged, 16bit"] if merged_repo else {"transformers and PEFT", "Merged, 16bit"} <= set(card)
     assert "apply_chat_template" in card["Merged, 16bit"]
-    run_snippet(trained, tmp_path, card["Merged, 16bit"])
+    run_snippet(trained, script_python, tmp_path, card["Merged, 16bit"])
 
 
-def run_snippet(trained: Trained, tmp_path: Path, snippet: str) -> None:
+def run_snippet(trained: Trained, python: str, tmp_path: Path, snippet: str) -> None:
     """Run it in the scripts' environment, which has PEFT, and read its answer."""
     (tmp_path / "snippet.py").write_text(snippet, encoding="utf-8")
-    uv = find_uv_bin()
-    find = (uv, "python", "find", "--script", str(trained.script))
-    python = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
     done = subprocess.run(
         [python, "snippet.py"], cwd=tmp_path, env=environment(trained.hub), capture_output=True, text=True, timeout=600,
         check=False,
