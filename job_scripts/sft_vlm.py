@@ -2894,7 +2894,7 @@ def begin(args: Any, planned: dict[str, Any]) -> Run | None:
         return None
     claim(args)
     args, checkpoints = open_checkpoints(args)
-    run = Run(args, planned, output_folder(args), checkpoints, args.output_repo)
+    run = Run(args, planned, output_folder(args), checkpoints, args.output_repo or None)
     CLOCK.start(deadline(args.timeout_s, checkpoints.folder), run.cut_off)
     set_environment(args)
     return run

@@ -158,7 +158,7 @@ def test_the_same_script_on_other_rows_is_another_run(hub: Hub, launch: Any, tmp
 
 
 def test_it_is_submitted_followed_and_reported(hub: Hub, launch: Any) -> None:
-    job_id = launch("export", "tester/houses", "--merge", "16bit", "--detach", "-q").strip()
+    job_id = launch("export", "tester/houses", "--merge", "16bit", "--detach", "-q").strip().removeprefix("tester/")
     job = hub.jobs[job_id]
     assert job.spec["command"] == ["uv", "run", "/data/export.py", "--device=cpu"]
     assert set(job.secrets) == {"HF_TOKEN"}
@@ -180,7 +180,7 @@ def test_it_is_submitted_followed_and_reported(hub: Hub, launch: Any) -> None:
 
 
 def test_one_that_failed_is_started_again_and_not_resumed(hub: Hub, launch: Any) -> None:
-    job_id = launch("export", "tester/houses", "--gguf", "q8_0", "--detach", "-q").strip()
+    job_id = launch("export", "tester/houses", "--gguf", "q8_0", "--detach", "-q").strip().removeprefix("tester/")
     job = hub.jobs[job_id]
     job.start()
     job.say("OSError: [Errno 28] No space left on device")
@@ -193,11 +193,13 @@ def test_one_that_failed_is_started_again_and_not_resumed(hub: Hub, launch: Any)
     assert f"is an export, which has no checkpoints to go on from. Start it again: `{again}`" in launch(
         "resume", job_id, status=2
     )
-    assert launch("export", *again.split()[2:], "--detach", "-q").strip() in hub.jobs
+    assert launch("export", *again.split()[2:], "--detach", "-q").strip().removeprefix("tester/") in hub.jobs
 
 
 def test_of_a_job_that_is_not_kept_here_too(hub: Hub, launch: Any, launch_home: Path) -> None:
-    job = hub.jobs[launch("export", "tester/houses", "--merge", "16bit", "--detach", "-q").strip()]
+    job = hub.jobs[
+        launch("export", "tester/houses", "--merge", "16bit", "--detach", "-q").strip().removeprefix("tester/")
+    ]
     job.start()
     job.finish("ERROR", "Job failed with exit code: 1")
     for path in sorted((launch_home / "runs").rglob("*"), reverse=True):

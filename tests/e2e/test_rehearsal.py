@@ -163,5 +163,5 @@ def test_the_rows_of_a_vision_run_are_taken_by_the_scripts_own_functions(
     assert "labels: " in looked.log
     assert "\u27e6" in looked.log
     cut = trainings.run_script(twin.SCRIPT, tmp_path, *words, "--max-length", 16)
-    assert cut.code == 1
+    assert cut.code == 2
     assert "Raise --max-length" in cut.error

@@ -25,6 +25,7 @@ from tests.faults.trainings import write_rows
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 ASKED = ("--model", "smollm2-135m", "--flavor", "t4-small")
 QUESTION = "Start? [Y/n/?]"
+ROW = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
 WEIGHTS = {"adapter_model.safetensors": "", "adapter_config.json": "{}"}
 
 
@@ -37,7 +38,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         for name in (MODEL, "unsloth/SmolLM2-135M-Instruct", "unsloth/Qwen3-8B", "unsloth/Qwen3-VL-8B-Instruct"):
             hub.add_repo(name, files={"config.json": "{}"})
         for name in ("trl-lib/Capybara", "HuggingFaceH4/llava-instruct-mix-vsft", "tester/chats"):
-            hub.add_repo(name, type="dataset", files={"train.jsonl": '{"text": "a row"}\n' * 1000})
+            hub.add_repo(name, type="dataset", files={"train.jsonl": ROW * 1000})
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr("launcher.cli.follow.follow", lambda *_, **__: None)  # nothing runs the Job
         yield hub

@@ -258,9 +258,9 @@ def test_a_run_that_stopped_in_time_is_no_failure_and_says_how_to_go_on() -> Non
         progress.add(line)
     progress.add('RESULT {"status": "stopped", "stopped": "deadline", "steps": 40}')
     found = outcome(job("COMPLETED"), progress)
-    assert (found.status, found.exit_code, found.next) == ("stopped", 0, ("launch resume abc",))
+    assert (found.status, found.exit_code, found.next) == ("stopped", 0, ("launch resume me/abc",))
     assert "step 40 of 500" in found.message
-    assert "launch resume abc" in found.hint
+    assert "launch resume me/abc" in found.hint
 
 
 def test_a_result_does_not_make_a_failed_job_a_success() -> None:

@@ -14,7 +14,7 @@ from tests.unit.sample import options
 def test_that_it_is_done_can_be_said_with_no_room_to_note_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = Run(options(script="sft_text.py"), {}, tmp_path, Checkpoints(tmp_path / "gone", {}, 1, {}))
+    run = Run(options(script="sft_text.py"), {}, tmp_path, Checkpoints(tmp_path / "gone", {}, 1, {}), None)
     run.result = {"stopped": None, "steps": 5}
     assert run.tell() is None
     said = capsys.readouterr().out
