@@ -72,7 +72,7 @@ def hold(response: Any) -> None:
     request = response.request
     if response.has_redirect_location and request.method not in ("GET", "HEAD"):
         target = request.url.join(response.headers["location"])
-        if target.origin != request.url.origin:
+        if (target.scheme, target.netloc) != (request.url.scheme, request.url.netloc):
             raise HfHubHTTPError(f"{request.url.host} sends it on to {target.host}, another host", response=response)
 
 

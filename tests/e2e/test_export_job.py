@@ -185,7 +185,7 @@ def test_one_that_failed_is_started_again_and_not_resumed(hub: Hub, launch: Any)
     job.start()
     job.say("OSError: [Errno 28] No space left on device")
     job.finish("ERROR", "Job failed with exit code: 1")
-    again = "launch export tester/houses --gguf q8_0 --output-repo tester/houses"
+    again = "launch export tester/houses --gguf q8_0 --output-repo tester/houses --private"
     found = json.loads(launch("why", job_id, "--json"))
     assert found["cause"] == "disk"
     assert found["next"][-1] == again
@@ -315,7 +315,7 @@ def test_a_run_is_exported_by_a_job_of_its_own(tmp_path: Path, smollm2: Path) ->
         assert problems(card) == ([], [])
         assert f"| `merged` | {made['gib']:.2f} GiB, the same answer" in card
         merged_section = card.partition("### Merged, 16bit\n")[2]
-        assert 'snapshot_download("tester/houses", allow_patterns="merged/*") + "/merged"' in merged_section
+        assert 'snapshot_download(\'tester/houses\', allow_patterns="merged/*") + "/merged"' in merged_section
         assert "apply_chat_template" in merged_section
         assert "## To run it again" in merged_section
         assert not hub.unknown_requests
