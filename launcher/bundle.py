@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 PACKAGE = "parts."
 _WIDTH = 120
@@ -93,6 +94,13 @@ def _keep_used(top: _Source, parts: list[_Source]) -> set[str]:
 
 
 def _take_apart(text: str) -> _Source:
+    """A copy of it that may lose statements: the parts are the same for every script."""
+    found = _parse(text)
+    return replace(found, statements=[*found.statements])
+
+
+@lru_cache(128)
+def _parse(text: str) -> _Source:
     tree, lines = ast.parse(text), text.splitlines()
     imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     sentence = (ast.get_docstring(tree) or "").partition("\n")[0]

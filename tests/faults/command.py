@@ -10,13 +10,19 @@ import sys
 import threading
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from functools import cache
 from typing import NamedTuple
 
 import pytest
+from typer.main import get_command
 
 from launcher.cli import app
 from launcher.hub.client import Hub
 from launcher.view import console
+
+
+# Of 20 commands, made anew for each question in a tenth of a second.
+COMMANDS = cache(get_command)
 
 
 class Ran(NamedTuple):
@@ -31,6 +37,7 @@ def launch(monkeypatch: pytest.MonkeyPatch, *args: str, pause_s: float = 0.001, 
     """The exit status of the command line, with short pauses; nobody is there to agree to the default dataset."""
     monkeypatch.setattr(Hub.__init__, "__defaults__", (pause_s,))
     agreed = ["--yes"] if yes and args and args[0] in ("--model", "-m") else []
+    monkeypatch.setattr("typer.main.get_command", COMMANDS)
     monkeypatch.setattr(sys, "argv", ["launch", *agreed, *args])
     for make in (console.err, console.out):  # what an earlier one was made for may not hold now
         make.cache_clear()
