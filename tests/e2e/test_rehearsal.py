@@ -150,7 +150,8 @@ def test_the_job_gets_what_was_rehearsed_and_nothing_where_that_failed(smollm2: 
         assert {"README.md", "run.json", "adapter_model.safetensors"} <= set(found["rehearsal"]["files"])
 
 
-@pytest.mark.parametrize("family", [VISION[0], *(pytest.param(name, marks=pytest.mark.slow) for name in VISION[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", VISION)
 def test_the_rows_of_a_vision_run_are_taken_by_the_scripts_own_functions(
     family: str, trainings: Trainings, tmp_path: Path
 ) -> None:

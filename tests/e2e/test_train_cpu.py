@@ -5,36 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from uv import find_uv_bin
+from tokenizers import Tokenizer
 
 from tests.faults.trainings import Trainings
 
 SCRIPT = Path(__file__).parents[2] / "job_scripts" / "sft_text.py"
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
 LABELS = re.compile(r"^labels: (\d+) tokens trained on, (\d+) masked, over the first (\d+) rows", re.MULTILINE)
-
-RunScript = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def run_script(tmp_path: Path) -> RunScript:
-    """Run a script as its users do, in an empty folder of its own."""
-
-    def run(path: Path, *args: object) -> subprocess.CompletedProcess[str]:
-        command = [find_uv_bin(), "run", "--quiet", "--python", sys.executable, str(path), *map(str, args)]
-        env = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
-        # Compiling its layers takes longer than these few steps; the numbers are the same.
-        env |= {"HF_HUB_OFFLINE": "1", "UNSLOTH_COMPILE_DISABLE": "1"}
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900, check=False)
-
-    return run
 
 
 def chats(count: int) -> list[list[dict[str, str]]]:
@@ -63,30 +44,10 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-COUNT = """\
-# /// script
-# requires-python = ">=3.11"
-# dependencies = ["tokenizers"]
-# ///
-import json, sys
-from tokenizers import Tokenizer
-
-tokenizer = Tokenizer.from_file(sys.argv[1])
-trained = masked = 0
-for line in open(sys.argv[2], encoding="utf-8"):
-    text, spans = json.loads(line)
-    for start, end in tokenizer.encode(text, add_special_tokens=False).offsets:
-        inside = any(first <= start and end <= last for first, last in spans)
-        trained, masked = trained + inside, masked + (not inside)
-print(json.dumps([trained, masked]))
-"""
-
-
-def count_labels(
-    run_script: RunScript, tmp_path: Path, model: Path, conversations: list[list[dict[str, str]]]
-) -> list[int]:
+def count_labels(model: Path, conversations: list[list[dict[str, str]]]) -> tuple[int, int]:
     """Trained and masked tokens, counted without any of the training code: ChatML by hand, tokens by their offsets."""
-    rows = []
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    trained = masked = 0
     for chat in conversations:
         text, spans = "" if chat[0]["role"] == "system" else SYSTEM, []
         for message in chat:
@@ -96,13 +57,10 @@ def count_labels(
             if message["role"] == "assistant":
                 spans.append((start, len(text)))
             text += "\n"
-        rows.append([text, spans])
-    (tmp_path / "count.py").write_text(COUNT, encoding="utf-8")
-    (tmp_path / "count.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    done = run_script(tmp_path / "count.py", model / "tokenizer.json", tmp_path / "count.jsonl")
-    assert done.returncode == 0, done.stderr
-    counts: list[int] = json.loads(done.stdout)
-    return counts
+        for start, end in tokenizer.encode(text, add_special_tokens=False).offsets:
+            inside = any(first <= start and end <= last for first, last in spans)
+            trained, masked = trained + inside, masked + (not inside)
+    return trained, masked
 
 
 def shown_labels(log: str) -> tuple[int, int, int]:
@@ -112,20 +70,18 @@ def shown_labels(log: str) -> tuple[int, int, int]:
     return trained, masked, rows
 
 
-def test_trains_on_the_answers_and_learns(
-    trainings: Trainings, smollm2: Path, run_script: RunScript, tmp_path: Path
-) -> None:
-    conversations = chats(16)
+def test_trains_on_the_answers_and_learns(trainings: Trainings, smollm2: Path, tmp_path: Path) -> None:
+    conversations = chats(8)
     write(tmp_path / "data" / "train.jsonl", [{"messages": chat} for chat in conversations])
-    write(tmp_path / "data" / "test.jsonl", [{"messages": chat} for chat in chats(20)[16:]])
+    write(tmp_path / "data" / "test.jsonl", [{"messages": chat} for chat in chats(10)[8:]])
     done = trainings.run_script(
-        SCRIPT, tmp_path, "--model", smollm2, "--dataset", tmp_path / "data", "--eval-split", "test", "--eval-rows", 4,
-        "--sample_rows", 1, "--max-steps", 4, "--batch-size", 4, "--gradient-accumulation", 1, "--max-length", 128,
+        SCRIPT, tmp_path, "--model", smollm2, "--dataset", tmp_path / "data", "--eval-split", "test", "--eval-rows", 2,
+        "--sample_rows", 1, "--max-steps", 4, "--batch-size", 2, "--gradient-accumulation", 1, "--max-length", 128,
         "--eval-steps", 2, "--learning-rate", "2e-3", "--run-name", "houses", "--device", "cpu",
     )  # fmt: skip
     found = done.result
-    trained, masked = count_labels(run_script, tmp_path, smollm2, conversations)
-    assert shown_labels(done.log) == (trained, masked, 16)
+    trained, masked = count_labels(smollm2, conversations)
+    assert shown_labels(done.log) == (trained, masked, 8)
     assert found["status"] == "done"
     assert found["steps"] == 4
     # A whole pass: not a token more or less.
@@ -145,9 +101,7 @@ def test_trains_on_the_answers_and_learns(
     assert found["device"] == "cpu"
 
 
-def test_streams_prompts_and_completions(
-    trainings: Trainings, tiny: Path, run_script: RunScript, tmp_path: Path
-) -> None:
+def test_streams_prompts_and_completions(trainings: Trainings, tiny: Path, tmp_path: Path) -> None:
     pairs = [chat[:2] for chat in chats(13) if chat[0]["role"] == "user"]
     rows = [{"prompt": asked["content"], "completion": answered["content"]} for asked, answered in pairs]
     data = write(tmp_path / "rows.jsonl", rows)
@@ -157,7 +111,7 @@ def test_streams_prompts_and_completions(
         "--trackio-project", "", "--device", "cpu", "--output-dir", tmp_path / "here",
     )  # fmt: skip
     found = done.result
-    trained, masked = count_labels(run_script, tmp_path, tiny, pairs)
+    trained, masked = count_labels(tiny, pairs)
     assert shown_labels(done.log) == (trained, masked, len(pairs))
     assert found["steps"] == 2
     assert found["eval_loss"] is None

@@ -20,7 +20,6 @@ from launcher.cli import app
 from launcher.hub.client import Hub
 from launcher.view import console
 
-
 # Of 20 commands, made anew for each question in a tenth of a second.
 COMMANDS = cache(get_command)
 
