@@ -33,9 +33,9 @@ def require_stopped_at_its_deadline(stopped: Ended, folder: Path) -> int:
 
 
 def test_a_deadline_is_kept(trainings: Trainings, rows: Path, tmp_path: Path) -> None:
-    """Another step as long as the last one would end after it."""
-    asked: dict[str, Any] = {"dataset": rows, "max_steps": 1000, "checkpoint_minutes": 1000, "timeout_s": 20_000}
-    stopped = trainings.run(tmp_path, **asked, fate={"slow_step": [3, 15_000]})
+    """Another step as long as the last one would end after it; one longer than its patience would be a stall."""
+    asked: dict[str, Any] = {"dataset": rows, "max_steps": 1000, "checkpoint_minutes": 1000, "timeout_s": 1_000}
+    stopped = trainings.run(tmp_path, **asked, fate={"slow_step": [3, 600]})
     assert require_stopped_at_its_deadline(stopped, tmp_path) == 3
 
 
