@@ -171,9 +171,7 @@ def main(args: Options) -> Run | None:
     )
     if not processor.chat_template and args.chat_template:
         processor = get_chat_template(processor, args.chat_template)
-    if not processor.chat_template:
-        hint = "Add --chat-template NAME (gemma-3, llama-3.2, …)."
-        raise UserError(f"{args.model} has no chat template.", hint, status=2)
+    require_template(processor, args.model)
 
     # ---- Adapt -------------------------------------------------------------------------------------------------------
 
@@ -577,6 +575,12 @@ def data_place(args: Any) -> Path | str:
     """What paths in a local dataset are relative to; the name of a dataset of the Hub."""
     path = Path(args.dataset).expanduser()
     return path.parent if path.is_file() else path if path.is_dir() else str(args.dataset)
+
+
+def require_template(processor: Any, model: str) -> None:
+    """Refuse a model that has no chat template."""
+    if not processor.chat_template:
+        raise UserError(f"{model} has no chat template.", "Add --chat-template NAME (gemma-3, llama-3.2, …).", status=2)
 
 
 class Reader:

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from launcher import api
+from launcher.cli import start
 from launcher.cli.follow import print_json
 from launcher.cli.options import Json, takes_spec
-from launcher.errors import RequestError
 from launcher.spec import DATA, MODEL, RunSpec, build
 from launcher.view.console import out
 
@@ -28,9 +28,7 @@ def data(
     """
     from launcher.view.look import look_view
 
-    if asked is None:
-        raise RequestError("no model was named.", "Try --model qwen3-8b; `launch models` lists the aliases.")
-    chosen = asked.model_dump(exclude_unset=True) | {"dataset": source}
+    chosen = start.needed(asked).model_dump(exclude_unset=True) | {"dataset": source}
     found = api.look(api.plan(build(chosen)))
     if as_json:
         print_json(found.as_dict())

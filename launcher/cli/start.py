@@ -41,7 +41,7 @@ def plan(
     """
     from launcher.hub.client import Hub
 
-    asked = _needed(asked)
+    asked = needed(asked)
     tables = todays_tables(Hub() if online else None)
     made = api.plan(asked, online=online, tables=tables)
     if as_json:
@@ -59,7 +59,7 @@ def render(
 ) -> None:
     """Print the training script of a run."""
     say_notices()
-    script = api.render(api.plan(_needed(asked)))
+    script = api.render(api.plan(needed(asked)))
     if output:
         try:
             output.write_text(script, encoding="utf-8")
@@ -220,7 +220,8 @@ def export(
     follow.submit(made, backend, detach=detach, as_json=as_json, quiet=quiet, asking=asking)
 
 
-def _needed(asked: RunSpec | None) -> RunSpec:
+def needed(asked: RunSpec | None) -> RunSpec:
+    """What was asked for; `RequestError` where no model was named."""
     if asked is None:
         raise RequestError("no model was named.", "Try --model qwen3-8b; `launch models` lists the aliases.")
     return asked

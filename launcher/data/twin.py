@@ -178,9 +178,7 @@ def look(path: Path, words: list[str]) -> None:
         processor.tokenizer.padding_side = "right"
         if not processor.chat_template and args.chat_template:
             processor = get_chat_template(processor, args.chat_template)
-        if not processor.chat_template:
-            hint = "Add --chat-template NAME (gemma-3, llama-3.2, …)."
-            raise script.UserError(f"{args.model} has no chat template.", hint, status=2)
+        script.require_template(processor, args.model)
         # Of its real size, and without any weights.
         config = AutoConfig.from_pretrained(args.model, trust_remote_code=False)
         with torch.device("meta"):

@@ -93,15 +93,18 @@ class PictureRows:
         return max(round(math.sqrt(width * height) * scale), 1)
 
 
+def _content(source: Any) -> Any:
+    """A picture's bytes or the name of where it is, out of the form that `datasets` keeps both in."""
+    return source.get("bytes") or source.get("path") if isinstance(source, dict) else source
+
+
 def _address(source: Any) -> str | None:
     """The address on the web that a picture is at."""
-    if isinstance(source, dict):
-        source = source.get("bytes") or source.get("path")
+    source = _content(source)
     return source if isinstance(source, str) and re.match(r"(https?|hf|zip|tar|gzip)://", source) else None
 
 
 def _file(source: Any) -> str | None:
     """The file that a picture is in."""
-    if isinstance(source, dict):
-        source = source.get("bytes") or source.get("path")
+    source = _content(source)
     return source if isinstance(source, str) and not _address(source) and not source.startswith("data:") else None

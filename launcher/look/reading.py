@@ -96,8 +96,7 @@ def _encoder(plan: Plan, hub: Hub, columns: list[str], source: Source) -> Encode
     args = plan.options.model_copy(update={"model": repo})
     if not _sees(plan):
         return Encoder(tokenizer, columns, args)
-    if not tokenizer.chat_template:
-        raise UserError(f"{repo} has no chat template.", "Add --chat-template NAME (gemma-3, llama-3.2, …).", status=2)
+    chat_vision.require_template(tokenizer, repo)
     tower = None
     with suppress(LauncherError):  # of a repo that the catalog does not know
         tower = catalog.load().model(plan.asked.model).vision

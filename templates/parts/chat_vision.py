@@ -150,6 +150,12 @@ def data_place(args: Any) -> Path | str:
     return path.parent if path.is_file() else path if path.is_dir() else str(args.dataset)
 
 
+def require_template(processor: Any, model: str) -> None:
+    """Refuse a model that has no chat template."""
+    if not processor.chat_template:
+        raise UserError(f"{model} has no chat template.", "Add --chat-template NAME (gemma-3, llama-3.2, …).", status=2)
+
+
 class Reader:
     """Makes messages of a row, by the columns that the rows have and what the chat template takes."""
 
